@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dpexplore.errors import InputError
+from dpexplore.models.tokens import TokenTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +27,7 @@ class LanguageModel:
     """Eval mode, no parameter requires a gradient."""
     tokenizer: PreTrainedTokenizerBase
     identity: str
-    """What the weights are, for capsules: `sha256:…` of the weights file, `hub:<id>@<commit>`, `random:<seed>:<config>`."""
+    """What the weights are, for capsules: `sha256:…` of the weights, `hub:<id>@<commit>`, `random:<seed>:<config>`."""
 
     @property
     def device(self) -> torch.device:
@@ -36,64 +40,119 @@ class LanguageModel:
     @cached_property
     def vocab_size(self) -> int:
         """Length of the output distribution: rows of the unembedding, padded rows included."""
-        raise NotImplementedError
+        head = self.model.get_output_embeddings()
+        weight = getattr(head, "weight", None)
+        return self.model.config.get_text_config().vocab_size if weight is None else weight.shape[0]
 
     @property
     def hidden_size(self) -> int:
-        """Width of an input embedding."""
-        raise NotImplementedError
+        """Width of an input embedding (OPT-350m's is narrower than its layers)."""
+        return self._embedding.weight.shape[1]
 
     @cached_property
     def max_positions(self) -> int | None:
-        """Longest prompt the model accepts, in tokens; None if it sets no limit."""
-        raise NotImplementedError
+        """Longest prompt the model accepts, in tokens; None if it sets no limit (ALiBi)."""
+        config = self.model.config.get_text_config()
+        attention = getattr(config, "attn_config", None)
+        if getattr(config, "alibi", False) or getattr(attention, "alibi", False):
+            return None
+        return getattr(config, "max_position_embeddings", None)
 
     @cached_property
     def parameter_count(self) -> int:
-        raise NotImplementedError
+        """Parameters, tied ones counted once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids `(rows pos)` -> `(rows pos hidden)`, through the model's own embedding module (Gemma scales there)."""
-        raise NotImplementedError
+        return self._embedding(ids.to(self.device))
 
     @cached_property
     def embedding_table(self) -> Tensor:
-        """Input embeddings of all ids, `(vocab hidden)`, as `embed` gives them, in the model's dtype."""
-        raise NotImplementedError
+        """Input embeddings of all ids, `(vocab hidden)`, as `embed` gives them, in the model's dtype.
+
+        In the rare model that reads more or fewer ids than it predicts, one row for each id it reads.
+        """
+        if type(self._embedding) is nn.Embedding:  # a plain lookup: the weight is the table, no copy
+            return self._embedding.weight.detach()
+        with torch.no_grad():
+            return self.embed(torch.arange(self._embedding.weight.shape[0]))
 
     def log_probs(self, embeds: Tensor) -> Tensor:
         """Next-token log-probabilities (nats) at the last position.
 
         embeds `(rows pos hidden)` -> `(rows vocab)` float32; differentiable in `embeds`. No cache is used.
         """
-        raise NotImplementedError
+        embeds = embeds.to(device=self.device, dtype=self.dtype)
+        output = self.model(inputs_embeds=embeds, use_cache=False, **self._last_position_only)
+        return output.logits[:, -1].float().log_softmax(dim=-1)
 
     def log_probs_of_ids(self, ids: Tensor) -> Tensor:
         """ids `(rows pos)` -> `(rows vocab)` float32, without gradient."""
-        raise NotImplementedError
+        with torch.no_grad():
+            return self.log_probs(self.embed(ids))
 
     @cached_property
     def bos_ids(self) -> list[int]:
         """What the tokenizer itself puts before a text: `[bos]` for Llama 3, `[]` for GPT-2 and SmolLM2."""
-        raise NotImplementedError
+        plain = self._ids("a", special=False)
+        full = self._ids("a", special=True)
+        return next((full[:i] for i in range(len(full)) if full[i : i + len(plain)] == plain), [])
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
         """Text -> ids; `bos` asks for what the tokenizer itself puts in front. InputError if empty or over-long."""
-        raise NotImplementedError
+        ids = self._ids(text, special=False)
+        if not ids:
+            raise InputError("The prompt is empty; write at least one character that the tokenizer knows.")
+        if bos:
+            ids = self.bos_ids + ids
+        if self.max_positions is not None and len(ids) > self.max_positions:
+            raise InputError(
+                f"The prompt is {len(ids):,} tokens long, but {self.name} accepts at most {self.max_positions:,}."
+            )
+        return ids
 
     def decode(self, ids: list[int]) -> str:
         """Ids -> the text they stand for (special tokens written out, no clean-up of spaces)."""
-        raise NotImplementedError
+        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
 
     def token_text(self, token_id: int) -> str:
         """One token as a person reads it: ` the`, `<|endoftext|>`, `\\xe2\\x80` for a lone byte; never empty."""
-        raise NotImplementedError
+        return self._tokens.token_text(token_id)
 
     def token_bytes(self, token_id: int) -> bytes | None:
-        """The bytes a token stands for (byte-level BPE, SentencePiece and byte-fallback alike); None for specials and padding."""
-        raise NotImplementedError
+        """The bytes a token stands for, in byte-level BPE and SentencePiece with byte fallback alike.
+
+        None for special and control tokens and for padded rows. Joined over an encoded text they give the text back, with the space that a SentencePiece
+        tokenizer puts in front of it.
+        """
+        return self._tokens.token_bytes(token_id)
 
     @cached_property
     def ordinary_ids(self) -> Tensor:
         """Sorted ids `(n,)` that are real tokens: not special, not added control tokens, not padded rows."""
-        raise NotImplementedError
+        limit = min(self.vocab_size, self._embedding.weight.shape[0])
+        return torch.tensor(self._tokens.ordinary_ids(limit), dtype=torch.long)
+
+    @cached_property
+    def _embedding(self) -> nn.Embedding:
+        module = self.model.get_input_embeddings()
+        assert isinstance(module, nn.Embedding)
+        return module
+
+    @cached_property
+    def _last_position_only(self) -> dict[str, int]:
+        # Without this argument a forward pass computes all positions' logits: right, but slow and large.
+        accepts = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        return {"logits_to_keep": 1} if accepts else {}
+
+    @cached_property
+    def _tokens(self) -> TokenTable:
+        return TokenTable(self.tokenizer)
+
+    def _ids(self, text: str, *, special: bool) -> list[int]:
+        ids = self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+        assert isinstance(ids, list)
+        return ids

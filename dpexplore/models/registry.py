@@ -1,0 +1,173 @@
+"""The curated models, and whether each fits into the memory present."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from dpexplore.models.default_model import DEFAULT_MODEL
+
+
+@dataclass(frozen=True)
+class RegistryEntry:
+    """A model that dpexplore knows by a short name."""
+
+    name: str
+    hub_id: str
+    parameters: int
+    """Tied parameters counted once."""
+    vocab_size: int
+    """Rows of the unembedding, padded rows included."""
+    gated: bool
+    """Whether the Hub asks for an accepted licence and a token."""
+    licence: str
+    note: str
+
+
+_ENTRIES = [
+    RegistryEntry(
+        DEFAULT_MODEL,
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        134_515_008,
+        49_152,
+        False,
+        "Apache-2.0",
+        "the default; comes from the Python package index, 4-bit weights",
+    ),
+    RegistryEntry(
+        "smollm2-135m", "HuggingFaceTB/SmolLM2-135M", 134_515_008, 49_152, False, "Apache-2.0", "small, base"
+    ),
+    RegistryEntry(
+        "smollm2-360m", "HuggingFaceTB/SmolLM2-360M", 361_821_120, 49_152, False, "Apache-2.0", "small, base"
+    ),
+    RegistryEntry(
+        "smollm2-360m-instruct",
+        "HuggingFaceTB/SmolLM2-360M-Instruct",
+        361_821_120,
+        49_152,
+        False,
+        "Apache-2.0",
+        "small, chat",
+    ),
+    RegistryEntry("distilgpt2", "distilbert/distilgpt2", 81_912_576, 50_257, False, "Apache-2.0", "smallest"),
+    RegistryEntry("gpt2", "openai-community/gpt2", 124_439_808, 50_257, False, "MIT", "in the paper"),
+    RegistryEntry("pythia-70m", "EleutherAI/pythia-70m", 70_426_624, 50_304, False, "Apache-2.0", "untied embeddings"),
+    RegistryEntry(
+        "pythia-160m", "EleutherAI/pythia-160m", 162_322_944, 50_304, False, "Apache-2.0", "untied embeddings"
+    ),
+    RegistryEntry("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B", 494_032_768, 151_936, False, "Apache-2.0", "in the paper"),
+    RegistryEntry(
+        "qwen2.5-0.5b-instruct",
+        "Qwen/Qwen2.5-0.5B-Instruct",
+        494_032_768,
+        151_936,
+        False,
+        "Apache-2.0",
+        "in the paper, chat",
+    ),
+    RegistryEntry("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B", 1_543_714_304, 151_936, False, "Apache-2.0", "in the paper"),
+    RegistryEntry(
+        "qwen2.5-1.5b-instruct",
+        "Qwen/Qwen2.5-1.5B-Instruct",
+        1_543_714_304,
+        151_936,
+        False,
+        "Apache-2.0",
+        "in the paper, chat",
+    ),
+    RegistryEntry("llama-3.2-1b", "meta-llama/Llama-3.2-1B", 1_235_814_400, 128_256, True, "Llama 3.2", "in the paper"),
+    RegistryEntry(
+        "llama-3.2-1b-instruct",
+        "meta-llama/Llama-3.2-1B-Instruct",
+        1_235_814_400,
+        128_256,
+        True,
+        "Llama 3.2",
+        "in the paper, chat",
+    ),
+    RegistryEntry(
+        "falcon-7b", "tiiuae/falcon-7b", 6_921_720_704, 65_024, False, "Apache-2.0", "in the paper; wants a GPU"
+    ),
+    RegistryEntry(
+        "llama-3-8b",
+        "meta-llama/Meta-Llama-3-8B",
+        8_030_261_248,
+        128_256,
+        True,
+        "Llama 3",
+        "in the paper; wants a GPU",
+    ),
+]
+
+REGISTRY: dict[str, RegistryEntry] = {entry.name: entry for entry in _ENTRIES}
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A curated model beside the machine it would run on, for the picker and `dpexplore models`."""
+
+    name: str
+    hub_id: str
+    parameters: int
+    vocab_size: int
+    bytes_needed: int
+    """Estimate of `memory_needed`, in bytes."""
+    bytes_present: int
+    """Free memory of the device it would be loaded on, in bytes."""
+    gated: bool
+    licence: str
+    note: str
+    is_default: bool
+
+    @property
+    def fits(self) -> bool:
+        return self.bytes_needed <= self.bytes_present
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on CUDA where the card has it, float32 elsewhere."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float32
+
+
+def memory_needed(parameters: int, dtype: torch.dtype) -> int:
+    """Bytes to hold the weights and to tune a handful of rows: the weights, a fifth more, and 256 MiB.
+
+    A preflight for the picker, not a promise; the engine finds its batch size from the memory that is left.
+    """
+    return round(1.2 * parameters * dtype.itemsize) + 256 * 2**20
+
+
+def memory_present(device: torch.device) -> int:
+    """Free bytes of the device, of the machine for the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def describe_models(device: str | None = None) -> list[ModelInfo]:
+    """The curated models with the memory each needs on `device` (default: CUDA if there is one)."""
+    place = default_device() if device is None else torch.device(device)
+    present, dtype = memory_present(place), default_dtype(place)
+    return [
+        ModelInfo(
+            name=entry.name,
+            hub_id=entry.hub_id,
+            parameters=entry.parameters,
+            vocab_size=entry.vocab_size,
+            bytes_needed=memory_needed(entry.parameters, dtype),
+            bytes_present=present,
+            gated=entry.gated,
+            licence=entry.licence,
+            note=entry.note,
+            is_default=entry.name == DEFAULT_MODEL,
+        )
+        for entry in _ENTRIES
+    ]

@@ -1,0 +1,111 @@
+"""What each token id of a tokenizer stands for: bytes, readable text, and whether it is an ordinary token."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from transformers import PreTrainedTokenizerBase
+
+METASPACE = "▁"  # SentencePiece writes a space as U+2581
+
+# Added tokens that look like these mark structure (`<tool_call>`, `<|fim_prefix|>`, `[INST]`); the other
+# added tokens are plain text that the tokenizer's authors wanted whole, such as Pythia's runs of spaces.
+_CONTROL = re.compile(r"<.+>|\[.+\]", re.DOTALL)
+_BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """Character -> byte, inverse of GPT-2's `bytes_to_unicode`: printable Latin-1 stands for itself."""
+    kept = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    moved = [byte for byte in range(256) if byte not in set(kept)]
+    return {chr(byte): byte for byte in kept} | {chr(256 + i): byte for i, byte in enumerate(moved)}
+
+
+BYTE_OF_CHARACTER = _byte_level_alphabet()
+
+
+def _byte_level(token: str) -> bytes:
+    if all(character in BYTE_OF_CHARACTER for character in token):
+        return bytes(BYTE_OF_CHARACTER[character] for character in token)
+    return token.encode()  # an added token is stored as plain text
+
+
+def _byte_fallback(token: str) -> bytes:
+    match = _BYTE_FALLBACK.fullmatch(token)
+    return bytes([int(match[1], 16)]) if match else token.encode()
+
+
+def _replacements(decoder: dict) -> list[tuple[str, str]]:
+    """The text replacements of one decoder step that do not depend on where in the text a token stands."""
+    if decoder["type"] == "Metaspace":
+        return [(decoder.get("replacement", METASPACE), " ")]
+    if decoder["type"] == "Replace" and "String" in decoder["pattern"]:
+        return [(decoder["pattern"]["String"], decoder["content"])]
+    if decoder["type"] == "BPEDecoder":
+        return [(decoder["suffix"], " ")]
+    return []
+
+
+def _token_to_bytes(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes]:
+    """How this tokenizer's stored token strings turn into bytes, read off its own decoder."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    spec = json.loads(backend.to_str())["decoder"] if backend is not None else None
+    if spec is None:  # a pure SentencePiece tokenizer
+        spec = {"type": "Metaspace"}
+    steps = spec["decoders"] if spec["type"] == "Sequence" else [spec]
+    if any(step["type"] == "ByteLevel" for step in steps):
+        return _byte_level
+    replacements = [pair for step in steps for pair in _replacements(step)]
+
+    def to_bytes(token: str) -> bytes:
+        if _BYTE_FALLBACK.fullmatch(token):
+            return _byte_fallback(token)
+        for old, new in replacements:
+            token = token.replace(old, new)
+        return token.encode()
+
+    return to_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTable:
+    """The tokenizer's vocabulary by id. Ids the tokenizer does not know are padding rows of the model."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    @cached_property
+    def tokens(self) -> dict[int, str]:
+        """Id -> token as the tokenizer stores it, added tokens included."""
+        return {index: token for token, index in self.tokenizer.get_vocab().items()}
+
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """Special tokens, and added tokens that mark structure rather than stand for text."""
+        added = self.tokenizer.added_tokens_decoder
+        marks = {i for i, token in added.items() if token.special or _CONTROL.fullmatch(token.content)}
+        return frozenset(marks | set(self.tokenizer.all_special_ids))
+
+    @cached_property
+    def _to_bytes(self) -> Callable[[str], bytes]:
+        return _token_to_bytes(self.tokenizer)
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """Bytes of an ordinary token; None for control tokens and ids the tokenizer does not know."""
+        token = self.tokens.get(token_id)
+        if token is None or token_id in self.control_ids:
+            return None
+        return self._to_bytes(token)
+
+    def token_text(self, token_id: int) -> str:
+        """Readable text, never empty: bytes that are no valid UTF-8 by themselves are written `\\xe2\\x80`."""
+        data = self.token_bytes(token_id)
+        text = self.tokens.get(token_id, "") if data is None else data.decode(errors="backslashreplace")
+        return text or f"<id {token_id}>"
+
+    def ordinary_ids(self, limit: int) -> list[int]:
+        """Sorted ids below `limit` that stand for text."""
+        return sorted(i for i in self.tokens if i < limit and self.token_bytes(i))
