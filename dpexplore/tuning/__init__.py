@@ -1,0 +1,22 @@
+"""Tuning prompts: config, the batched engine, decoding and the run's record."""
+
+from dpexplore.tuning.config import METHODS, PRESETS, TuneConfig
+from dpexplore.tuning.engine import Engine, Run, tune
+from dpexplore.tuning.records import NearestToken, TuneResult, TuneStep
+from dpexplore.tuning.server import EngineServer
+from dpexplore.tuning.slots import Slot, Slots
+
+__all__ = [
+    "METHODS",
+    "PRESETS",
+    "Engine",
+    "EngineServer",
+    "NearestToken",
+    "Run",
+    "Slot",
+    "Slots",
+    "TuneConfig",
+    "TuneResult",
+    "TuneStep",
+    "tune",
+]

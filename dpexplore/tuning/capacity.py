@@ -1,0 +1,105 @@
+"""How many rows fit: measured on the model itself, halved when memory runs out, grown back when it does not."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+from dpexplore.errors import InputError
+from dpexplore.models import LanguageModel
+
+USABLE = 0.7  # share of the memory present that rows may take; the rest is for temporaries and for others
+GROW_AFTER = 50  # steps at full capacity without running out before more is tried
+PROBE_LENGTHS = (2, 10)  # prompt lengths at which saved activations are measured; they grow linearly between
+
+
+def memory_present(device: torch.device) -> int:
+    """Free bytes on the device, counting what PyTorch holds but does not use."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return psutil.virtual_memory().available
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory ran out, on CUDA or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return "can't allocate memory" in text or "not enough memory" in text
+
+
+class Capacity:
+    """The number of rows that one pass may hold, for prompts of any length."""
+
+    def __init__(self, lm: LanguageModel, max_rows: int | None = None) -> None:
+        self.lm = lm
+        self._ceiling = max_rows
+        self._limit = max_rows
+        self._calm_steps = 0
+        self._bytes: tuple[float, float] | None = None
+
+    def bytes_per_row(self, length: int) -> int:
+        """Bytes that one row of `length` positions needs in a forward and backward pass."""
+        if self._bytes is None:
+            first, second = (self._probe(n) for n in PROBE_LENGTHS)
+            slope = max(0.0, (second - first) / (PROBE_LENGTHS[1] - PROBE_LENGTHS[0]))
+            self._bytes = (first - slope * PROBE_LENGTHS[0], slope)
+        base, slope = self._bytes
+        # State of a row: prompt, best prompt, gradient and two moments; some eight copies of q live at once.
+        state = 6 * length * self.lm.hidden_size * 4 + 8 * self.lm.vocab_size * 4
+        return int(base + slope * length + state)
+
+    def rows(self, length: int) -> int:
+        """How many rows of this length fit now, at least 1."""
+        fit = int(USABLE * memory_present(self.lm.device) // self.bytes_per_row(length))
+        return max(1, fit if self._limit is None else min(fit, self._limit))
+
+    def check(self, length: int, restarts: int) -> None:
+        """InputError, with the numbers, if one row of this length, or the waiting rows' state, cannot fit."""
+        present = memory_present(self.lm.device)
+        needed = self.bytes_per_row(length)
+        if needed > present:
+            raise InputError(
+                f"A prompt of {length:,} tokens needs {needed / 2**30:.1f} GiB to tune and "
+                f"{present / 2**30:.1f} GiB are free; a shorter prompt is accepted."
+            )
+        outcomes = restarts * length * self.lm.hidden_size * 4
+        if outcomes > present:
+            raise InputError(
+                f"{restarts:,} restarts of {length:,} tokens need {outcomes / 2**30:.1f} GiB and "
+                f"{present / 2**30:.1f} GiB are free; fewer restarts or a shorter prompt are accepted."
+            )
+
+    def ran_out(self, rows: int) -> None:
+        """A pass of so many rows did not fit: half of it is the new limit."""
+        self._limit = max(1, rows // 2)
+        self._calm_steps = 0
+
+    def went_well(self, *, full: bool) -> None:
+        """A step fitted; `full` says that rows are waiting. After a while more is tried, up to the ceiling."""
+        if self._limit is None or self._limit == self._ceiling or not full:
+            return
+        self._calm_steps += 1
+        if self._calm_steps >= GROW_AFTER:
+            self._calm_steps = 0
+            grown = self._limit + max(1, self._limit // 4)
+            self._limit = grown if self._ceiling is None else min(grown, self._ceiling)
+
+    def _probe(self, length: int) -> int:
+        """Bytes that autograd keeps for the backward pass of one row, parameters not counted."""
+        lm = self.lm
+        held = {parameter.untyped_storage().data_ptr() for parameter in lm.model.parameters()}
+        kept: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in held:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        embeds = torch.zeros(1, length, lm.hidden_size, device=lm.device, dtype=lm.dtype, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            graph = lm.log_probs(embeds)
+        del graph
+        return sum(kept.values())

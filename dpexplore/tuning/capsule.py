@@ -1,0 +1,84 @@
+"""The capsule: a run's JSON record, from which anyone can replay it."""
+
+from __future__ import annotations
+
+import base64
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from dpexplore.tuning.records import TuneResult
+    from dpexplore.tuning.run import Run
+
+FORMAT = "dpexplore capsule"
+FORMAT_VERSION = 1
+
+
+def make_capsule(run: Run, result: TuneResult) -> dict[str, Any]:
+    """Everything that made a result and that came of it, as JSON-ready values; KL and entropy in nats."""
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": {
+            "name": run.lm.name,
+            "identity": run.lm.identity,
+            "device": run.lm.device.type,
+            "dtype": str(run.lm.dtype).removeprefix("torch."),
+        },
+        "libraries": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+        },
+        "target": {
+            "recipe": run.target.recipe,
+            "provenance": run.target.provenance,
+            "entropy_nats": run.target.entropy_nats,
+        },
+        "config": run.config.to_dict(),
+        "result": {
+            "status": result.status,
+            "kl_nats": result.kl_nats,
+            "kl_nats_per_restart": result.kl_nats_per_restart,
+            "best_restart": result.best_restart,
+            "entropy_nats": result.entropy_nats,
+            "slots": result.slots,
+            "prompt_ids": result.prompt_ids,
+            "prompt_text": result.prompt_text,
+            "kl_reencoded_nats": result.kl_reencoded_nats,
+            "prompt_embeds": None if result.prompt_ids is not None else encode_array(result.prompt_embeds),
+            "steps": result.steps,
+            "seconds": round(result.seconds, 3),
+        },
+        "history": {
+            "kl_nats": [[_rounded(kl) for kl in step.kl_nats] for step in run.steps],
+            "entropy_nats": [[_rounded(nats) for nats in step.entropy_nats] for step in run.steps],
+        },
+    }
+
+
+def encode_array(array: Tensor) -> dict[str, Any]:
+    """A float32 tensor as JSON: its shape, and its little-endian bytes in base64."""
+    data = array.detach().cpu().float().contiguous().numpy().astype("<f4")
+    return {
+        "dtype": "float32",
+        "shape": list(data.shape),
+        "base64": base64.b64encode(data.tobytes()).decode(),
+    }
+
+
+def decode_array(record: dict[str, Any]) -> Tensor:
+    """The tensor of `encode_array`."""
+    data = np.frombuffer(base64.b64decode(record["base64"]), dtype="<f4")
+    return torch.from_numpy(data.reshape(record["shape"]).astype(np.float32))
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")

@@ -1,0 +1,62 @@
+"""A thin thread behind which one engine serves many users."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from dpexplore.errors import InputError
+from dpexplore.models import LanguageModel
+from dpexplore.targets import Target
+from dpexplore.tuning.config import TuneConfig
+from dpexplore.tuning.engine import Engine
+from dpexplore.tuning.run import Run
+
+logger = logging.getLogger(__name__)
+
+
+class EngineServer:
+    """Steps an engine while there is work, sleeps while there is none."""
+
+    def __init__(self, lm: LanguageModel, *, max_rows: int | None = None) -> None:
+        self.engine = Engine(lm, max_rows=max_rows, served=True)
+        self._wake = threading.Event()
+        self._closing = False
+        self._gate = threading.Lock()  # nothing is submitted once the server has begun to close
+        self._thread = threading.Thread(target=self._serve, name=f"engine {lm.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def lm(self) -> LanguageModel:
+        return self.engine.lm
+
+    def submit(self, target: Target, config: TuneConfig) -> Run:
+        """Queue a run; it moves by itself. InputError as `Engine.submit`, or if the server is closed."""
+        with self._gate:
+            if self._closing:
+                raise InputError(f"The model {self.lm.name} has been released; choose it again.")
+            run = self.engine.submit(target, config)
+        self._wake.set()
+        return run
+
+    def close(self) -> None:
+        """End all runs, keeping their best so far, and the thread with them."""
+        with self._gate:
+            self._closing = True
+        self._wake.set()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while not self._closing:
+            self._wake.clear()
+            try:
+                while not self._closing and self.engine.step():
+                    pass
+            except Exception:
+                logger.exception("the engine of %s failed", self.lm.name)
+                self.engine.fail(
+                    InputError("The run ended on an internal error, which the server has logged; try again.")
+                )
+            if not self._closing:
+                self._wake.wait()
+        self.engine.cancel_all()
