@@ -125,8 +125,8 @@ class LanguageModel:
     def token_bytes(self, token_id: int) -> bytes | None:
         """The bytes a token stands for, in byte-level BPE and SentencePiece with byte fallback alike.
 
-        None for special and control tokens and for padded rows. Joined over an encoded text they give the text back, with the space that a SentencePiece
-        tokenizer puts in front of it.
+        None for special and control tokens and for padded rows. Joined over an encoded text they give
+        the text back, with the space that a SentencePiece tokenizer puts in front of it.
         """
         return self._tokens.token_bytes(token_id)
 
