@@ -16,7 +16,7 @@ NATS_PER_BIT = math.log(2)
 
 
 def entropy_nats(probs: Tensor) -> Tensor:
-    """Shannon entropy in nats over the last axis, `(… vocab)` -> `(…)`; 0·log 0 = 0 (Distribution Prompting, App. A)."""
+    """Shannon entropy in nats over the last axis, `(… vocab)` -> `(…)`; 0·log 0 = 0 (App. A)."""
     return torch.special.entr(probs).sum(-1)
 
 

@@ -1,0 +1,84 @@
+"""Targets a model itself says: prompts to ids, ids to probabilities."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dpexplore.errors import InputError
+from dpexplore.targets.recipe import BuildContext, Provenance
+
+if TYPE_CHECKING:
+    from dpexplore.models.language_model import LanguageModel
+
+
+@contextmanager
+def source_model(context: BuildContext, name: str | None) -> Iterator[LanguageModel]:
+    """The model to capture from: the tuning model for None or its own name, else another.
+
+    One that was loaded here is released on the way out; one that `context.load` gave stays its giver's.
+    """
+    if name is None or name == context.lm.name:
+        yield context.lm
+    elif context.load is not None:
+        yield context.load(name)
+    else:
+        from dpexplore.models import load_model
+
+        source = load_model(name)
+        try:
+            yield source
+        finally:
+            del source
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def prompt_ids(lm: LanguageModel, text: str, *, chat: bool = False, bos: bool = True) -> list[int]:
+    """The ids of a prompt. With `chat` the text is a user's message in the model's chat template.
+
+    A template writes its own beginning; `bos=False` takes the BOS away there too. InputError for
+    an empty or over-long prompt and for a model without a template.
+    """
+    if not chat:
+        return lm.encode(text, bos=bos)
+    if not getattr(lm.tokenizer, "chat_template", None):
+        raise InputError(f"{lm.name} has no chat template; capture without `chat`.")
+    written = lm.tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+    )
+    ids: list[int] = lm.tokenizer(written, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
+    begin = lm.bos_ids
+    if not bos and begin and ids[: len(begin)] == begin:
+        ids = ids[len(begin) :]
+    _check_length(lm, len(ids))
+    return ids
+
+
+def random_ids(lm: LanguageModel, length: int, seed: int) -> list[int]:
+    """`length` ids drawn evenly from the model's ordinary tokens, by their own generator."""
+    _check_length(lm, length)
+    ordinary = lm.ordinary_ids.cpu()
+    generator = torch.Generator().manual_seed(seed)
+    return ordinary[torch.randint(len(ordinary), (length,), generator=generator)].tolist()
+
+
+def capture_ids(lm: LanguageModel, ids: list[int]) -> tuple[Tensor, Provenance]:
+    """The model's next-token probabilities `(vocab,)` float64 on the CPU after `ids`, and where they come from."""
+    log_probs = lm.log_probs_of_ids(torch.tensor([ids], device=lm.device))[0]
+    probs = log_probs.double().cpu().softmax(0)  # float32 rounding leaves a sum of 1 ± 1e-6
+    if not torch.isfinite(probs).all():
+        raise InputError(f"{lm.name} answered this prompt with NaN; try another prompt or another precision.")
+    return probs, {"model": lm.name, "identity": lm.identity, "prompt_ids": list(ids)}
+
+
+def _check_length(lm: LanguageModel, length: int) -> None:
+    limit = lm.max_positions
+    if limit is not None and length > limit:
+        raise InputError(f"The prompt has {length:,} tokens; {lm.name} accepts at most {limit:,}.")

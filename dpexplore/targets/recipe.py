@@ -1,0 +1,177 @@
+"""What every recipe is: a frozen value with canonical text, transforms on top, and `build`."""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from dpexplore.errors import InputError
+from dpexplore.targets.target import Target
+
+if TYPE_CHECKING:
+    from dpexplore.models.language_model import LanguageModel
+    from dpexplore.targets.transforms import Matched, Mix, Shuffle, Temperature, TopK
+
+MAX_PARTS = 50
+"""Constructors and transforms in one recipe, those inside `.mix(…)` included."""
+MAX_SEED = 2**63 - 1
+
+Load = Callable[[str], "LanguageModel"]
+Provenance = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What a recipe may use to build itself."""
+
+    lm: LanguageModel
+    """The tuning model: its vocabulary is the target's."""
+    load: Load | None
+    """Gives a source model by name, which the giver keeps; None loads by `load_model` and lets go after capture."""
+
+
+class Recipe(ABC):
+    """How a target is made. Equal recipes have equal text and build equal targets.
+
+    `str(recipe)` is the canonical text; `parse_recipe` reads it back.
+    """
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+    @abstractmethod
+    def probabilities(self, context: BuildContext) -> tuple[Tensor, Provenance]:
+        """Probabilities `(vocab,)` of the tuning model's vocabulary, and how they came about (JSON-ready)."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> int:
+        """Constructors and transforms the recipe is made of."""
+
+    def build(self, lm: LanguageModel, *, load: Load | None = None) -> Target:
+        """The target over `lm`'s vocabulary.
+
+        `load` gives migration sources by name (a cache, say) and keeps them; without it a source is
+        loaded by `load_model` and released after capture. InputError for what `lm` cannot have: an
+        entropy out of range, a text that is no token, a file for another vocabulary, …
+        """
+        probs, provenance = self.probabilities(BuildContext(lm, load))
+        return Target(probs, str(self), provenance)
+
+    def shuffle(self, seed: int, top_k: int | None = None) -> Shuffle:
+        """The same probabilities on other tokens (§5.4).
+
+        All of them are permuted, or the `top_k` likeliest among themselves.
+        """
+        from dpexplore.targets.transforms import Shuffle
+
+        return Shuffle(self, seed, top_k)
+
+    def matched(self, seed: int) -> Matched:
+        """A vanilla target (Eq. 1) of the same entropy (§5.3)."""
+        from dpexplore.targets.transforms import Matched
+
+        return Matched(self, seed)
+
+    def temperature(self, t: float) -> Temperature:
+        """p^(1/t), renormalised: above 1 flatter, below 1 sharper."""
+        from dpexplore.targets.transforms import Temperature
+
+        return Temperature(self, t)
+
+    def top_k(self, k: int) -> TopK:
+        """The `k` likeliest tokens, renormalised; of equals the lower id stays."""
+        from dpexplore.targets.transforms import TopK
+
+        return TopK(self, k)
+
+    def mix(self, other: Recipe, weight: float) -> Mix:
+        """(1 − weight)·this + weight·other."""
+        from dpexplore.targets.transforms import Mix
+
+        return Mix(self, other, weight)
+
+
+def check_parts(recipe: Recipe) -> None:
+    """InputError if a recipe has grown past what is built."""
+    if recipe.parts > MAX_PARTS:
+        raise InputError(f"The recipe has {recipe.parts} parts; at most {MAX_PARTS} are accepted.")
+
+
+def check_whole(name: str, value: object, low: int, high: int | None = None) -> int:
+    """`value` as an integer from `low` to `high`; InputError that names the argument otherwise."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and _finite(value):
+        whole = int(value)
+        if whole == value and low <= whole and (high is None or whole <= high):
+            return whole
+    span = f"from {low} to {high}" if high is not None else f"{low} or more"
+    raise InputError(f"`{name}` is {_shown(value)}; a whole number {span} is accepted.")
+
+
+def check_seed(value: object) -> int:
+    """A seed: a whole number that the generator takes."""
+    return check_whole("seed", value, 0, MAX_SEED)
+
+
+def check_number(name: str, value: object, accepted: str, fits: Callable[[float], bool]) -> float:
+    """`value` as a finite float for which `fits` holds; InputError that says what is `accepted` otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value) or not fits(float(value)):
+        raise InputError(f"`{name}` is {_shown(value)}; {accepted} is accepted.")
+    return float(value)
+
+
+def check_flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"`{name}` is {_shown(value)}; True or False is accepted.")
+    return value
+
+
+def check_text(name: str, value: object) -> str:
+    """`value` if it is a text that UTF-8 can hold."""
+    if not isinstance(value, str):
+        raise InputError(f"`{name}` is {_shown(value)}; a text in quotes is accepted.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"`{name}` holds half of a character (a lone surrogate), which is no text.") from None
+    return value
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def _shown(value: object) -> str:
+    try:
+        shown = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        shown = "a very large number"
+    return shown if len(shown) <= 60 else shown[:57] + "…"
+
+
+def literal(value: object) -> str:
+    """A value as canonical recipe text."""
+    if value is None or isinstance(value, bool | Recipe):
+        return str(value)
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(literal(item) for item in value) + "]"
+    return str(value)
+
+
+def call_text(name: str, positional: tuple[object, ...], **named: object) -> str:
+    """`name(positional…, key=value…)`."""
+    spelled = [*map(literal, positional), *(f"{key}={literal(value)}" for key, value in named.items())]
+    return f"{name}({', '.join(spelled)})"
