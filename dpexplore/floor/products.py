@@ -1,0 +1,57 @@
+"""The two products that everything about a head is made of, in float64 whatever the head is stored in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# A float64 copy of the head would double its memory. A block that stays in the processor's cache is
+# converted, used and overwritten instead, which costs no more than reading the float32 head once.
+BLOCK_ELEMENTS = {"cpu": 2**20}
+DEFAULT_BLOCK_ELEMENTS = 2**25
+
+
+class HeadProducts:
+    """`u -> A u` and `w -> Aᵀ w` in float64 for a head matrix A `(vocab hidden)` of any float dtype.
+
+    With `zero_mean`, A stands for A·(I − 11ᵀ/hidden): it sees only the zero-mean part of u, as LayerNorm does.
+    """
+
+    def __init__(self, matrix: Tensor, zero_mean: bool) -> None:
+        self.matrix = matrix
+        self.zero_mean = zero_mean
+        self.vocab_size, self.hidden_size = matrix.shape
+        elements = BLOCK_ELEMENTS.get(matrix.device.type, DEFAULT_BLOCK_ELEMENTS)
+        self._block_rows = min(self.vocab_size, max(1, elements // self.hidden_size))
+
+    def centre(self, u: Tensor) -> Tensor:
+        """The part of u `(… hidden)` that the head sees."""
+        return u - u.mean(-1, keepdim=True) if self.zero_mean else u
+
+    def _blocks(self):
+        buffer = torch.empty(self._block_rows, self.hidden_size, dtype=torch.float64, device=self.matrix.device)
+        for start in range(0, self.vocab_size, self._block_rows):
+            stop = min(start + self._block_rows, self.vocab_size)
+            block = buffer[: stop - start]
+            block.copy_(self.matrix[start:stop])
+            yield start, stop, block
+
+    def forward(self, u: Tensor) -> Tensor:
+        """u `(rows hidden)` float64 -> A u `(rows vocab)` float64."""
+        u = self.centre(u)
+        out = torch.empty(u.shape[0], self.vocab_size, dtype=torch.float64, device=u.device)
+        for start, stop, block in self._blocks():
+            out[:, start:stop] = u @ block.T
+        return out
+
+    def backward(self, w: Tensor) -> Tensor:
+        """w `(rows vocab)` float64 -> Aᵀ w `(rows hidden)` float64."""
+        out = torch.zeros(w.shape[0], self.hidden_size, dtype=torch.float64, device=w.device)
+        for start, stop, block in self._blocks():
+            out += w[:, start:stop] @ block
+        return self.centre(out)
+
+    def row_norms(self) -> Tensor:
+        """Upper bounds on the length of each row of A, `(vocab,)` float64."""
+        # Centring only shortens a row, so the plain length bounds both cases.
+        return torch.cat([block.norm(dim=1) for _, _, block in self._blocks()])

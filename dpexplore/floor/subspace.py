@@ -1,0 +1,93 @@
+"""Minimise KL over a few directions of the ball or the sphere: cheap, because A never enters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MAX_STEPS = 12
+MAX_HALVINGS = 12
+SUFFICIENT_DECREASE = 0.1
+RELATIVE_DECREMENT = 1e-3
+SMALLEST_DECREMENT = 1e-10
+SECULAR_STEPS = 12
+
+
+def quadratic_on_ball(hessian: Tensor, linear: Tensor, radius: float, sphere: bool) -> Tensor:
+    """argmin of ½ wᵀHw + c·w over ‖w‖ ≤ R (or = R), `(rows m m)`, `(rows m)` -> `(rows m)`.
+
+    Newton on 1/‖w(λ)‖ = 1/R from the left of the root, where it climbs monotonically (Moré and Sorensen 1983).
+    """
+    values, vectors = torch.linalg.eigh(hessian)
+    largest = values[:, -1:].clamp_min(1e-300)
+    linear = (vectors.mT @ linear[..., None])[..., 0]
+    if sphere:
+        # The global minimum on the sphere has λ ≥ −λ_min; starting just above it keeps w(λ) long.
+        shift = -values[:, :1] + 1e-12 * largest
+    else:
+        values = values.clamp_min(1e-13 * largest)
+        shift = torch.zeros_like(largest)
+    for _ in range(SECULAR_STEPS):
+        shifted = values + shift
+        w = -linear / shifted
+        length = w.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        slope = (w.square() / shifted).sum(1, keepdim=True) / length**2
+        shift = shift + ((length / radius - 1) / slope.clamp_min(1e-300)).clamp_min(0)
+    w = -linear / (values + shift)
+    length = w.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    w = w * (radius / length if sphere else (radius / length).clamp_max(1))
+    return (vectors @ w[..., None])[..., 0]
+
+
+def minimise(
+    images: Tensor, bias: Tensor, target_images: Tensor, weights: Tensor, radius: float, sphere: bool
+) -> Tensor:
+    """Minimise logsumexp(c·Z + b) − c·(Zp) over ‖c‖ ≤ R (or = R), from `weights`.
+
+    images Z `(rows m vocab)`: A times orthonormal directions; target_images Zp `(rows m)`; weights c `(rows m)`.
+    """
+
+    def value(c: Tensor) -> tuple[Tensor, Tensor]:
+        logits = torch.baddbmm(bias.expand(c.shape[0], 1, -1), c[:, None], images)[:, 0]
+        return torch.logsumexp(logits, -1) - (target_images * c).sum(-1), logits
+
+    current, logits = value(weights)
+    first_decrement = None
+    for _ in range(MAX_STEPS):
+        q = logits.softmax(-1)
+        mean = torch.bmm(images, q[..., None])[..., 0]
+        gradient = mean - target_images
+        hessian = torch.bmm(images * q[:, None], images.mT) - mean[:, :, None] * mean[:, None]
+        linear = gradient - (hessian @ weights[..., None])[..., 0]
+        step = quadratic_on_ball(hessian, linear, radius, sphere) - weights
+        curvature = ((hessian @ step[..., None])[..., 0] * step).sum(-1)
+        decrement = -(gradient * step).sum(-1) - 0.5 * curvature
+        if first_decrement is None:
+            first_decrement = decrement
+        if (decrement <= (RELATIVE_DECREMENT * first_decrement).clamp_min(SMALLEST_DECREMENT)).all():
+            break
+        weights, current, logits, moved = _line_search(value, weights, step, current, logits, decrement, radius, sphere)
+        if not moved:
+            break
+    return weights
+
+
+def _line_search(value, weights, step, current, logits, decrement, radius, sphere):
+    size = torch.ones_like(current)
+    for _ in range(MAX_HALVINGS):
+        trial = weights + size[:, None] * step
+        if sphere:
+            trial = trial * (radius / trial.norm(dim=1, keepdim=True).clamp_min(1e-300))
+        trial_value, trial_logits = value(trial)
+        worse = trial_value > current - SUFFICIENT_DECREASE * size * decrement.clamp_min(0)
+        if not worse.any():
+            return trial, trial_value, trial_logits, True
+        size = torch.where(worse, 0.5 * size, size)
+    # Rows that found no decrease have converged to rounding; they keep their point.
+    trial = torch.where(worse[:, None], weights, trial)
+    return (
+        trial,
+        torch.where(worse, current, trial_value),
+        torch.where(worse[:, None], logits, trial_logits),
+        bool((~worse).any()),
+    )
