@@ -10,7 +10,7 @@ not enter any more. Near the optimum this is preconditioned conjugate gradients 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor

@@ -1,0 +1,100 @@
+"""The certified softmax floor of a loaded model: how close any prompt could bring it to a target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from threading import Lock
+from typing import overload
+from weakref import WeakKeyDictionary
+
+import torch
+
+from dpexplore.errors import InputError
+from dpexplore.floor import FloorResult, FloorSolver
+from dpexplore.models.head import NoHead, extract_head
+from dpexplore.models.language_model import LanguageModel
+from dpexplore.targets.target import Target
+
+_prepared: WeakKeyDictionary[LanguageModel, FloorSolver | NoHead] = WeakKeyDictionary()
+_preparing = Lock()
+
+
+def floor_solver(lm: LanguageModel) -> FloorSolver:
+    """The model's head, extracted and verified on the first call and kept as long as the model.
+
+    NoHead (an InputError), with the reason in one sentence, if the model has no head that a floor could be
+    computed for.
+    """
+    with _preparing:
+        if lm not in _prepared:
+            try:
+                head = extract_head(lm)
+            except NoHead as refusal:
+                _prepared[lm] = refusal
+            else:
+                # Apple's GPUs have no float64; there the head is worked on by the processor.
+                matrix = head.matrix.cpu() if head.matrix.device.type == "mps" else head.matrix
+                _prepared[lm] = FloorSolver(
+                    matrix, head.bias, head.radius, zero_mean=head.zero_mean, rounding=head.rounding
+                )
+        prepared = _prepared[lm]
+    if isinstance(prepared, NoHead):
+        raise NoHead(str(prepared))
+    return prepared
+
+
+@overload
+def softmax_floor(
+    lm: LanguageModel,
+    target: Target,
+    *,
+    gap_nats: float = ...,
+    max_iterations: int = ...,
+    start: FloorResult | None = ...,
+    ladder: bool = ...,
+) -> FloorResult: ...
+@overload
+def softmax_floor(
+    lm: LanguageModel,
+    target: Sequence[Target],
+    *,
+    gap_nats: float = ...,
+    max_iterations: int = ...,
+    start: FloorResult | None = ...,
+    ladder: bool = ...,
+) -> list[FloorResult]: ...
+def softmax_floor(
+    lm: LanguageModel,
+    target: Target | Sequence[Target],
+    *,
+    gap_nats: float = 1e-3,
+    max_iterations: int = 200,
+    start: FloorResult | None = None,
+    ladder: bool = True,
+) -> FloorResult | list[FloorResult]:
+    """The certified floor of `lm` for one target, or for several at once (the same length of list comes back).
+
+    No prompt, soft or hard, of any length, brings KL(p‖q) below `lower_bound_nats`. gap_nats: stop when the bound is
+    known to be this tight. start: the result for a similar target (the slider's last position) to start from.
+    ladder: also estimate the classical softmax bottleneck and the head's optimum. InputError if a target is over
+    another vocabulary; NoHead, which is one too, if the model has no floor.
+    """
+    solver = floor_solver(lm)
+    targets = [target] if isinstance(target, Target) else list(target)
+    if not targets:
+        return []
+    for one in targets:
+        if one.vocab_size != solver.vocab_size:
+            raise InputError(
+                f"The target has {one.vocab_size:,} tokens and the model {solver.vocab_size:,}; "
+                "a floor needs a target over the model's own vocabulary."
+            )
+    points = None if start is None else start.point.expand(len(targets), -1)
+    results = solver.solve(
+        torch.stack([one.probs for one in targets]),
+        gap_nats=gap_nats,
+        max_iterations=max_iterations,
+        start=points,
+        ladder=ladder,
+    )
+    return results[0] if isinstance(target, Target) else results
