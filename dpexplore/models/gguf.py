@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 
 import torch
@@ -36,7 +38,9 @@ def read_tokenizer(file: Path) -> PreTrainedTokenizerBase:
 
 def dequantise(file: Path) -> PreTrainedModel:
     """The file's weights as a plain float32 model, which, unlike what transformers returns, can be saved."""
-    loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    # transformers draws this progress bar whatever its own switch says
+    with contextlib.redirect_stderr(io.StringIO()):
+        loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(read_config(file), dtype=torch.float32)
     model.load_state_dict(loaded.state_dict(), assign=True)

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from threading import Lock
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from dpexplore.errors import InputError
+from dpexplore.models import gguf, hub
+from dpexplore.models.config import check_causal, check_fits, count_parameters, read_config
 from dpexplore.models.default_model import DEFAULT_MODEL, IDENTITY, Progress, prepare_default_model
 from dpexplore.models.language_model import LanguageModel
 from dpexplore.models.quiet import quiet_libraries
-from dpexplore.models.registry import default_device, default_dtype
+from dpexplore.models.random_model import BYTES_LLAMA, bytes_llama_config, bytes_tokenizer, initialise
+from dpexplore.models.registry import REGISTRY, default_device, default_dtype
+
+RANDOM_PREFIX = "random:"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "*.tiktoken",
+)
+_ONE_AT_A_TIME = Lock()  # loading flips global switches of transformers, and fills the memory it has measured
 
 
 def load_model(
@@ -21,15 +46,194 @@ def load_model(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> LanguageModel:
-    """Load a causal language model, frozen and in eval mode."""
-    place = default_device() if device is None else torch.device(device)
+    """Load a causal language model, frozen and in eval mode.
+
+    name: a registry name (`describe_models`), Hub id, model folder, `.gguf` file, or `random:` before one of
+        these: the same architecture and tokenizer with random weights drawn from `seed`
+        (the paper's Fig. 6). `random:bytes-llama` needs no files at all.
+    device: default CUDA if there is one.
+    dtype: default bfloat16 on CUDA where the card has it, float32 elsewhere.
+    progress: called with what is being done and the fraction done (None if unknown).
+
+    InputError, in one sentence, if there is no such model, it is gated or cannot be reached, is no causal
+    language model, needs code of its repository to be run, does not fit into the free memory, or is damaged.
+    """
+    place = _device(device)
     precision = default_dtype(place) if dtype is None else dtype
-    with quiet_libraries():
+    name = name.strip()
+    if not name:
+        raise InputError(f"No model was named; the default is {DEFAULT_MODEL}.")
+    with _ONE_AT_A_TIME, quiet_libraries():
+        loader = _Loader(place, precision, progress or (lambda _text, _fraction: None))
+        if name.startswith(RANDOM_PREFIX):
+            return loader.random(name, seed)
+        if name.lower().endswith(".gguf"):
+            return loader.gguf_file(name)
+        return loader.pretrained(name)
+
+
+class _Loader:
+    """One call of `load_model`: where the model goes, and who hears of the progress."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, progress: Progress) -> None:
+        self.device, self.dtype, self.progress = device, dtype, progress
+
+    def pretrained(self, name: str) -> LanguageModel:
+        """A registry name, a folder, or a Hub id."""
+        entry = REGISTRY.get(name.lower())
+        if entry is not None:
+            check_fits(entry.name, entry.parameters, self.dtype, self.device)
+            name = entry.name
         if name == DEFAULT_MODEL:
-            folder, identity = prepare_default_model(progress or (lambda _text, _fraction: None)), IDENTITY
+            return self._from_folder(prepare_default_model(self.progress), name, IDENTITY)
+        if entry is None and _is_path(name):
+            folder = _existing_folder(name)
+            return self._from_folder(folder, name, None)
+        hub_id = name if entry is None else entry.hub_id
+        snapshot = hub.fetch(hub_id, self.progress, weights=True, check=lambda folder: self._preflight(folder, name))
+        return self._from_folder(snapshot.folder, name, f"hub:{hub_id}@{snapshot.commit}")
+
+    def gguf_file(self, name: str) -> LanguageModel:
+        file = Path(name).expanduser()
+        config, tokenizer = _read_gguf(file, name)
+        check_fits(name, count_parameters(config), self.dtype, self.device)
+        self.progress(f"Unpacking {name}", None)
+        try:
+            model = gguf.dequantise(file)
+        except Exception as error:  # as many kinds as a file can be damaged in ways
+            raise InputError(f"{name} is damaged or incomplete; download it again.") from error
+        return self._finish(name, model, tokenizer, f"sha256:{_sha256([file])}")
+
+    def random(self, name: str, seed: int) -> LanguageModel:
+        wanted = name.removeprefix(RANDOM_PREFIX).strip()
+        config, tokenizer = self._config_and_tokenizer(wanted)
+        check_fits(name, count_parameters(config), self.dtype, self.device)
+        return self._finish(name, initialise(config, seed), tokenizer, f"random:{seed}:{wanted}")
+
+    def _config_and_tokenizer(self, wanted: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+        if wanted.lower() == BYTES_LLAMA:
+            return bytes_llama_config(), bytes_tokenizer()
+        if wanted.lower().endswith(".gguf"):
+            return _read_gguf(Path(wanted).expanduser(), wanted)
+        entry = REGISTRY.get(wanted.lower())
+        if entry is not None and entry.name == DEFAULT_MODEL:
+            folder = prepare_default_model(self.progress)
+        elif entry is None and _is_path(wanted):
+            folder = _existing_folder(wanted)
         else:
-            folder, identity = Path(name), f"path:{name}"
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=precision, trust_remote_code=False)
-        model = model.to(place).eval().requires_grad_(False)
-    return LanguageModel(name=name, model=model, tokenizer=tokenizer, identity=identity)
+            hub_id = wanted if entry is None else entry.hub_id
+            folder = hub.fetch(hub_id, self.progress, weights=False).folder
+        return read_config(folder, wanted), _read_tokenizer(folder, wanted)
+
+    def _preflight(self, folder: Path, name: str) -> None:
+        check_fits(name, count_parameters(read_config(folder, name)), self.dtype, self.device)
+
+    def _from_folder(self, folder: Path, name: str, identity: str | None) -> LanguageModel:
+        """identity: None for a folder whose weights must be hashed to name them."""
+        self._preflight(folder, name)
+        tokenizer = _read_tokenizer(folder, name)
+        self.progress(f"Loading {name}", None)
+        model = self._read_weights(folder, name)
+        if identity is None:
+            identity = f"sha256:{_sha256(_weight_files(folder))}"
+        return self._finish(name, model, tokenizer, identity)
+
+    def _read_weights(self, folder: Path, name: str) -> PreTrainedModel:
+        # On CUDA each tensor goes straight to the card: the machine's memory may be smaller than the card's.
+        placement = {"device_map": {"": self.device}} if self.device.type == "cuda" else {}
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=self.dtype, trust_remote_code=False, output_loading_info=True, **placement
+            )
+        except ImportError as error:
+            raise InputError(
+                f"The weights of {name} are stored in a way that needs a Python package which is not installed; "
+                "choose a variant that is not quantised."
+            ) from error
+        except torch.OutOfMemoryError as error:
+            raise InputError(f"{name} does not fit into the free memory of {self.device}.") from error
+        except Exception as error:  # weights are damaged in many ways, each with its own exception
+            raise InputError(
+                f"The weights of {name} are missing, damaged or do not match its config.json; "
+                "download or save the model again."
+            ) from error
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise InputError(
+                f"The weights of {name} lack {len(missing)} of the tensors of a causal language model "
+                f"({missing[0]}); choose a model that was saved with its language-model head."
+            )
+        return model
+
+    def _finish(
+        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, identity: str
+    ) -> LanguageModel:
+        model.to(device=self.device, dtype=self.dtype)
+        model.eval().requires_grad_(False)
+        self.progress(f"Loaded {name}", 1.0)
+        return LanguageModel(name=name, model=model, tokenizer=tokenizer, identity=identity)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return default_device()
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"There is no device {name}; accepted are cpu, cuda and cuda:<number>.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"This machine has no device {name}; use cpu.")
+    return device
+
+
+def _is_path(name: str) -> bool:
+    """Whether the name is a path, not a Hub id (`owner/name` or `name`)."""
+    return Path(name).expanduser().exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def _existing_folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise hub.no_such_model(name)
+    return folder
+
+
+def _read_gguf(file: Path, name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    if not file.is_file():
+        raise hub.no_such_model(name)
+    try:
+        config, tokenizer = gguf.read_config(file), gguf.read_tokenizer(file)
+    except Exception as error:  # as many kinds as a file can be damaged in ways
+        raise InputError(
+            f"{name} is damaged or of an architecture that transformers cannot read from GGUF; "
+            "give a GGUF file of a common one, such as Llama, Qwen2 or GPT-2."
+        ) from error
+    check_causal(config, name)
+    return config, tokenizer
+
+
+def _read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
+    if not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
+        raise InputError(f"{name} has no tokenizer; save the model's tokenizer into the same folder.")
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise InputError(
+            f"The tokenizer of {name} is damaged or of a kind that transformers cannot read; "
+            "save it again as tokenizer.json."
+        ) from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    safe = sorted(folder.glob("model*.safetensors"))
+    return safe or sorted(folder.glob("pytorch_model*.bin"))
+
+
+def _sha256(files: list[Path]) -> str:
+    """One digest over the files' contents, in the order given."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """No progress bars, log lines or warnings of transformers and huggingface_hub inside the block.
+    """No progress bars and no log lines of transformers and huggingface_hub inside the block.
 
-    Standard output belongs to the command line's JSON, and what a user must know they learn from an
-    `InputError` or from the progress callback. Everything is as before afterwards.
+    What a user must know they learn from an `InputError` or from the progress callback. Everything is as
+    before afterwards. The switches are global: do not enter from two threads at once (`load_model` holds
+    a lock).
     """
-    verbosity = logging.get_verbosity()
-    had_bars = logging.is_progress_bar_enabled()
-    hub_had_bars = not are_progress_bars_disabled()
-    logging.set_verbosity_error()
+    verbosity, hub_verbosity = logging.get_verbosity(), hub_logging.get_verbosity()
+    had_bars, hub_had_bars = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    logging.set_verbosity(logging.CRITICAL)
+    hub_logging.set_verbosity(hub_logging.CRITICAL)
     logging.disable_progress_bar()
     disable_progress_bars()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
         if had_bars:
             logging.enable_progress_bar()
         if hub_had_bars:

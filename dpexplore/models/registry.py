@@ -20,86 +20,36 @@ class RegistryEntry:
     """Tied parameters counted once."""
     vocab_size: int
     """Rows of the unembedding, padded rows included."""
-    gated: bool
-    """Whether the Hub asks for an accepted licence and a token."""
-    licence: str
     note: str
+    licence: str = "Apache-2.0"
+    gated: bool = False
+    """Whether the Hub asks for an accepted licence and a token."""
 
 
+# fmt: off
 _ENTRIES = [
-    RegistryEntry(
-        DEFAULT_MODEL,
-        "HuggingFaceTB/SmolLM2-135M-Instruct",
-        134_515_008,
-        49_152,
-        False,
-        "Apache-2.0",
-        "the default; comes from the Python package index, 4-bit weights",
-    ),
-    RegistryEntry(
-        "smollm2-135m", "HuggingFaceTB/SmolLM2-135M", 134_515_008, 49_152, False, "Apache-2.0", "small, base"
-    ),
-    RegistryEntry(
-        "smollm2-360m", "HuggingFaceTB/SmolLM2-360M", 361_821_120, 49_152, False, "Apache-2.0", "small, base"
-    ),
-    RegistryEntry(
-        "smollm2-360m-instruct",
-        "HuggingFaceTB/SmolLM2-360M-Instruct",
-        361_821_120,
-        49_152,
-        False,
-        "Apache-2.0",
-        "small, chat",
-    ),
-    RegistryEntry("distilgpt2", "distilbert/distilgpt2", 81_912_576, 50_257, False, "Apache-2.0", "smallest"),
-    RegistryEntry("gpt2", "openai-community/gpt2", 124_439_808, 50_257, False, "MIT", "in the paper"),
-    RegistryEntry("pythia-70m", "EleutherAI/pythia-70m", 70_426_624, 50_304, False, "Apache-2.0", "untied embeddings"),
-    RegistryEntry(
-        "pythia-160m", "EleutherAI/pythia-160m", 162_322_944, 50_304, False, "Apache-2.0", "untied embeddings"
-    ),
-    RegistryEntry("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B", 494_032_768, 151_936, False, "Apache-2.0", "in the paper"),
-    RegistryEntry(
-        "qwen2.5-0.5b-instruct",
-        "Qwen/Qwen2.5-0.5B-Instruct",
-        494_032_768,
-        151_936,
-        False,
-        "Apache-2.0",
-        "in the paper, chat",
-    ),
-    RegistryEntry("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B", 1_543_714_304, 151_936, False, "Apache-2.0", "in the paper"),
-    RegistryEntry(
-        "qwen2.5-1.5b-instruct",
-        "Qwen/Qwen2.5-1.5B-Instruct",
-        1_543_714_304,
-        151_936,
-        False,
-        "Apache-2.0",
-        "in the paper, chat",
-    ),
-    RegistryEntry("llama-3.2-1b", "meta-llama/Llama-3.2-1B", 1_235_814_400, 128_256, True, "Llama 3.2", "in the paper"),
-    RegistryEntry(
-        "llama-3.2-1b-instruct",
-        "meta-llama/Llama-3.2-1B-Instruct",
-        1_235_814_400,
-        128_256,
-        True,
-        "Llama 3.2",
-        "in the paper, chat",
-    ),
-    RegistryEntry(
-        "falcon-7b", "tiiuae/falcon-7b", 6_921_720_704, 65_024, False, "Apache-2.0", "in the paper; wants a GPU"
-    ),
-    RegistryEntry(
-        "llama-3-8b",
-        "meta-llama/Meta-Llama-3-8B",
-        8_030_261_248,
-        128_256,
-        True,
-        "Llama 3",
-        "in the paper; wants a GPU",
-    ),
+    RegistryEntry(DEFAULT_MODEL, "HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008, 49_152,
+                  "the default, chat; comes from the Python package index in 4 bits"),
+    RegistryEntry("smollm2-135m", "HuggingFaceTB/SmolLM2-135M", 134_515_008, 49_152, "small, base"),
+    RegistryEntry("smollm2-360m", "HuggingFaceTB/SmolLM2-360M", 361_821_120, 49_152, "small, base"),
+    RegistryEntry("smollm2-360m-instruct", "HuggingFaceTB/SmolLM2-360M-Instruct", 361_821_120, 49_152, "small, chat"),
+    RegistryEntry("distilgpt2", "distilbert/distilgpt2", 81_912_576, 50_257, "small, base"),
+    RegistryEntry("pythia-70m", "EleutherAI/pythia-70m", 70_426_624, 50_304, "small, base, embeddings not tied"),
+    RegistryEntry("pythia-160m", "EleutherAI/pythia-160m", 162_322_944, 50_304, "small, base, embeddings not tied"),
+    RegistryEntry("gpt2", "openai-community/gpt2", 124_439_808, 50_257, "in the paper, base", "MIT"),
+    RegistryEntry("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B", 494_032_768, 151_936, "in the paper, base"),
+    RegistryEntry("qwen2.5-0.5b-instruct", "Qwen/Qwen2.5-0.5B-Instruct", 494_032_768, 151_936, "in the paper, chat"),
+    RegistryEntry("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B", 1_543_714_304, 151_936, "in the paper, base"),
+    RegistryEntry("qwen2.5-1.5b-instruct", "Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304, 151_936, "in the paper, chat"),
+    RegistryEntry("llama-3.2-1b", "meta-llama/Llama-3.2-1B", 1_235_814_400, 128_256,
+                  "in the paper, base", "Llama 3.2", gated=True),
+    RegistryEntry("llama-3.2-1b-instruct", "meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400, 128_256,
+                  "in the paper, chat", "Llama 3.2", gated=True),
+    RegistryEntry("falcon-7b", "tiiuae/falcon-7b", 6_921_720_704, 65_024, "in the paper, base"),
+    RegistryEntry("llama-3-8b", "meta-llama/Meta-Llama-3-8B", 8_030_261_248, 128_256,
+                  "in the paper, base", "Llama 3", gated=True),
 ]
+# fmt: on
 
 REGISTRY: dict[str, RegistryEntry] = {entry.name: entry for entry in _ENTRIES}
 
@@ -148,7 +98,9 @@ def memory_needed(parameters: int, dtype: torch.dtype) -> int:
 def memory_present(device: torch.device) -> int:
     """Free bytes of the device, of the machine for the CPU."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        free, _ = torch.cuda.mem_get_info(device)
+        # What PyTorch holds without using it is free to us.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return psutil.virtual_memory().available
 
 

@@ -34,11 +34,6 @@ def _byte_level(token: str) -> bytes:
     return token.encode()  # an added token is stored as plain text
 
 
-def _byte_fallback(token: str) -> bytes:
-    match = _BYTE_FALLBACK.fullmatch(token)
-    return bytes([int(match[1], 16)]) if match else token.encode()
-
-
 def _replacements(decoder: dict) -> list[tuple[str, str]]:
     """The text replacements of one decoder step that do not depend on where in the text a token stands."""
     if decoder["type"] == "Metaspace":
@@ -53,17 +48,17 @@ def _replacements(decoder: dict) -> list[tuple[str, str]]:
 def _token_to_bytes(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes]:
     """How this tokenizer's stored token strings turn into bytes, read off its own decoder."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    spec = json.loads(backend.to_str())["decoder"] if backend is not None else None
-    if spec is None:  # a pure SentencePiece tokenizer
-        spec = {"type": "Metaspace"}
-    steps = spec["decoders"] if spec["type"] == "Sequence" else [spec]
+    decoder: dict | None = json.loads(backend.to_str())["decoder"] if backend is not None else None
+    if decoder is None:  # a pure SentencePiece tokenizer
+        decoder = {"type": "Metaspace"}
+    steps: list[dict] = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     if any(step["type"] == "ByteLevel" for step in steps):
         return _byte_level
     replacements = [pair for step in steps for pair in _replacements(step)]
 
     def to_bytes(token: str) -> bytes:
-        if _BYTE_FALLBACK.fullmatch(token):
-            return _byte_fallback(token)
+        if match := _BYTE_FALLBACK.fullmatch(token):
+            return bytes([int(match[1], 16)])
         for old, new in replacements:
             token = token.replace(old, new)
         return token.encode()

@@ -1,0 +1,131 @@
+"""Files of a model on the Hugging Face Hub, fetched into the Hub's own cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from tqdm import tqdm
+
+from dpexplore.errors import InputError
+from dpexplore.models.default_model import Progress
+
+_TEXT_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
+_TIMEOUT_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A repository at one commit, in the Hub's cache."""
+
+    folder: Path
+    commit: str
+
+
+def wanted_files(names: list[str], *, weights: bool) -> list[str]:
+    """The configuration and tokenizer files at a repository's top, and one format of its weights."""
+    top = [name for name in names if "/" not in name]
+    wanted = [name for name in top if Path(name).suffix in _TEXT_SUFFIXES]
+    if weights:
+        safe = [name for name in top if name.startswith("model") and name.endswith(".safetensors")]
+        pickled = [name for name in top if name.startswith("pytorch_model") and name.endswith(".bin")]
+        wanted += safe or pickled
+    return wanted
+
+
+def fetch(
+    hub_id: str, progress: Progress, *, weights: bool, check: Callable[[Path], None] = lambda _folder: None
+) -> Snapshot:
+    """Download what loading needs, or find it in the cache when there is no network.
+
+    `check` gets the folder once it holds the configuration, before any weights are downloaded.
+    InputError if there is no such model, it is gated, or it is neither reachable nor cached.
+    """
+    api = HfApi()
+    try:
+        info = api.model_info(hub_id, files_metadata=True, timeout=_TIMEOUT_SECONDS)
+        names = [file.rfilename for file in info.siblings or []]
+        files = wanted_files(names, weights=weights)
+        _check_files(hub_id, names, files, weights=weights)
+        config = api.hf_hub_download(hub_id, "config.json", revision=info.sha)
+        check(Path(config).parent)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+        total = sum(sizes[name] for name in files)
+        folder = api.snapshot_download(
+            hub_id, revision=info.sha, allow_patterns=files, tqdm_class=_reporting_bar(hub_id, total, progress)
+        )
+    except GatedRepoError as error:
+        raise InputError(
+            f"{hub_id} is gated: accept its licence on the Hugging Face Hub and log in with `hf auth login`, "
+            "or choose a model that is not gated."
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise no_such_model(hub_id) from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        raise InputError(f"The Hugging Face Hub answered {status} for {hub_id}; try again later.") from error
+    except (HTTPError, ConnectionError, LocalEntryNotFoundError) as error:
+        return _cached(api, hub_id, check, error)
+    except OSError as error:
+        raise InputError(
+            f"{hub_id} cannot be kept in the Hugging Face cache ({error.strerror or error}); free some room there."
+        ) from error
+    assert info.sha is not None
+    return Snapshot(Path(folder), info.sha)
+
+
+def no_such_model(name: str) -> InputError:
+    return InputError(
+        f"There is no model {name}; accepted are a name that `dpexplore models` lists, a Hugging Face Hub id "
+        "such as Qwen/Qwen2.5-0.5B, a model folder, a .gguf file, and random: before one of these."
+    )
+
+
+def _check_files(hub_id: str, names: list[str], files: list[str], *, weights: bool) -> None:
+    if "config.json" not in files:
+        gguf = any(name.endswith(".gguf") for name in names)
+        hint = "download one of its .gguf files and give its path" if gguf else "choose another model"
+        raise InputError(f"{hub_id} holds no transformers model (it has no config.json); {hint}.")
+    if weights and not any(name.endswith((".safetensors", ".bin")) for name in files):
+        raise InputError(f"{hub_id} holds no weights that transformers reads; choose another model.")
+
+
+def _cached(api: HfApi, hub_id: str, check: Callable[[Path], None], cause: Exception) -> Snapshot:
+    try:
+        folder = Path(api.snapshot_download(hub_id, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise InputError(
+            f"{hub_id} is not in the cache and the Hugging Face Hub cannot be reached; "
+            "connect to the network, or choose a model that is on this machine."
+        ) from cause
+    check(folder)
+    return Snapshot(folder, folder.name)
+
+
+def _reporting_bar(hub_id: str, total: int, progress: Progress) -> type[tqdm]:
+    """A tqdm that draws nothing and reports the bytes downloaded to `progress`."""
+
+    class ReportingBar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.pop("name", None)  # an argument of huggingface_hub's own bars
+            self._counts_bytes = kwargs.get("unit") == "B"
+            super().__init__(*args, **kwargs | {"disable": True})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.n += n or 0
+            if self._counts_bytes:
+                progress(f"Downloading {hub_id}", min(self.n / total, 1.0) if total else None)
+            return None
+
+    return ReportingBar
