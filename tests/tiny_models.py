@@ -8,27 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
-    BloomConfig,
-    FalconConfig,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    OPTConfig,
-    Phi3Config,
     PretrainedConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
 )
 
 CORPUS = [
@@ -98,126 +89,69 @@ def _with_byte_fallback(trained: Tokenizer) -> Tokenizer:
     )
 
 
-def _shape(**extra: object) -> dict:
-    """What most configurations call their sizes."""
-    return {
-        "hidden_size": HIDDEN,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 48,
-        "max_position_embeddings": POSITIONS,
-        "initializer_range": 0.3,  # wide enough that the output depends visibly on the prompt
-        **extra,
-    }
+# What most configurations call their sizes.
+_SIZES: dict[str, Any] = {
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": POSITIONS,
+    "initializer_range": 0.3,  # wide enough that the output depends visibly on the prompt
+}
+_GATED: dict[str, Any] = {**_SIZES, "num_key_value_heads": 2, "intermediate_size": 48}
+_GEMMA: dict[str, Any] = {**_GATED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16}
 
 
-def _gemma(**extra: object) -> dict:
-    return _shape(head_dim=8, query_pre_attn_scalar=8, sliding_window=16, **extra)
+@dataclass(frozen=True)
+class TinyArchitecture:
+    """A configuration by transformers' name for it, and the tokenizer that goes with the family."""
+
+    model_type: str
+    sizes: dict[str, Any]
+    tokenizer: Callable[[], PreTrainedTokenizerBase]
+    padded_rows: int = 0
+    """Output rows beyond the tokenizer."""
 
 
-ConfigBuilder = Callable[[int, dict[str, int]], PretrainedConfig]
-"""Vocabulary size and special ids -> configuration."""
-
-_CONFIGS: dict[str, tuple[ConfigBuilder, Callable[[], PreTrainedTokenizerBase]]] = {
-    "gpt2": (
-        lambda vocab, ids: GPT2Config(
-            vocab_size=vocab,
-            n_embd=HIDDEN,
-            n_layer=2,
-            n_head=4,
-            n_positions=POSITIONS,
-            initializer_range=0.3,
-            **ids,
-        ),
-        byte_level_tokenizer,
-    ),
-    "llama": (
-        lambda vocab, ids: LlamaConfig(vocab_size=vocab, tie_word_embeddings=True, **_shape(**ids)),
+_ARCHITECTURES: dict[str, TinyArchitecture] = {
+    "gpt2": TinyArchitecture("gpt2", _SIZES, byte_level_tokenizer),
+    "llama": TinyArchitecture("llama", {**_GATED, "tie_word_embeddings": True}, lambda: byte_level_tokenizer(bos=True)),
+    "falcon": TinyArchitecture("falcon", _SIZES, byte_level_tokenizer),
+    "qwen2": TinyArchitecture("qwen2", {**_GATED, "tie_word_embeddings": True}, byte_level_tokenizer, PADDED_ROWS),
+    "qwen3": TinyArchitecture("qwen3", {**_GATED, "head_dim": 8}, byte_level_tokenizer),
+    "mistral": TinyArchitecture("mistral", {**_GATED, "sliding_window": 16}, sentencepiece_tokenizer),
+    "gemma2": TinyArchitecture("gemma2", _GEMMA, sentencepiece_tokenizer),
+    "gemma3": TinyArchitecture("gemma3_text", _GEMMA, sentencepiece_tokenizer),
+    "gpt_neox": TinyArchitecture("gpt_neox", {**_SIZES, "intermediate_size": 48}, byte_level_tokenizer, PADDED_ROWS),
+    "opt": TinyArchitecture(
+        "opt",
+        # embeddings narrower than the layers, as in OPT-350m
+        {**_SIZES, "init_std": 0.3, "ffn_dim": 48, "word_embed_proj_dim": 16},
         lambda: byte_level_tokenizer(bos=True),
     ),
-    "falcon": (
-        lambda vocab, ids: FalconConfig(
-            vocab_size=vocab,
-            hidden_size=HIDDEN,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=POSITIONS,
-            initializer_range=0.3,
-            **ids,
-        ),
-        byte_level_tokenizer,
-    ),
-    "qwen2": (
-        lambda vocab, ids: Qwen2Config(vocab_size=vocab + PADDED_ROWS, tie_word_embeddings=True, **_shape(**ids)),
-        byte_level_tokenizer,
-    ),
-    "qwen3": (
-        lambda vocab, ids: Qwen3Config(vocab_size=vocab, head_dim=8, **_shape(**ids)),
-        byte_level_tokenizer,
-    ),
-    "mistral": (
-        lambda vocab, ids: MistralConfig(vocab_size=vocab, sliding_window=None, **_shape(**ids)),
-        sentencepiece_tokenizer,
-    ),
-    "gemma2": (
-        lambda vocab, ids: Gemma2Config(vocab_size=vocab, **_gemma(**ids)),
-        sentencepiece_tokenizer,
-    ),
-    "gemma3": (
-        lambda vocab, ids: Gemma3TextConfig(vocab_size=vocab, **_gemma(**ids)),
-        sentencepiece_tokenizer,
-    ),
-    "gpt_neox": (
-        lambda vocab, ids: GPTNeoXConfig(
-            vocab_size=vocab + PADDED_ROWS,
-            hidden_size=HIDDEN,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=48,
-            max_position_embeddings=POSITIONS,
-            initializer_range=0.3,
-            **ids,
-        ),
-        byte_level_tokenizer,
-    ),
-    "opt": (
-        lambda vocab, ids: OPTConfig(
-            vocab_size=vocab,
-            hidden_size=HIDDEN,
-            word_embed_proj_dim=16,  # narrower than the layers, as in OPT-350m
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            ffn_dim=48,
-            max_position_embeddings=POSITIONS,
-            init_std=0.3,
-            **ids,
-        ),
-        lambda: byte_level_tokenizer(bos=True),
-    ),
-    "phi3": (
-        lambda vocab, ids: Phi3Config(vocab_size=vocab, **_shape(**ids)),
-        lambda: sentencepiece_tokenizer(bos=False),
-    ),
-    "bloom": (
-        lambda vocab, ids: BloomConfig(
-            vocab_size=vocab, hidden_size=HIDDEN, n_layer=2, n_head=4, initializer_range=0.3, **ids
-        ),
+    "phi3": TinyArchitecture("phi3", _GATED, lambda: sentencepiece_tokenizer(bos=False)),
+    "bloom": TinyArchitecture(
+        "bloom",
+        {"hidden_size": HIDDEN, "n_layer": 2, "n_head": 4, "initializer_range": 0.3},
         byte_level_tokenizer,
     ),
 }
 
-ARCHITECTURES: tuple[str, ...] = tuple(_CONFIGS)
+ARCHITECTURES: tuple[str, ...] = tuple(_ARCHITECTURES)
+
+
+def tiny_config(architecture: str, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    tiny = _ARCHITECTURES[architecture]
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    sizes = tiny.sizes | {"vocab_size": len(tokenizer) + tiny.padded_rows}
+    return AutoConfig.for_model(tiny.model_type, **sizes, **special)
 
 
 def save_tiny_model(architecture: str, folder: Path) -> Path:
     """Build the architecture's tiny model from a fixed seed and save it, tokenizer included."""
-    config_of, tokenizer_of = _CONFIGS[architecture]
-    tokenizer = tokenizer_of()
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = config_of(len(tokenizer), ids)
+    tokenizer = _ARCHITECTURES[architecture].tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
+        config = tiny_config(architecture, tokenizer)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

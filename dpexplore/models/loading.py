@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -142,7 +144,7 @@ class _Loader:
         # On CUDA each tensor goes straight to the card: the machine's memory may be smaller than the card's.
         placement = {"device_map": {"": self.device}} if self.device.type == "cuda" else {}
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=self.dtype, trust_remote_code=False, output_loading_info=True, **placement
             )
         except ImportError as error:
@@ -157,6 +159,7 @@ class _Loader:
                 f"The weights of {name} are missing, damaged or do not match its config.json; "
                 "download or save the model again."
             ) from error
+        model, report = loaded
         missing = sorted(report["missing_keys"])
         if missing:
             raise InputError(
@@ -168,7 +171,7 @@ class _Loader:
     def _finish(
         self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, identity: str
     ) -> LanguageModel:
-        model.to(device=self.device, dtype=self.dtype)
+        nn.Module.to(model, device=self.device, dtype=self.dtype)
         model.eval().requires_grad_(False)
         self.progress(f"Loaded {name}", 1.0)
         return LanguageModel(name=name, model=model, tokenizer=tokenizer, identity=identity)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from huggingface_hub.utils import logging as hub_logging
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 
 @contextmanager
@@ -18,18 +19,18 @@ def quiet_libraries() -> Iterator[None]:
     before afterwards. The switches are global: do not enter from two threads at once (`load_model` holds
     a lock).
     """
-    verbosity, hub_verbosity = logging.get_verbosity(), hub_logging.get_verbosity()
-    had_bars, hub_had_bars = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    logging.set_verbosity(logging.CRITICAL)
-    hub_logging.set_verbosity(hub_logging.CRITICAL)
-    logging.disable_progress_bar()
+    verbosity, hub_verbosity = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
+    had_bars, hub_had_bars = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    hub_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
     disable_progress_bars()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        transformers_logging.set_verbosity(verbosity)
         hub_logging.set_verbosity(hub_verbosity)
         if had_bars:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()
         if hub_had_bars:
             enable_progress_bars()
