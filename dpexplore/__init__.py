@@ -15,6 +15,8 @@ Everything is computed in nats.
 """
 
 from dpexplore.errors import InputError
+from dpexplore.floor import FloorResult
+from dpexplore.model_floor import softmax_floor
 from dpexplore.models import DEFAULT_MODEL, LanguageModel, describe_models, load_model
 from dpexplore.targets import (
     Target,
@@ -28,6 +30,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "Engine",
     "EngineServer",
+    "FloorResult",
     "InputError",
     "LanguageModel",
     "Run",
@@ -40,5 +43,6 @@ __all__ = [
     "entropy",
     "load_model",
     "parse_recipe",
+    "softmax_floor",
     "tune",
 ]

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import psutil
 import torch
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
+from dpexplore.models.registry import memory_present
 
 USABLE = 0.7  # share of the memory present that rows may take; the rest is for temporaries and for others
 GROW_AFTER = 50  # steps at full capacity without running out before more is tried
+BYTES_PER_RECORD = 80  # KL and entropy of one restart at one step, as Python keeps them
 PROBE_LENGTHS = (2, 10)  # prompt lengths at which saved activations are measured; they grow linearly between
-
-
-def memory_present(device: torch.device) -> int:
-    """Free bytes on the device, counting what PyTorch holds but does not use."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return psutil.virtual_memory().available
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -55,8 +48,8 @@ class Capacity:
         fit = int(USABLE * memory_present(self.lm.device) // self.bytes_per_row(length))
         return max(1, fit if self._limit is None else min(fit, self._limit))
 
-    def check(self, length: int, restarts: int) -> None:
-        """InputError, with the numbers, if one row of this length, or the waiting rows' state, cannot fit."""
+    def check(self, length: int, restarts: int, steps: int) -> None:
+        """InputError, with the numbers, if one row of this length, or what the restarts leave behind, cannot fit."""
         present = memory_present(self.lm.device)
         needed = self.bytes_per_row(length)
         if needed > present:
@@ -64,11 +57,11 @@ class Capacity:
                 f"A prompt of {length:,} tokens needs {needed / 2**30:.1f} GiB to tune and "
                 f"{present / 2**30:.1f} GiB are free; a shorter prompt is accepted."
             )
-        outcomes = restarts * length * self.lm.hidden_size * 4
+        outcomes = restarts * (length * self.lm.hidden_size * 4 + steps * BYTES_PER_RECORD)
         if outcomes > present:
             raise InputError(
-                f"{restarts:,} restarts of {length:,} tokens need {outcomes / 2**30:.1f} GiB and "
-                f"{present / 2**30:.1f} GiB are free; fewer restarts or a shorter prompt are accepted."
+                f"{restarts:,} restarts of {length:,} tokens and {steps:,} steps need {outcomes / 2**30:.1f} GiB and "
+                f"{present / 2**30:.1f} GiB are free; fewer restarts or steps or a shorter prompt are accepted."
             )
 
     def ran_out(self, rows: int) -> None:

@@ -35,7 +35,7 @@ class Engine:
     def submit(self, target: Target, config: TuneConfig) -> Run:
         """Queue a run. InputError if the target, the prompt's length or the memory do not allow it."""
         run = Run(self.lm, target, config, None if self._served else self.step)
-        self.capacity.check(len(run.layout), config.restarts)
+        self.capacity.check(len(run.layout), config.restarts, config.steps)
         self._arrivals.put(run)
         return run
 

@@ -59,8 +59,8 @@ def initial_prompt(lm: LanguageModel, layout: Layout, config: TuneConfig, restar
     Free positions draw ordinary vocabulary tokens (App. B.1); in id space, because strings of random tokens merge when
     they are encoded. The draw depends on the seed and the restart alone.
     """
-    state = np.random.SeedSequence([config.seed, restart]).generate_state(1, np.uint64)[0]
-    rng = torch.Generator().manual_seed(int(state >> 1))
+    state = int(np.random.SeedSequence([config.seed, restart]).generate_state(1, np.uint64)[0])
+    rng = torch.Generator().manual_seed(state >> 1)
     ordinary = lm.ordinary_ids.cpu()
     drawn = ordinary[torch.randint(len(ordinary), (len(layout),), generator=rng)]
     free = layout.soft | layout.hard

@@ -99,15 +99,18 @@ class RowStack:
 
     def leave(self) -> list[tuple[Row, RowOutcome]]:
         """Let go of the rows that have ended: by their own rule, or because their run was cancelled."""
-        columns = (self._state[name].tolist() for name in ("step", "stale", "finite"))
-        reasons = [self._reason(row, *numbers) for row, *numbers in zip(self.rows, *columns, strict=True)]
-        gone = [
-            (row, self._outcome(i, reason))
-            for i, (row, reason) in enumerate(zip(self.rows, reasons, strict=True))
-            if reason is not None
-        ]
+        if not self.rows:
+            return []
+        columns = zip(*(self._state[name].tolist() for name in ("step", "stale", "finite")), strict=True)
+        gone: list[tuple[Row, RowOutcome]] = []
+        keep: list[int] = []
+        for i, (row, numbers) in enumerate(zip(self.rows, columns, strict=True)):
+            reason = self._reason(row, *numbers)
+            if reason is None:
+                keep.append(i)
+            else:
+                gone.append((row, self._outcome(i, reason)))
         if gone:
-            keep = [i for i, reason in enumerate(reasons) if reason is None]
             index = torch.tensor(keep, dtype=torch.long, device=self.lm.device)
             self._state = {name: tensor[index] for name, tensor in self._state.items()}
             self.rows = [self.rows[i] for i in keep]

@@ -1,0 +1,181 @@
+"""The command line as its users call it: in a process of its own, judged by its output and exit code."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dpexplore.models import LanguageModel
+from tests.tiny_models import ARCHITECTURES
+
+Folders = Callable[[str], Path]
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "dpexplore", *arguments], capture_output=True, text=True, check=False)
+
+
+def records(done: subprocess.CompletedProcess[str]) -> list[dict]:
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def refused(*arguments: str) -> str:
+    """The one line that bad input gets."""
+    done = call(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert lines[-1].startswith("dpexplore: ")
+    assert "Traceback" not in done.stderr
+    return lines[-1]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_folders: Folders) -> str:
+    assert "gpt2" in ARCHITECTURES
+    return str(tiny_folders("gpt2"))
+
+
+def test_models_lists_the_papers(folder: str) -> None:
+    listed = {record["name"]: record for record in records(call("models", "--json"))}
+    papers = {"gpt2", "llama-3.2-1b", "llama-3.2-1b-instruct", "falcon-7b", "llama-3-8b"}
+    papers |= {"qwen2.5-0.5b", "qwen2.5-0.5b-instruct", "qwen2.5-1.5b", "qwen2.5-1.5b-instruct"}
+    assert papers <= set(listed)
+    assert [name for name, record in listed.items() if record["is_default"]] == ["smollm2-135m-instruct"]
+    assert listed["llama-3-8b"]["gated"]
+    assert all(record["bytes_needed"] > 2 * record["parameters"] for record in listed.values())
+
+
+def test_target_says_what_it_built(folder: str, tmp_path: Path) -> None:
+    out = tmp_path / "t.npz"
+    (record,) = records(
+        call("target", "--model", folder, "--target", "entropy(bits=3.5, seed=2)", "--out", str(out), "--json")
+    )
+    assert record["entropy_bits"] == pytest.approx(3.5, abs=0.01)
+    assert record["entropy_nats"] == pytest.approx(record["entropy_bits"] * math.log(2))
+    assert record["recipe"] == "entropy(bits=3.5, seed=2)"
+    probs = np.load(out)["probs"]
+    assert probs.shape == (record["vocab_size"],)
+    assert probs.sum() == pytest.approx(1)
+    order = np.argsort(-probs, kind="stable")[: len(record["top"])]
+    assert [row["p"] for row in record["top"]] == pytest.approx(probs[order].tolist(), rel=1e-6)
+    (again,) = records(call("target", "--model", folder, "--target", f"file({str(out)!r})", "--json"))
+    assert again["entropy_nats"] == pytest.approx(record["entropy_nats"], rel=1e-6)
+
+
+def test_floor_is_below_what_tuning_reaches(folder: str, tmp_path: Path) -> None:
+    ask = ("--model", folder, "--target", "entropy(bits=5, seed=0)", "--json")
+    (floor,) = records(call("floor", *ask))
+    capsule = tmp_path / "capsule.json"
+    *steps, result = records(call("tune", *ask, "--restarts", "2", "--steps", "6", "--out", str(capsule)))
+    assert floor["unconstrained_kl_nats"] - 1e-6 <= floor["kl_nats"]
+    assert floor["kl_nats"] - floor["lower_bound_nats"] < 1e-3
+    assert 0 <= floor["lower_bound_nats"] <= result["kl_nats"]
+    assert [step["step"] for step in steps] == [1, 2, 3, 4, 5, 6]
+    assert all(step["event"] == "step" and len(step["kl_nats"]) == len(step["entropy_nats"]) == 2 for step in steps)
+    assert result["event"] == "result"
+    assert result["status"] == "max_steps"
+    assert result["slots"] == "soft*5"
+    assert result["prompt_ids"] is None
+    assert result["kl_nats"] == pytest.approx(min(result["kl_nats_per_restart"]), abs=1e-5)
+    assert json.loads(capsule.read_text()) == result["capsule"]
+
+
+def test_hard_result_on_the_default_model_recomputes(default_lm: LanguageModel) -> None:
+    """The issue's own command; `kl_nats` from `prompt_ids` by transformers alone."""
+    *_, result = records(
+        call("tune", "--target", 'capture("I love")', "--method", "hard", "--restarts", "2", "--steps", "40", "--json")
+    )
+    with torch.no_grad():
+        love = default_lm.tokenizer("I love", return_tensors="pt").input_ids
+        log_p = default_lm.model(love).logits[0, -1].double().log_softmax(-1)
+        log_q = default_lm.model(torch.tensor([result["prompt_ids"]])).logits[0, -1].double().log_softmax(-1)
+    assert result["kl_nats"] == pytest.approx(float((log_p.exp() * (log_p - log_q)).sum()), abs=1e-3)
+    assert len(result["prompt_ids"]) == 5
+    assert result["prompt_text"] == default_lm.tokenizer.decode(result["prompt_ids"])
+
+
+def test_soft_tuning_reaches_a_one_bit_target_on_the_default_model(default_lm: LanguageModel) -> None:
+    *_, result = records(
+        call(
+            *("tune", "--target", "entropy(bits=1, seed=0)", "--method", "soft"),
+            *("--restarts", "5", "--steps", "300", "--seed", "0", "--json"),
+        )
+    )
+    assert result["kl_nats"] <= 0.05
+    assert result["entropy_bits"] == pytest.approx(1, abs=0.3)
+
+
+def test_control_c_keeps_the_best_so_far(folder: str) -> None:
+    arguments = (
+        "tune",
+        "--model",
+        folder,
+        "--target",
+        "entropy(bits=5)",
+        "--steps",
+        "1000000",
+        "--patience",
+        "1000000",
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", "dpexplore", *arguments, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            event = json.loads(line)
+            if event["event"] == "step" and event["step"] == 3:
+                process.send_signal(signal.SIGINT)
+        assert event["event"] == "result"
+        assert event["status"] == "cancelled"
+        assert process.wait() == 0
+
+
+def test_people_get_text(folder: str) -> None:
+    done = call("tune", "--model", folder, "--target", "entropy(bits=5)", "--method", "hard", "--steps", "3")
+    assert done.returncode == 0
+    assert "KL(p‖q)" in done.stdout
+    assert "ids [" in done.stdout
+    assert "step 3: best KL" in done.stderr
+    assert "certified" in call("floor", "--model", folder, "--target", "entropy(bits=5)").stdout
+    assert "5.0" in call("target", "--model", folder, "--target", "entropy(bits=5)").stdout
+    assert "gpt2" in call("models").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("tune", "--target", "entropy(bits=2)", "--method", "magic"), "'soft', 'hard', 'hybrid'"),
+        (("tune", "--target", "entropy(bits=2)", "--preset", "quick"), "'paper'"),
+        (("tune", "--target", "entropy(bits=2)", "--slots", "sift*2"), "sift"),
+        (("tune", "--target", "entropy(bits=2)", "--length", "65"), "at most 64"),
+        (("tune", "--target", "entropy(bits=2)", "--out", "/no/such/folder/c.json"), "does not exist"),
+        (("target", "--target", "entropy(bits=99)"), "99"),
+        (("target", "--target", "entropy(bits=2"), "entropy"),
+        (("target", "--target", "__import__('os')"), "__import__"),
+        (("target", "--target", "capture('')"), "empty"),
+        (("tune", "--target", "entropy(bits=2)", "--restarts", "many"), "many"),
+        (("tune",), "--target"),
+        (("fly",), "fly"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(folder: str, arguments: tuple[str, ...], sentence: str) -> None:
+    model = ("--model", folder) if len(arguments) > 1 else ()
+    assert sentence in refused(*arguments, *model)
+
+
+def test_no_such_model_is_one_line() -> None:
+    assert "no-such-model" in refused("target", "--model", "no-such-model", "--target", "entropy(bits=2)")

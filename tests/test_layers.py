@@ -1,0 +1,26 @@
+"""The layers: what may import what, held at run time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("module", ["dpexplore", "dpexplore.__main__", "dpexplore.plots"])
+def test_the_core_imports_without_the_interface(module: str) -> None:
+    script = f"import sys, {module}; print([name for name in ('gradio', 'spacy', 'ray') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_plots_know_neither_torch_nor_transformers() -> None:
+    script = (
+        "import sys, types; import importlib.util as u; "
+        "spec = u.spec_from_file_location('plots', 'dpexplore/plots.py'); module = u.module_from_spec(spec); "
+        "sys.modules['plots'] = module; spec.loader.exec_module(module); "
+        "print([name for name in ('torch', 'transformers', 'gradio') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
