@@ -27,6 +27,9 @@ KEPT_DIRECTIONS = 4
 REFRESH_NATS = 0.15
 """KL by which the model's distribution may move before its preconditioner is rebuilt."""
 JITTER = 1e-9
+NOISE = 1e-9
+ON_EDGE = 1e-9
+SMALLEST = 1e-300
 ROWS_AT_ONCE = 16
 UNCONSTRAINED_RADII = 16.0
 LADDER_ITERATIONS = 40
@@ -241,6 +244,10 @@ def sampled_hessian(products: HeadProducts, q: Tensor) -> Tensor:
     return rows.T @ rows
 
 
+def _unit(vectors: Tensor) -> Tensor:
+    return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(SMALLEST)
+
+
 class _Search:
     """Sequential subspace optimisation for a batch of targets, over a ball or on its sphere."""
 
@@ -252,6 +259,8 @@ class _Search:
         self.sphere = sphere
         self.probs = probs
         self.rows = torch.arange(len(probs), device=probs.device)
+        self.dimensions = max(1, solver.hidden_size - solver.products.zero_mean)
+        self.room = min(DIRECTIONS, self.dimensions)
 
     def run(self, start: Tensor | None, gap_nats: float, max_iterations: int) -> tuple[Tensor, Tensor]:
         """-> points `(rows hidden)` with the smallest gap (on the sphere: KL) met, and iterations `(rows,)`."""
@@ -260,7 +269,7 @@ class _Search:
         if start is None:
             start = torch.zeros(count, hidden, **options)
         start = self.products.centre(start)
-        start = start * (self.radius / start.norm(dim=1, keepdim=True).clamp_min(1e-300)).clamp_max(1)
+        start = start * (self.radius / start.norm(dim=1, keepdim=True).clamp_min(SMALLEST)).clamp_max(1)
         best_points, best_scores = start.clone(), torch.full((count,), torch.inf, **options)
         iterations = torch.zeros(count, dtype=torch.long, device=self.probs.device)
         self._begin(start)
@@ -285,9 +294,10 @@ class _Search:
         return best_points, iterations
 
     def _begin(self, start: Tensor) -> None:
-        length = start.norm(dim=1, keepdim=True)
-        self.directions = (start / length.clamp_min(1e-300))[:, None]
-        self.weights = length
+        self.generator = torch.Generator().manual_seed(0)
+        self.directions = start.new_zeros(len(start), 1, start.shape[1])
+        self.directions = self._orthogonal(start)[:, None]
+        self.weights = start.norm(dim=1, keepdim=True)
         self.images = self.products.forward(self.directions[:, 0])[:, None]
         self.target_images = (self.images @ self.probs[..., None])[..., 0]
         self.target_entropy = torch.special.entr(self.probs).sum(-1)
@@ -331,42 +341,55 @@ class _Search:
         for row in (~(moved <= REFRESH_NATS)).nonzero()[:, 0].tolist():
             self.hessians[row] = sampled_hessian(self.products, q[row])
             self.hessian_log_probs[row] = self.log_probs[row]
-        multiplier = (-(gradient * points).sum(-1) / self.radius**2).clamp_min(0)
-        on_edge = points.norm(dim=1) > self.radius * (1 - 1e-9)
-        multiplier = torch.where(on_edge, multiplier, 0.0)
+        multiplier = -(gradient * points).sum(-1) / self.radius**2
+        if not self.sphere:
+            on_edge = points.norm(dim=1) > self.radius * (1 - ON_EDGE)
+            multiplier = torch.where(on_edge, multiplier, 0.0).clamp_min(0)
         residual = gradient + multiplier[:, None] * points
         trace = self.hessians.diagonal(dim1=1, dim2=2).sum(1).double()
-        jitter = JITTER * trace + 1e-300
+        jitter = JITTER * trace + SMALLEST
         while True:
             shifted = self.hessians.double()
             shifted.diagonal(dim1=1, dim2=2).add_((multiplier + jitter)[:, None])
             factor, failed = torch.linalg.cholesky_ex(shifted)
             if not failed.any():
                 return -torch.cholesky_solve(residual[..., None], factor)[..., 0]
-            jitter = torch.where(failed > 0, 10 * jitter, jitter)
+            # On the sphere the multiplier is negative, at most by the Hessian's flattest curvature.
+            multiplier = torch.where((failed > 0) & (multiplier < 0), 0.5 * multiplier + 0.5 * jitter, multiplier)
+            jitter = torch.where(failed > 0, 3 * jitter, jitter)
 
     def _add_direction(self, direction: Tensor) -> None:
-        if self.directions.shape[1] >= DIRECTIONS:
+        if self.directions.shape[1] >= self.room:
             self._compress()
-        direction = self.products.centre(direction)
-        # Twice is enough for orthogonality to rounding (Giraud, Langou and Rozloznik 2005).
-        for _ in range(2):
-            direction = direction / direction.norm(dim=1, keepdim=True).clamp_min(1e-300)
-            along = self.directions @ direction[..., None]
-            direction = direction - (along.mT @ self.directions)[:, 0]
-        direction = direction / direction.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        if self.directions.shape[1] >= self.dimensions:
+            return
+        direction = self._orthogonal(self.products.centre(direction))
         image = self.products.forward(direction)
         self.directions = torch.cat([self.directions, direction[:, None]], 1)
         self.images = torch.cat([self.images, image[:, None]], 1)
         self.target_images = torch.cat([self.target_images, (image * self.probs).sum(-1, keepdim=True)], 1)
         self.weights = torch.cat([self.weights, torch.zeros_like(self.weights[:, :1])], 1)
 
+    def _orthogonal(self, direction: Tensor) -> Tensor:
+        """`direction` `(rows hidden)` as unit vectors orthogonal to the directions in use.
+
+        A trace of noise goes in, so that a direction that adds nothing becomes a new one rather than rounding error.
+        """
+        noise = self.products.centre(torch.randn(direction.shape, generator=self.generator).to(direction))
+        direction = _unit(direction) + NOISE * _unit(noise)
+        # Twice is enough for orthogonality to rounding (Giraud, Langou and Rozloznik 2005).
+        for _ in range(3):
+            along = (self.directions @ direction[..., None]).mT
+            direction = _unit(direction - (along @ self.directions)[:, 0])
+        return direction
+
     def _compress(self) -> None:
         """Keep the span of the current point and the newest directions."""
         count, size = self.weights.shape
-        basis = torch.zeros(count, size, KEPT_DIRECTIONS, dtype=torch.float64, device=self.weights.device)
+        kept = max(1, min(KEPT_DIRECTIONS, self.room - 1))
+        basis = torch.zeros(count, size, kept, dtype=torch.float64, device=self.weights.device)
         basis[:, :, 0] = self.weights
-        for column in range(1, KEPT_DIRECTIONS):
+        for column in range(1, kept):
             basis[:, -column, column] = 1
         basis, _ = torch.linalg.qr(basis)
         self.directions = basis.mT @ self.directions
