@@ -111,9 +111,8 @@ def main() -> None:
     lm = dp.load_model(options.model)
     target = dp.entropy(bits=7, seed=0).build(lm)
     threads = torch.get_num_threads()
-    print(
-        f"{options.model} on {lm.device}, {lm.dtype}, {threads} threads, torch {torch.__version__}, {platform.machine()}"
-    )
+    machine = f"{lm.device}, {threads} threads, {platform.machine()}"
+    print(f"{options.model}, {lm.dtype}, on {machine}, torch {torch.__version__}")
     print("an engine step over a bare transformers forward and backward pass on the same rows")
     for rows in (5, 25, 100):
         overhead(lm, target, rows, options.pairs)
