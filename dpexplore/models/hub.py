@@ -22,6 +22,7 @@ from dpexplore.errors import InputError
 from dpexplore.models.default_model import Progress
 
 _TEXT_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
+_CACHED = ["config.json", "tokenizer*"]  # of a cached model; the weights are looked for by the loader
 _TIMEOUT_SECONDS = 20
 
 
@@ -58,13 +59,14 @@ def fetch(
         names = [file.rfilename for file in info.siblings or []]
         files = wanted_files(names, weights=weights)
         _check_files(hub_id, names, files, weights=weights)
-        config = api.hf_hub_download(hub_id, "config.json", revision=info.sha)
+        # No revision is given, though the commit is known: only then does the cache record what `main` is,
+        # which is where it looks when there is no network.
+        config = api.hf_hub_download(hub_id, "config.json")
         check(Path(config).parent)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         total = sum(sizes[name] for name in files)
-        folder = api.snapshot_download(
-            hub_id, revision=info.sha, allow_patterns=files, tqdm_class=_reporting_bar(hub_id, total, progress)
-        )
+        bar = _reporting_bar(hub_id, total, progress)
+        folder = Path(api.snapshot_download(hub_id, allow_patterns=files, tqdm_class=bar))
     except GatedRepoError as error:
         raise InputError(
             f"{hub_id} is gated: accept its licence on the Hugging Face Hub and log in with `hf auth login`, "
@@ -76,13 +78,13 @@ def fetch(
         status = error.response.status_code
         raise InputError(f"The Hugging Face Hub answered {status} for {hub_id}; try again later.") from error
     except (HTTPError, ConnectionError, LocalEntryNotFoundError) as error:
-        return _cached(api, hub_id, check, error)
+        folder = _cached(api, hub_id, error)
+        check(folder)
     except OSError as error:
         raise InputError(
             f"{hub_id} cannot be kept in the Hugging Face cache ({error.strerror or error}); free some room there."
         ) from error
-    assert info.sha is not None
-    return Snapshot(Path(folder), info.sha)
+    return Snapshot(folder, commit=folder.name)  # the cache names a snapshot's folder by its commit
 
 
 def no_such_model(name: str) -> InputError:
@@ -101,16 +103,14 @@ def _check_files(hub_id: str, names: list[str], files: list[str], *, weights: bo
         raise InputError(f"{hub_id} holds no weights that transformers reads; choose another model.")
 
 
-def _cached(api: HfApi, hub_id: str, check: Callable[[Path], None], cause: Exception) -> Snapshot:
+def _cached(api: HfApi, hub_id: str, cause: Exception) -> Path:
     try:
-        folder = Path(api.snapshot_download(hub_id, local_files_only=True))
+        return Path(api.snapshot_download(hub_id, local_files_only=True, allow_patterns=_CACHED))
     except LocalEntryNotFoundError:
         raise InputError(
             f"{hub_id} is not in the cache and the Hugging Face Hub cannot be reached; "
             "connect to the network, or choose a model that is on this machine."
         ) from cause
-    check(folder)
-    return Snapshot(folder, folder.name)
 
 
 def _reporting_bar(hub_id: str, total: int, progress: Progress) -> type[tqdm]:
