@@ -1,0 +1,22 @@
+"""The Chromium that browser tests and pictures are made with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+def find_chromium() -> str | None:
+    """Path of `DPEXPLORE_CHROMIUM`, or of the first Chromium or Chrome on the PATH; None if there is none."""
+    named = os.environ.get("DPEXPLORE_CHROMIUM")
+    return named or next((path for path in map(shutil.which, NAMES) if path), None)
+
+
+def chromium_path() -> str:
+    """The same, where it is needed. RuntimeError saying how to get one."""
+    path = find_chromium()
+    if path is None:
+        raise RuntimeError("No Chromium was found: install one, or name it in DPEXPLORE_CHROMIUM.")
+    return path
