@@ -1,0 +1,206 @@
+/* The streaming charts. A component's value is newline-delimited JSON that only grows during a run, so
+ * Gradio sends the new lines alone. The first line of a stream names it; another name starts afresh. */
+(() => {
+  if (window.dpxCharts) return;
+  const LN2 = Math.log(2);
+  let plotly = null; // a gr.Plot anywhere on the page would overwrite window.Plotly: keep the first one
+  const P = () => (plotly = plotly || window.Plotly);
+
+  const css = (name) => getComputedStyle(document.body).getPropertyValue(name).trim();
+  const colour = (role) => css(`--dpx-${role}`);
+  const dash = (role) => css(`--dpx-${role}-dash`) || "solid";
+  const units = () => {
+    const has = (c) => document.body.classList.contains(c);
+    return {
+      kl: has("kl-bits") ? { name: "bits", per: 1 / LN2 } : { name: "nats", per: 1 },
+      h: has("h-nats") ? { name: "nats", per: 1 } : { name: "bits", per: 1 / LN2 },
+    };
+  };
+  const tint = (hex, alpha) => {
+    const n = parseInt(hex.slice(1), 16);
+    return `rgba(${n >> 16},${(n >> 8) & 255},${n & 255},${alpha})`;
+  };
+  const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  const show = (token) => plain(JSON.stringify(token).slice(1, -1).replace(/\\"/g, '"').replace(/ /g, "␣"));
+  const fixed = (x, digits = 2) => (x == null ? "–" : x.toFixed(digits));
+
+  const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
+
+  function layout(xTitle, yTitle, extra = {}) {
+    const grid = css("--dpx-grid"), ink = css("--body-text-color"), soft = css("--body-text-color-subdued");
+    const axis = (title, own = {}) => ({
+      gridcolor: grid, zeroline: false, linecolor: grid, tickcolor: grid, tickfont: { color: soft, size: 11 },
+      title: { text: title, font: { size: 12, color: soft }, standoff: 4 }, automargin: true, ...own,
+    });
+    return {
+      autosize: true, margin: { l: 46, r: 12, t: 8, b: 34 },
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { color: ink, family: css("--font") || "sans-serif", size: 12 },
+      showlegend: false, hovermode: "closest",
+      hoverlabel: { bgcolor: css("--background-fill-primary"), bordercolor: grid, font: { color: ink, size: 12 } },
+      xaxis: axis(xTitle, extra.x), yaxis: axis(yTitle, extra.y),
+      annotations: extra.annotations || [],
+    };
+  }
+  const note = (text, role, y, own = {}) => ({
+    text, showarrow: false, xref: "paper", x: 1, xanchor: "right", y, yanchor: "bottom",
+    font: { size: 11, color: colour(role) }, bgcolor: tint(css("--dpx-paper") || "#ffffff", 0.75), borderpad: 1, ...own,
+  });
+
+  /* KL and entropy by step, every restart a line, the best one in bold. */
+  function live(root) {
+    const klDiv = root.querySelector(".dpx-kl"), hDiv = root.querySelector(".dpx-entropy");
+    let head, x, kl, h, best, marks, rev = 0;
+    const reset = () => { head = null; x = []; kl = []; h = []; best = 0; marks = {}; };
+    reset();
+    const take = (row) => {
+      if (Array.isArray(row)) {
+        x.push(row[0]);
+        row[1].forEach((v, i) => (kl[i] = kl[i] || []).push(v));
+        row[2].forEach((v, i) => (h[i] = h[i] || []).push(v));
+        best = row[3];
+      } else if (row.run !== undefined) head = row;
+      else Object.assign(marks, row);
+    };
+    const restarts = (series, unit, per) => {
+      const order = series.map((_, i) => i).sort((a, b) => (a === best) - (b === best));
+      return order.map((i) => ({
+        x, y: series[i].map((v) => (v == null ? null : v * per)), mode: x.length < 2 ? "markers" : "lines", type: "scatter",
+        name: `restart ${i + 1}`, connectgaps: false,
+        line: i === best ? { color: colour("achieved"), width: 3 } : { color: colour("restart"), width: 1.2 },
+        marker: { color: i === best ? colour("achieved") : colour("restart"), size: 5 },
+        opacity: i === best ? 1 : 0.65,
+        hovertemplate: `restart ${i + 1}${i === best ? " (best)" : ""}, step %{x}: %{y:.3f} ${unit}<extra></extra>`,
+      }));
+    };
+    const level = (y, role, unit, name, own = {}) => ({
+      x: [0, Math.max(x.length ? x[x.length - 1] : 0, head ? Math.min(head.steps, 20) : 20)], y: [y, y], mode: "lines", type: "scatter",
+      line: { color: colour(role), width: 2, dash: dash(role) }, hovertemplate: `${name}: %{y:.3f} ${unit}<extra></extra>`, ...own,
+    });
+    const draw = () => {
+      rev++;
+      const u = units(), log = root.dataset.scale === "log";
+      const lines = restarts(kl, u.kl.name, u.kl.per), notes = [];
+      const place = (v) => (log ? Math.log10(Math.max(v, 1e-9)) : v);
+      if (marks.floor != null && !(log && marks.floor <= 0)) {
+        const y = marks.floor * u.kl.per;
+        lines.unshift(level(y, "floor", u.kl.name, "certified floor", log ? {} : { fill: "tozeroy", fillcolor: tint(colour("floor"), 0.12) }));
+        notes.push(note(`certified floor ${fixed(y)} ${u.kl.name}`, "floor", place(y), { yanchor: marks.head - marks.floor < 0.3 ? "top" : "bottom" }));
+      }
+      if (marks.head != null && !(log && marks.head <= 0)) {
+        const y = marks.head * u.kl.per;
+        lines.unshift(level(y, "head", u.kl.name, "head optimum (estimate)"));
+        notes.push(note(`head optimum ≈ ${fixed(y)}`, "head", place(y)));
+      }
+      P().react(klDiv, lines, {
+        ...layout("step", `KL(p‖q) (${u.kl.name})`, { x: { rangemode: "tozero" }, y: log ? { type: "log" } : { rangemode: "tozero" }, annotations: notes }),
+        uirevision: head ? head.run + (log ? "log" : "") + u.kl.name : "none", datarevision: rev,
+      }, CONFIG);
+      const curves = restarts(h, u.h.name, u.h.per), hNotes = [];
+      if (head && head.entropy != null) {
+        const y = head.entropy * u.h.per;
+        curves.unshift(level(y, "target", u.h.name, "entropy of the target"));
+        hNotes.push(note(`target ${fixed(y)} ${u.h.name}`, "target", y));
+      }
+      P().react(hDiv, curves, {
+        ...layout("step", `entropy of q (${u.h.name})`, { x: { rangemode: "tozero" }, y: { rangemode: "tozero" }, annotations: hNotes }),
+        uirevision: head ? head.run + u.h.name : "none", datarevision: rev,
+      }, CONFIG);
+      root.dataset.points = x.length;
+      root.dataset.run = head ? head.run : "";
+      root.classList.toggle("is-empty", !head);
+    };
+    return { reset, take, draw };
+  }
+
+  /* A distribution by rank or token on log axes: the target, and what the prompt achieves over it. */
+  function ranks(root) {
+    const div = root.querySelector(".dpx-ranks");
+    let head, frame, frames, rev = 0;
+    const reset = () => { head = null; frame = null; frames = 0; };
+    reset();
+    const take = (row) => { if (row.run !== undefined) head = row; else { frame = row; frames++; } };
+    const p10 = (list) => list.map((v) => (v == null ? null : Math.pow(10, v / 100)));
+    const draw = () => {
+      rev++;
+      const byToken = root.dataset.by === "token", traces = [];
+      if (head) {
+        const tokens = (head.tokens || []).map(show);
+        traces.push({
+          x: head.ranks, y: p10(head.p), text: tokens, mode: "lines", name: "target p", type: "scatter",
+          line: { color: colour("target"), width: frame ? 2.5 : 2.5 }, fill: "tozeroy", fillcolor: tint(colour("target"), 0.08),
+          hovertemplate: "target: rank %{x}, “%{text}”, p = %{y:.3g}<extra></extra>",
+        });
+        if (frame) traces.push({
+          x: head.ranks, y: p10(byToken ? frame.t : frame.q), text: tokens, name: "achieved q", type: "scatter",
+          mode: byToken ? "markers" : "lines", marker: { color: colour("achieved"), size: 5, opacity: 0.85 },
+          line: { color: colour("achieved"), width: 2.5 },
+          hovertemplate: byToken ? "achieved: “%{text}”, q = %{y:.3g}<extra></extra>" : "achieved: rank %{x}, q = %{y:.3g}<extra></extra>",
+        });
+      }
+      const low = head ? Math.max(-10, Math.min(...head.p.filter((v) => v != null)) / 100 - 0.7) : -6;
+      const small = div.clientHeight < 190;
+      P().react(div, traces, {
+        ...layout(byToken ? "token, by its rank in the target" : "rank", "probability", {
+          x: { type: "log", dtick: 1, exponentformat: "power" }, y: { type: "log", range: [Math.min(low, -4), 0.15], dtick: small ? 2 : undefined, exponentformat: "power" },
+        }),
+        uirevision: head ? head.run + byToken : "none", datarevision: rev,
+      }, CONFIG);
+      root.dataset.points = head ? head.ranks.length : 0;
+      root.dataset.frames = frames;
+      root.dataset.run = head ? head.run : "";
+      root.classList.toggle("is-empty", !head);
+    };
+    return { reset, take, draw };
+  }
+
+  /* A finished Plotly figure, one JSON line; its inks follow the page. */
+  function figure(root) {
+    const div = root.querySelector(".dpx-figure");
+    let spec = null, rev = 0;
+    const reset = () => (spec = null);
+    const take = (row) => (spec = row);
+    const draw = () => {
+      rev++;
+      root.classList.toggle("is-empty", !spec);
+      if (!spec) { P().purge(div); return; }
+      const grid = css("--dpx-grid"), own = spec.layout || {};
+      const axis = (name) => ({ ...own[name], gridcolor: grid, linecolor: grid, tickcolor: grid, zerolinecolor: grid });
+      P().react(div, spec.data, {
+        ...own, title: { ...(own.title || {}), font: { size: 13 } }, xaxis: axis("xaxis"), yaxis: axis("yaxis"),
+        font: { ...(own.font || {}), color: css("--body-text-color") }, autosize: true, datarevision: rev,
+      }, CONFIG);
+      root.dataset.points = spec.data.length;
+    };
+    return { reset, take, draw };
+  }
+
+  const KINDS = { live, ranks, figure };
+
+  function mount(element, props, watch) {
+    const root = element.querySelector("[data-chart]");
+    const chart = KINDS[root.dataset.chart](root);
+    let read = 0, name = "", pending = false;
+    const schedule = () => {
+      if (pending) return;
+      pending = true;
+      requestAnimationFrame(() => { pending = false; if (root.isConnected && P()) chart.draw(); });
+    };
+    const feed = () => {
+      const text = props.value || "";
+      const first = text.slice(0, Math.max(0, text.indexOf("\n")));
+      if (first !== name || text.length < read) { read = 0; name = first; chart.reset(); }
+      const end = text.lastIndexOf("\n") + 1;
+      for (const line of text.slice(read, end).split("\n")) if (line) chart.take(JSON.parse(line));
+      read = Math.max(read, end);
+      schedule();
+    };
+    watch("value", feed);
+    feed();
+    new MutationObserver(schedule).observe(document.body, { attributes: true, attributeFilter: ["class"] });
+    new MutationObserver(schedule).observe(root, { attributes: true, attributeFilter: ["data-scale", "data-by"] });
+    new ResizeObserver(schedule).observe(root);
+  }
+
+  window.dpxCharts = { mount };
+})();

@@ -1,0 +1,186 @@
+"""Numbers into pictures: the colours, the axes and the Plotly figures. Knows neither torch nor gradio.
+
+A colour means one thing throughout: the page's style sheet, its live charts and these figures all
+take it from `COLOURS`. Hues are those of Okabe and Ito (2008), which people with the common kinds of
+colour blindness tell apart, darkened for white paper and lightened for a dark page so that text in
+them reaches a contrast of 4.5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+
+COLOURS: dict[str, tuple[str, str]] = {
+    # role: (on light, on dark)
+    "target": ("#0067A5", "#5DB7F0"),
+    "achieved": ("#BF4A00", "#FF9A57"),
+    "floor": ("#7A2E8E", "#D9A0EC"),
+    "head": ("#00735A", "#3CCBA6"),
+    "restart": ("#8C8A84", "#8A8F98"),
+}
+
+DASHES = {"target": "dot", "achieved": "solid", "floor": "solid", "head": "dash", "restart": "solid"}
+"""Each role's line style, so that a print in grey can be read as well."""
+
+NATS_PER_BIT = math.log(2)
+
+LOWEST_PROBABILITY = 1e-12
+"""Where curves of probability are cut: far below what a picture shows."""
+
+
+def colour(role: str, dark: bool = False) -> str:
+    """The colour of a role, as `#rrggbb`."""
+    return COLOURS[role][dark]
+
+
+def log_grid(count: int, points: int = 120) -> np.ndarray:
+    """At most `points` ranks from 1 to `count`, every one of the first few, then evenly on a log axis."""
+    if count < 1 or points < 1:
+        raise ValueError(f"count and points are at least 1, not {count} and {points}")
+    wanted = np.unique(np.rint(np.geomspace(1, count, points)).astype(int))
+    # Rounding merges neighbours at the small ranks; spend what that saves on more of them.
+    spare = points - wanted.size
+    dense = np.arange(1, min(count, spare + 1) + 1)
+    ranks = np.union1d(wanted, dense)
+    return ranks if ranks.size <= points else wanted
+
+
+@dataclass(frozen=True)
+class RankCurve:
+    """A distribution seen by rank: the tokens in falling order of one distribution, thinned on a log grid."""
+
+    ranks: np.ndarray
+    """`(points,)` 1 for the most probable token."""
+    ids: np.ndarray
+    """`(points,)` the token at each rank."""
+    probs: np.ndarray
+    """`(points,)` its probability."""
+
+
+def rank_curve(probs: np.ndarray, points: int = 120) -> RankCurve:
+    """Rank against probability of `probs` `(vocab,)`, thinned to at most `points` ranks."""
+    order = np.argsort(-probs, kind="stable")
+    ranks = log_grid(len(probs), points)
+    ids = order[ranks - 1]
+    return RankCurve(ranks, ids, probs[ids])
+
+
+@dataclass(frozen=True)
+class TokenShare:
+    """One token's part in KL(p‖q) = Σ p·log(p/q)."""
+
+    token_id: int
+    target: float
+    achieved: float
+    kl_nats: float
+    """p·log(p/q), negative where q is above p."""
+
+
+def token_shares(target: np.ndarray, log_achieved: np.ndarray, count: int = 12) -> list[TokenShare]:
+    """The tokens that a reader wants to see: the `count` most probable of p and of q, and the costliest ones.
+
+    Shapes: target `(vocab,)` probabilities; log_achieved `(vocab,)` log-probabilities in nats. The
+    rows come by their larger probability, falling; their `kl_nats` over all tokens sum to KL(p‖q).
+    """
+    target = np.asarray(target, dtype=np.float64)
+    log_achieved = np.asarray(log_achieved, dtype=np.float64)
+    achieved = np.exp(log_achieved)
+    shares = np.zeros_like(target)
+    seen = target > 0
+    shares[seen] = target[seen] * (np.log(target[seen]) - log_achieved[seen])
+    picked = set[int]()
+    for scores in (target, achieved, shares):
+        picked.update(int(i) for i in np.argsort(-scores, kind="stable")[:count] if scores[i] > 0)
+    rows = [TokenShare(i, float(target[i]), float(achieved[i]), float(shares[i])) for i in picked]
+    return sorted(rows, key=lambda row: (-max(row.target, row.achieved), row.token_id))
+
+
+def base_layout(title: str, x_title: str, y_title: str, dark: bool = False) -> go.Layout:
+    """The look shared by all figures; backgrounds stay clear so that a page's own shows through."""
+    ink, grid = ("#E8E8E6", "#3A3D44") if dark else ("#1C1C1A", "#E3E2DD")
+    axis = {"gridcolor": grid, "zerolinecolor": grid, "linecolor": grid, "ticks": "outside", "tickcolor": grid}
+    return go.Layout(
+        title={"text": title, "x": 0, "xref": "paper", "font": {"size": 14}},
+        font={"color": ink, "family": "IBM Plex Sans, system-ui, sans-serif", "size": 12},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 56, "r": 16, "t": 40, "b": 44},
+        xaxis={**axis, "title": {"text": x_title}},
+        yaxis={**axis, "title": {"text": y_title}, "rangemode": "tozero"},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"},
+        hovermode="closest",
+    )
+
+
+def figure_json(figure: go.Figure) -> str:
+    """A figure as one line of JSON, without Plotly's large default template."""
+    figure = go.Figure(figure).update_layout(template=None)
+    return figure.to_json().replace("\n", " ")
+
+
+@dataclass(frozen=True)
+class FloorPoint:
+    """The floor of one target, as the floor curve draws it."""
+
+    entropy_bits: float
+    floor_nats: float
+    """The certified lower bound."""
+    head_optimum_nats: float | None = None
+    """The best point found on the final norm's sphere, an estimate."""
+
+
+def floor_curve(
+    families: Mapping[str, Sequence[FloorPoint]], here: FloorPoint | None = None, dark: bool = False
+) -> go.Figure:
+    """Certified floor over entropy, one line for each kind of target; the first one leads and shows its head optimum."""
+    figure = go.Figure(
+        layout=base_layout(
+            "What this model can never say: the certified floor over entropy",
+            "entropy of the target (bits)",
+            "floor of KL(p‖q) (nats)",
+            dark,
+        )
+    )
+    markers = ("circle", "square", "diamond", "triangle-up", "x", "star", "pentagon")
+    for number, (name, points) in enumerate(families.items()):
+        points = sorted(points, key=lambda point: point.entropy_bits)
+        bits = [point.entropy_bits for point in points]
+        figure.add_scatter(
+            x=bits,
+            y=[point.floor_nats for point in points],
+            name=name,
+            mode="lines" if number == 0 else "lines+markers",
+            line={"color": colour("floor", dark), "width": 3 if number == 0 else 1.2, "dash": "solid" if number == 0 else "dot"},
+            marker={"symbol": markers[number % len(markers)], "size": 7},
+            opacity=1 if number == 0 else 0.75,
+            fill="tozeroy" if number == 0 else None,
+            fillcolor=_tint(colour("floor", dark), 0.10),
+        )
+        optima = [(b, p.head_optimum_nats) for b, p in zip(bits, points, strict=True) if p.head_optimum_nats is not None]
+        if number == 0 and optima:
+            figure.add_scatter(
+                x=[b for b, _ in optima],
+                y=[y for _, y in optima],
+                name="head optimum (estimate)",
+                mode="lines",
+                line={"color": colour("head", dark), "width": 2, "dash": DASHES["head"]},
+            )
+    if here is not None:
+        figure.add_scatter(
+            x=[here.entropy_bits],
+            y=[here.floor_nats],
+            name="your target",
+            mode="markers",
+            marker={"color": colour("target", dark), "size": 13, "line": {"width": 2, "color": "white"}},
+        )
+    return figure
+
+
+def _tint(hex_colour: str, alpha: float) -> str:
+    red, green, blue = (int(hex_colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"

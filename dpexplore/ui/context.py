@@ -1,0 +1,29 @@
+"""What all handlers of one page share."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from dpexplore.errors import InputError
+from dpexplore.models import DEFAULT_MODEL
+from dpexplore.ui.model_pool import INTERNAL_ERROR, ModelPool
+from dpexplore.ui.sessions import Sessions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AppContext:
+    pool: ModelPool = field(default_factory=ModelPool)
+    sessions: Sessions = field(default_factory=Sessions)
+    model: str = DEFAULT_MODEL
+    """The model that a page begins with."""
+
+
+def sentence(error: Exception) -> str:
+    """What the person at the page is told: an InputError's own sentence, a general one for anything else."""
+    if isinstance(error, InputError):
+        return str(error)
+    logger.error("a handler of the page failed", exc_info=error)
+    return INTERNAL_ERROR

@@ -1,0 +1,70 @@
+"""Small pieces of HTML. Whatever comes from a model, a file or a person is escaped here."""
+
+from __future__ import annotations
+
+import json
+import math
+from html import escape
+from typing import Literal
+
+from dpexplore.plots import NATS_PER_BIT
+
+
+def quantity(nats: float | None, kind: Literal["kl", "h"], digits: int = 2) -> str:
+    """A divergence (`kl`) or an entropy (`h`) in both units; the page's unit switch shows one of them."""
+    if nats is None or not math.isfinite(nats):
+        return "<span class='dpx-none'>none</span>"
+    return (
+        f"<span class='dpx-{kind}-q'><span class='u-nats'>{nats:.{digits}f} nats</span>"
+        f"<span class='u-bits'>{nats / NATS_PER_BIT:.{digits}f} bits</span></span>"
+    )
+
+
+def token(text: str) -> str:
+    """A token as a person reads it: spaces and line breaks made visible."""
+    visible = json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"').replace("\\\\", "\\")
+    return f"<code class='dpx-token'>{escape(visible).replace(' ', '<i>␣</i>')}</code>"
+
+
+def probability(value: float) -> str:
+    """A probability with three significant digits."""
+    if value >= 0.0995:
+        return f"{value:.3f}"
+    if value >= 0.000995:
+        return f"{value:.5f}".rstrip("0")
+    return f"{value:.1e}".replace("e-0", "e-") if value > 0 else "0"
+
+
+def message(text: str, kind: Literal["info", "error", "busy", "ready"] = "info") -> str:
+    """One sentence for the person at the page."""
+    return f"<p class='dpx-message is-{kind}'>{escape(text)}</p>" if text else ""
+
+
+def progress_bar(text: str, fraction: float | None) -> str:
+    """What is being waited for, and how far it is; an unknown share moves without end."""
+    share = "" if fraction is None else f" aria-valuenow='{round(100 * fraction)}' aria-valuemin='0' aria-valuemax='100'"
+    width = "" if fraction is None else f" style='width:{max(0.0, min(1.0, fraction)) * 100:.1f}%'"
+    percent = "" if fraction is None else f" <b>{fraction:.0%}</b>"
+    return (
+        f"<div class='dpx-progress'><span>{escape(text)}{percent}</span>"
+        f"<div class='dpx-bar{' is-unknown' if fraction is None else ''}' role='progressbar' aria-label='{escape(text)}'{share}>"
+        f"<div{width}></div></div></div>"
+    )
+
+
+def table(headers: list[tuple[str, str]], rows: list[list[str]], caption: str) -> str:
+    """A table of ready HTML cells; `headers` are (text, CSS class of the column)."""
+    head = "".join(f"<th scope='col' class='{css}'>{escape(text)}</th>" for text, css in headers)
+    body = "".join(
+        "<tr>" + "".join(f"<td class='{css}'>{cell}</td>" for (_, css), cell in zip(headers, row, strict=True)) + "</tr>"
+        for row in rows
+    )
+    return (
+        f"<div class='dpx-table' tabindex='0' role='region' aria-label='{escape(caption)}'><table>"
+        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def bar(share: float, role: str) -> str:
+    """A bar of a share from 0 to 1 in a role's colour, read by its number beside it."""
+    return f"<span class='dpx-share' aria-hidden='true'><span class='is-{role}' style='width:{100 * max(0.0, min(1.0, share)):.1f}%'></span></span>"

@@ -1,0 +1,163 @@
+"""The models that the page holds: loaded once, shared by everybody, let go when memory is short."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from dpexplore.errors import InputError
+from dpexplore.models import LanguageModel, describe_models, load_model
+from dpexplore.targets import Target, parse_recipe
+from dpexplore.tuning import EngineServer
+
+logger = logging.getLogger(__name__)
+
+KEPT_TARGETS = 48
+"""Targets kept for each model, the latest used: a slider that moves back finds its target again."""
+INTERNAL_ERROR = "Something went wrong on the server, which has logged it; please try again."
+
+Loader = Callable[..., LanguageModel]
+
+
+@dataclass
+class LoadedModel:
+    """A model with its engine and the targets built for it lately."""
+
+    lm: LanguageModel
+    server: EngineServer
+    used: float = field(default_factory=time.monotonic)
+    _targets: OrderedDict[str, Target] = field(default_factory=OrderedDict)
+    _gate: threading.Lock = field(default_factory=threading.Lock)
+
+    def target(self, recipe_text: str, load: Callable[[str], LanguageModel] | None = None) -> Target:
+        """The target of a recipe's text. InputError for a text that is no recipe or that this model cannot have."""
+        recipe = parse_recipe(recipe_text)
+        key = str(recipe)
+        with self._gate:
+            if key in self._targets:
+                self._targets.move_to_end(key)
+                return self._targets[key]
+        target = recipe.build(self.lm, load=load)
+        if "file(" not in key:  # a file's content may change under its name
+            with self._gate:
+                self._targets[key] = target
+                while len(self._targets) > KEPT_TARGETS:
+                    self._targets.popitem(last=False)
+        return target
+
+    @property
+    def busy(self) -> bool:
+        return self.server.engine.active_rows > 0
+
+
+@dataclass
+class Loading:
+    """A model on its way; read by everybody who waits for it."""
+
+    name: str
+    text: str = "Waiting to load"
+    fraction: float | None = None
+    error: str | None = None
+    """One sentence, once loading has failed."""
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def report(self, text: str, fraction: float | None) -> None:
+        self.text, self.fraction = text, fraction
+
+
+class ModelPool:
+    """Loaded models by name. Thread-safe; models load one after the other in threads of their own."""
+
+    def __init__(self, loader: Loader = load_model) -> None:
+        self._loader = loader
+        self._loaded: dict[str, LoadedModel] = {}
+        self._loading: dict[str, Loading] = {}
+        self._gate = threading.RLock()
+        self._one_at_a_time = threading.Lock()
+
+    def get(self, name: str) -> LoadedModel:
+        """A loaded model. InputError if it is not there (yet)."""
+        with self._gate:
+            entry = self._loaded.get(name)
+            if entry is None:
+                raise InputError(f"The model {name} is not loaded; choose it in the model picker and wait until it is ready.")
+            entry.used = time.monotonic()
+            return entry
+
+    def is_loaded(self, name: str) -> bool:
+        with self._gate:
+            return name in self._loaded
+
+    def start_loading(self, name: str) -> Loading:
+        """Begin to load a model, or join whoever began; a loaded one is done at once."""
+        with self._gate:
+            if name in self._loaded:
+                ready = Loading(name, "Ready", 1.0)
+                ready.done.set()
+                return ready
+            if name not in self._loading:
+                self._loading[name] = Loading(name)
+                threading.Thread(target=self._load, args=(self._loading[name],), name=f"load {name}", daemon=True).start()
+            return self._loading[name]
+
+    def load(self, name: str) -> LoadedModel:
+        """Load and wait. InputError with the one sentence that says why it failed."""
+        loading = self.start_loading(name)
+        loading.done.wait()
+        if loading.error:
+            raise InputError(loading.error)
+        return self.get(name)
+
+    def source(self, name: str) -> LanguageModel:
+        """A model to capture from, kept for the next capture until memory is short."""
+        return self.load(name).lm
+
+    def close(self) -> None:
+        """Let go of everything; runs keep their best so far."""
+        with self._gate:
+            entries = list(self._loaded.values())
+            self._loaded.clear()
+        for entry in entries:
+            entry.server.close()
+
+    def _load(self, loading: Loading) -> None:
+        try:
+            with self._one_at_a_time:
+                self._make_room(loading.name)
+                lm = self._loader(loading.name, progress=loading.report)
+            with self._gate:
+                self._loaded[loading.name] = LoadedModel(lm, EngineServer(lm))
+        except InputError as error:
+            loading.error = str(error)
+        except Exception:
+            logger.exception("loading %s failed", loading.name)
+            loading.error = f"The model {loading.name} could not be loaded. {INTERNAL_ERROR}"
+        finally:
+            with self._gate:
+                self._loading.pop(loading.name, None)
+            loading.done.set()
+
+    def _make_room(self, name: str) -> None:
+        """Let go of idle models, the longest unused first, until a curated model of known size fits."""
+        while True:
+            known = {info.name: info for info in describe_models()}.get(name)
+            with self._gate:
+                idle = sorted((e for e in self._loaded.values() if not e.busy), key=lambda entry: entry.used)
+            if not idle or (known is not None and known.fits) or (known is None and len(idle) < 2):
+                return
+            self._release(idle[0])
+
+    def _release(self, entry: LoadedModel) -> None:
+        with self._gate:
+            self._loaded.pop(entry.lm.name, None)
+        entry.server.close()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,0 +1,115 @@
+"""The page: where each panel stands, and which event reaches which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from dpexplore.ui.api import add_endpoints
+from dpexplore.ui.context import AppContext
+from dpexplore.ui.markup import message
+from dpexplore.ui.model_panel import ModelPanel, build_model_panel, use_model
+from dpexplore.ui.target_panel import TargetPanel, build_target_panel, entropy_limit, show_target, wire_target_panel
+from dpexplore.ui.theme import CHARTS_JS, PAGE_JS, PLOTLY_JS, css, theme
+from dpexplore.ui.tune_panel import (
+    ResultPanel,
+    TunePanel,
+    achieved_chart,
+    build_result_panel,
+    build_tune_panel,
+    live_chart,
+    wire_tune_panel,
+)
+from dpexplore.ui.widgets import view, card_title, segmented
+
+UNITS = [("KL nats, H bits", "mixed"), ("nats", "nats"), ("bits", "bits")]
+HEADER = (
+    "<header class='dpx-header'><div><h1>dpexplore</h1>"
+    "<p>Design a next-token distribution. Find the prompt that makes a model say it.</p></div>"
+    f"<div class='dpx-tools'>{segmented('Units', UNITS, 'units', 'mixed')}"
+    "<button type='button' class='dpx-round' data-dark aria-label='Light or dark'>◐</button></div></header>"
+)
+BY = [("by rank", "achieved-chart:by:rank"), ("by token", "achieved-chart:by:token")]
+
+
+def build(app: AppContext | None = None) -> gr.Blocks:
+    """The whole page. Models live in `app.pool`, runs in `app.sessions`; nothing is global."""
+    app = app or AppContext()
+    gr.set_static_paths([PLOTLY_JS, CHARTS_JS, PAGE_JS])
+    with gr.Blocks(title="dpexplore", analytics_enabled=False, fill_width=True, delete_cache=(3600, 7200)) as demo:
+        view(HEADER, elem_id="header")
+        strip = view(live=True, elem_id="model-strip")
+        with gr.Row(elem_id="page"):
+            with gr.Column(elem_id="left", scale=0, min_width=320):
+                with gr.Column(elem_classes="dpx-card", elem_id="model-card"):
+                    models = build_model_panel(app, strip)
+                with gr.Column(elem_classes="dpx-card", elem_id="target-card"):
+                    target = build_target_panel()
+            with gr.Column(elem_id="right", scale=1, min_width=320):
+                with gr.Column(elem_classes="dpx-card", elem_id="tune-card"):
+                    tuning = build_tune_panel()
+                shown = _results()
+        wire_target_panel(app, target, models.name)
+        wire_tune_panel(app, tuning, shown, models.name, target.recipe)
+        _wire_models(app, demo, models, target, tuning)
+        add_endpoints(app)
+    return demo.queue(max_size=256, default_concurrency_limit=8)
+
+
+def _results() -> ResultPanel:
+    with gr.Column(elem_classes="dpx-card", elem_id="live-card"):
+        live = live_chart()
+    with gr.Row(elem_id="lower"):
+        with gr.Column(elem_classes="dpx-card", elem_id="achieved-card", min_width=300):
+            card_title("Target against achieved", segmented("Order of tokens", BY, "switch", BY[0][1]))
+            ranks = achieved_chart()
+        with gr.Column(elem_classes="dpx-card", elem_id="result-card", min_width=300):
+            card_title("Result")
+            return build_result_panel(live, ranks)
+
+
+def _wire_models(app: AppContext, demo: gr.Blocks, models: ModelPanel, target: TargetPanel, tuning: TunePanel) -> None:
+    """Opening the page and choosing a model load it; whatever depends on the model follows."""
+    outputs = [models.strip, models.name, models.picker]
+    quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
+
+    def follow(wanted: str, current: str) -> Iterator[tuple]:
+        yield from use_model(app, wanted or "", current)
+
+    def opened(current: str) -> Iterator[tuple]:
+        yield from use_model(app, app.model, current)
+
+    demo.load(opened, models.name, outputs, **quiet)
+    models.choice.input(follow, [models.choice, models.name], outputs, **quiet)
+    gr.on([models.load.click, models.custom.submit], follow, [models.custom, models.name], outputs, **quiet)
+    after = models.name.change(
+        partial(_model_ready, app), models.name, [tuning.tune, tuning.status, target.controls["bits"]], **quiet
+    )
+    after.then(partial(show_target, app), [models.name, target.recipe], target.shown, **quiet)
+
+
+def _model_ready(app: AppContext, model: str) -> list[Any]:
+    """Values for (tune, status, entropy slider)."""
+    if not model:
+        return [gr.skip()] * 3
+    text = "Ready. Set a target, then press Tune."
+    return [gr.update(interactive=True), message(text, "ready"), entropy_limit(app, model)]
+
+
+def launch_settings() -> dict[str, Any]:
+    """Arguments of `Blocks.launch` that make the page what it is."""
+    return {
+        "theme": theme(),
+        "css": css(),
+        "footer_links": ["api"],
+        "max_file_size": "20mb",
+        "max_threads": 200,
+        "enable_monitoring": False,
+        "run_history": False,
+        "show_error": False,
+        "ssr_mode": False,
+        "quiet": True,
+    }

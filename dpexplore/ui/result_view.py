@@ -1,0 +1,133 @@
+"""A finished run, as a person reads it: the prompt found, how good it is, where the rest of the loss lies."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from dpexplore.models import LanguageModel
+from dpexplore.plots import TokenShare, token_shares
+from dpexplore.targets import Target
+from dpexplore.tuning import TuneResult
+from dpexplore.ui.markup import bar, probability, quantity, table, token
+
+STATUS_TEXT = {
+    "converged": "converged: no restart improved any more",
+    "max_steps": "all steps used",
+    "cancelled": "stopped; this is the best so far",
+    "nonfinite": "no restart stayed finite",
+}
+EMPTY_RESULT = (
+    "<p class='dpx-empty-card'>The prompt that is found appears here: its tokens, the text to copy, "
+    "and which tokens the remaining KL comes from. Set a target, then press <b>Tune</b>.</p>"
+)
+
+
+def result_html(lm: LanguageModel, target: Target, result: TuneResult) -> str:
+    """Everything about the best prompt but the table of tokens."""
+    return (
+        f"<div class='dpx-result' data-status='{result.status}' data-kl='{result.kl_nats:.6f}'>"
+        f"{_headline(target, result)}{_prompt(lm, result)}{_spread(result)}</div>"
+    )
+
+
+def shares_html(lm: LanguageModel, target: Target, result: TuneResult) -> str:
+    """The KL microscope: target against achieved, token by token."""
+    shares = token_shares(target.probs.numpy(), result.log_probs.numpy())
+    total = result.kl_nats if result.kl_nats > 0 else 1.0
+    top = max(max(share.target, share.achieved) for share in shares)
+    rows = [_share_row(lm, share, total, top) for share in shares]
+    headers = [("token", "is-token"), ("target p", "is-num"), ("", "is-bars"), ("achieved q", "is-num"), ("share of KL", "is-num")]
+    return table(headers, rows, "Target against achieved, token by token")
+
+
+def capsule_file(result: TuneResult) -> str:
+    """The run's capsule as a file to download; its name tells model, method and KL."""
+    capsule = result.capsule
+    label = f"dpexplore-{capsule['model']['name']}-{capsule['config']['method']}-{result.kl_nats:.3f}nats"
+    folder = Path(tempfile.mkdtemp(prefix="dpexplore-"))
+    path = folder / (re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-")[:100] + ".json")
+    path.write_text(json.dumps(capsule, indent=1, ensure_ascii=False), encoding="utf-8")
+    return str(path)
+
+
+def _headline(target: Target, result: TuneResult) -> str:
+    hard = result.prompt_ids is not None
+    facts = [(f"<b class='is-achieved'>{quantity(result.kl_nats, 'kl', 3)}</b>", f"KL(p‖q) {'at the ids' if hard else 're-scored'}")]
+    if hard:
+        facts.append(_round_trip(result))
+    facts.append((f"<b>{quantity(result.entropy_nats, 'h')}</b>", f"entropy of q; target {quantity(target.entropy_nats, 'h')}"))
+    facts.append((f"<b>{result.steps} steps</b>", f"{result.seconds:.1f} s; {STATUS_TEXT[result.status]}"))
+    return "<div class='dpx-facts'>" + "".join(f"<div>{number}<span>{what}</span></div>" for number, what in facts) + "</div>"
+
+
+def _round_trip(result: TuneResult) -> tuple[str, str]:
+    if result.kl_reencoded_nats is None:
+        return "<b>none</b>", "re-encoded <em class='dpx-badge is-bad'>the text cannot be encoded</em>"
+    survives = abs(result.kl_reencoded_nats - result.kl_nats) < 1e-3
+    badge = "is-good'>✓ survives copying" if survives else "is-bad'>⚠ changes when copied"
+    return f"<b>{quantity(result.kl_reencoded_nats, 'kl', 3)}</b>", f"re-encoded <em class='dpx-badge {badge}</em>"
+
+
+def _prompt(lm: LanguageModel, result: TuneResult) -> str:
+    if result.prompt_ids is not None:
+        chips = "".join(
+            f"<li class='dpx-chip'>{token(lm.token_text(i))}<small>{i}</small></li>" for i in result.prompt_ids
+        )
+        text = result.prompt_text or ""
+        return (
+            f"<ol class='dpx-chips' aria-label='The prompt, token by token'>{chips}</ol>"
+            f"<div class='dpx-copy'><code id='dpx-prompt-text'>{escape(text)}</code>"
+            f"<button type='button' data-copy=\"{escape(text)}\">Copy text</button>"
+            f"<button type='button' data-copy='{result.prompt_ids}'>Copy ids</button></div>"
+        )
+    chips = "".join(_soft_chip(near, lm, position) for position, near in enumerate(result.nearest))
+    return (
+        f"<ol class='dpx-chips is-soft' aria-label='The prompt, position by position'>{chips}</ol>"
+        "<p class='dpx-note'>Soft tokens are free vectors. The words are their nearest vocabulary tokens with the "
+        "cosine between them: a reading aid, not a prompt you could type.</p>"
+    )
+
+
+def _soft_chip(near: list | None, lm: LanguageModel, position: int) -> str:
+    if not near:
+        return f"<li class='dpx-chip is-fixed'><small>{position + 1}</small> fixed</li>"
+    first, *others = near
+    rest = "".join(f"<span>{token(item.token)} <small>{item.cosine:.2f}</small></span>" for item in others[:3])
+    return (
+        f"<li class='dpx-chip'><span>{token(first.token)} <small>cos {first.cosine:.2f}</small></span>"
+        f"<span class='dpx-others'>{rest}</span></li>"
+    )
+
+
+def _spread(result: TuneResult) -> str:
+    values = [value for value in result.kl_nats_per_restart if value is not None]
+    if len(values) < 2:
+        return ""
+    low, high = min(values), max(values)
+    width = max(high - low, 1e-9)
+    dots = "".join(
+        f"<i class='{'is-best' if i == result.best_restart else ''}' style='left:{100 * (value - low) / width:.1f}%'></i>"
+        for i, value in enumerate(result.kl_nats_per_restart)
+        if value is not None
+    )
+    return (
+        f"<div class='dpx-spread'><span>{len(values)} restarts: best {quantity(low, 'kl')}, mean "
+        f"{quantity(float(np.mean(values)), 'kl')}, worst {quantity(high, 'kl')}</span><div aria-hidden='true'>{dots}</div></div>"
+    )
+
+
+def _share_row(lm: LanguageModel, share: TokenShare, total: float, top: float) -> list[str]:
+    bars = bar(share.target / top, "target") + bar(share.achieved / top, "achieved")
+    return [
+        token(lm.token_text(share.token_id)),
+        probability(share.target),
+        bars,
+        probability(share.achieved),
+        f"{100 * share.kl_nats / total:+.1f} %",
+    ]

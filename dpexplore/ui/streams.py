@@ -1,0 +1,92 @@
+"""The text that the charts read: newline-delimited JSON that only grows, one stream for each run.
+
+First line: an object with `run`, the stream's name. The live chart then reads rows
+`[step, [KL in nats], [entropy in nats], best restart]` and objects with marks (`floor`, `head`, `end`);
+the rank chart reads frames `{"s": step, "q": […], "t": […]}`. Probabilities travel as hundredths of
+their base-10 logarithm: two digits after the point are more than a picture shows, and short to send.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from dpexplore.plots import LOWEST_PROBABILITY, log_grid, rank_curve
+
+SHOWN_RESTARTS = 24
+"""More lines than this are one grey mass: the chart shows the first ones and always the best."""
+ROWS_BEFORE_THINNING = 1000
+"""After so many rows every second step is left out, after twice as many three of four, and so on."""
+
+
+def _line(item: object) -> str:
+    return json.dumps(item, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
+
+
+class LiveStream:
+    """KL and entropy of a run, step by step."""
+
+    def __init__(self, run: str, restarts: int, steps: int, target_entropy_nats: float) -> None:
+        self.rows = 0
+        self._shown = min(restarts, SHOWN_RESTARTS)
+        self.text = _line({"run": run, "restarts": restarts, "steps": steps, "entropy": _number(target_entropy_nats)})
+
+    def add_step(
+        self, step: int, kl_nats: Sequence[float | None], entropy_nats: Sequence[float | None], best: int
+    ) -> None:
+        """One evaluation of all restarts; thinned in long runs so that the page stays quick."""
+        stride = 2 ** (self.rows // ROWS_BEFORE_THINNING)
+        if step > 1 and step % stride:
+            return
+        self.rows += 1
+        shown = [*range(self._shown)]
+        if best >= self._shown:
+            shown[-1], place = best, self._shown - 1
+        else:
+            place = best
+        kl = [_number(kl_nats[i]) for i in shown]
+        entropy = [_number(entropy_nats[i]) for i in shown]
+        self.text += _line([step, kl, entropy, place])
+
+    def mark(self, **marks: float | str | None) -> None:
+        """Lines across the chart (`floor`, `head`, in nats) or the end of the run (`end`)."""
+        self.text += _line({k: v if isinstance(v, str) else _number(v) for k, v in marks.items()})
+
+
+def _hundredths(probs: np.ndarray) -> list[int]:
+    return np.rint(100 * np.log10(np.maximum(probs, LOWEST_PROBABILITY))).astype(int).tolist()
+
+
+class RankStream:
+    """A target by rank, and the achieved distribution laid over it as it improves."""
+
+    def __init__(
+        self, run: str, target: np.ndarray, token_text: Callable[[int], str], points: int = 110
+    ) -> None:
+        """`target` `(vocab,)` probabilities; `token_text` names the tokens under the pointer."""
+        curve = rank_curve(target, points)
+        self._ids, self._ranks = curve.ids, log_grid(len(target), points)
+        self.frames = 0
+        self.text = _line(
+            {
+                "run": run,
+                "ranks": curve.ranks.tolist(),
+                "p": _hundredths(curve.probs),
+                "tokens": [token_text(int(i))[:24] for i in curve.ids],
+            }
+        )
+
+    def add_frame(self, step: int, log_achieved: np.ndarray) -> None:
+        """log q `(vocab,)`: by its own rank, and at the tokens of the target's ranks."""
+        by_rank = -np.sort(-log_achieved)[self._ranks - 1]
+        self.frames += 1
+        self.text += _line(
+            {"s": step, "q": _hundredths(np.exp(by_rank)), "t": _hundredths(np.exp(log_achieved[self._ids]))}
+        )

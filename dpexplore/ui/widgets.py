@@ -1,0 +1,61 @@
+"""The page's own components, all on `gr.HTML`: streaming charts and escaped markup."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from dpexplore.ui.theme import script_tags
+
+_MOUNT = "window.dpxCharts.mount(element, props, watch);"
+
+_SHOW = """
+const root = element.querySelector('.dpx-view');
+const show = () => { root.innerHTML = props.value || ''; };
+watch('value', show); show();
+"""
+
+
+def view(value: str = "", *, live: bool = False, **settings: Any) -> gr.HTML:
+    """HTML made on the server from escaped text. Unlike `gr.HTML` as it comes, no template runs over the
+    value, so a token such as `${x}` or `{{x}}` stays what it is. `live`: screen readers are told of changes."""
+    region = " role='status' aria-live='polite'" if live else ""
+    template = f"<div class='dpx-view'{region}></div>"
+    return gr.HTML(value, html_template=template, js_on_load=_SHOW, head=script_tags(), apply_default_css=False, **settings)
+
+
+def chart(kind: str, panes: list[tuple[str, str]], empty: str, **settings: Any) -> gr.HTML:
+    """A chart whose value is newline-delimited JSON; see `dpexplore.ui.streams` for the lines.
+
+    `kind` is what assets/charts.js calls it; `panes` are (class of the plot, its caption as HTML);
+    `empty` is the sentence shown while there is nothing to draw. (Functions, not subclasses of `gr.HTML`:
+    Gradio writes a .pyi file beside every module that defines a component class.)
+    """
+    plots = "".join(
+        f"<figure class='dpx-pane'><figcaption>{caption}</figcaption><div class='{name}'></div></figure>"
+        if caption
+        else f"<div class='dpx-pane'><div class='{name}'></div></div>"
+        for name, caption in panes
+    )
+    template = (
+        f"<div class='dpx-chart is-empty' data-chart='{kind}' data-points='0'>{plots}"
+        f"<p class='dpx-empty'>{escape(empty)}</p></div>"
+    )
+    return gr.HTML("", html_template=template, js_on_load=_MOUNT, head=script_tags(), apply_default_css=False, **settings)
+
+
+def segmented(label: str, options: list[tuple[str, str]], attribute: str, pressed: str) -> str:
+    """A row of buttons of which one is pressed; assets/page.js acts on `data-<attribute>`."""
+    buttons = "".join(
+        f"<button type='button' data-{attribute}='{escape(value)}' aria-pressed='{str(value == pressed).lower()}'>"
+        f"{escape(text)}</button>"
+        for text, value in options
+    )
+    return f"<div class='dpx-segmented' role='group' aria-label='{escape(label)}'>{buttons}</div>"
+
+
+def card_title(title: str, tools: str = "") -> gr.HTML:
+    """A card's heading with switches at its right."""
+    return view(f"<div class='dpx-card-title'><h2>{escape(title)}</h2>{tools}</div>")
