@@ -24,8 +24,8 @@ SAMPLED_TOKENS_PER_DIMENSION = 8
 """Tokens in the preconditioner for each hidden dimension: enough for a condition number of about 3."""
 DIRECTIONS = 8
 KEPT_DIRECTIONS = 4
-REFRESH_NATS = 0.15
-"""KL by which the model's distribution may move before its preconditioner is rebuilt."""
+REFRESH = 0.2
+"""Mean change of log q, weighted by √q, after which a preconditioner is rebuilt."""
 JITTER = 1e-9
 NOISE = 1e-9
 ON_EDGE = 1e-9
@@ -149,6 +149,13 @@ class FloorSolver:
         points, iterations = search.run(start, gap_nats, max_iterations)
         found = self.certify(probs, points)
         gaps = found.kl_nats - found.lower_bound_nats
+        if (gaps > gap_nats).any() and self.products.matrix.dtype != torch.float64:
+            # The head's own precision was not enough for a gap this small.
+            search = _Search(self, probs, self.radius, sphere=False, exact=True)
+            points, more = search.run(points, gap_nats, max_iterations)
+            iterations = iterations + more
+            found = self.certify(probs, points)
+            gaps = found.kl_nats - found.lower_bound_nats
         unconstrained = sphere = [None] * len(points)
         if ladder:
             unconstrained = self._unconstrained(probs, points, found)
@@ -251,8 +258,11 @@ def _unit(vectors: Tensor) -> Tensor:
 class _Search:
     """Sequential subspace optimisation for a batch of targets, over a ball or on its sphere."""
 
-    def __init__(self, solver: FloorSolver, probs: Tensor, radius: float, *, sphere: bool) -> None:
+    def __init__(
+        self, solver: FloorSolver, probs: Tensor, radius: float, *, sphere: bool, exact: bool = False
+    ) -> None:
         self.solver = solver
+        self.exact = exact
         self.products = solver.products
         self.bias = solver.bias
         self.radius = radius
@@ -298,7 +308,7 @@ class _Search:
         self.directions = start.new_zeros(len(start), 1, start.shape[1])
         self.directions = self._orthogonal(start)[:, None]
         self.weights = start.norm(dim=1, keepdim=True)
-        self.images = self.products.forward(self.directions[:, 0])[:, None]
+        self.images = self.products.forward(self.directions[:, 0], exact=self.exact)[:, None]
         self.target_images = (self.images @ self.probs[..., None])[..., 0]
         self.target_entropy = torch.special.entr(self.probs).sum(-1)
         self.hessians = torch.zeros(len(start), self.solver.hidden_size, self.solver.hidden_size)
@@ -309,14 +319,15 @@ class _Search:
         logits = torch.baddbmm(self.bias.expand(len(self.rows), 1, -1), self.weights[:, None], self.images)[:, 0]
         self.log_probs = logits.log_softmax(-1)
         kl = cross_entropy(self.probs, self.log_probs) - self.target_entropy
-        gradient = self.products.backward(self.log_probs.exp() - self.probs)
+        gradient = self.products.backward(self.log_probs.exp() - self.probs, exact=self.exact)
         points = (self.weights[:, None] @ self.directions)[:, 0]
         inward = (gradient * points).sum(-1)
         if self.sphere:
             multiplier = -inward / self.radius**2
             gap = self.radius * (gradient + multiplier[:, None] * points).norm(dim=-1)
         else:
-            gap = inward + self.radius * gradient.norm(dim=-1)
+            # No KL is negative, so the gap is never wider than the KL itself.
+            gap = torch.minimum(inward + self.radius * gradient.norm(dim=-1), kl)
         return gradient, points, kl, gap
 
     def _keep_rows(self, going: Tensor) -> None:
@@ -337,8 +348,10 @@ class _Search:
     def _descent(self, gradient: Tensor, points: Tensor) -> Tensor:
         """−(H + λ)⁻¹(g + λu): the Newton direction of the Lagrangian, with the sampled Hessian for H."""
         q = self.log_probs.exp()
-        moved = (q * (self.log_probs - self.hessian_log_probs)).sum(-1)
-        for row in (~(moved <= REFRESH_NATS)).nonzero()[:, 0].tolist():
+        # √q lets the tail count: where the head tokens are satisfied, its curvature is all there is.
+        share = (0.5 * self.log_probs).softmax(-1)
+        moved = (share * (self.log_probs - self.hessian_log_probs).abs()).sum(-1)
+        for row in (~(moved <= REFRESH)).nonzero()[:, 0].tolist():
             self.hessians[row] = sampled_hessian(self.products, q[row])
             self.hessian_log_probs[row] = self.log_probs[row]
         multiplier = -(gradient * points).sum(-1) / self.radius**2
@@ -364,7 +377,7 @@ class _Search:
         if self.directions.shape[1] >= self.dimensions:
             return
         direction = self._orthogonal(self.products.centre(direction))
-        image = self.products.forward(direction)
+        image = self.products.forward(direction, exact=self.exact)
         self.directions = torch.cat([self.directions, direction[:, None]], 1)
         self.images = torch.cat([self.images, image[:, None]], 1)
         self.target_images = torch.cat([self.target_images, (image * self.probs).sum(-1, keepdim=True)], 1)
