@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -23,9 +23,9 @@ class LanguageModel:
 
     name: str
     """What the user asked for: registry name, Hub id, path or `random:<config>`."""
-    model: PreTrainedModel
+    model: PreTrainedModel = field(repr=False)
     """Eval mode, no parameter requires a gradient."""
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
     identity: str
     """What the weights are, for capsules: `sha256:…` of the weights, `hub:<id>@<commit>`, `random:<seed>:<config>`."""
 
