@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+from dpexplore.targets.batch import build_many
+from dpexplore.targets.by_pos import pos_histogram, tokens_by_pos
+from dpexplore.targets.files import save_target
+from dpexplore.targets.outliers import OutlierRange, exact_outlier_mass, outlier_mass, outlier_range, outlier_target
 from dpexplore.targets.parser import parse_recipe
+from dpexplore.targets.preview import TopToken, top_tokens
 from dpexplore.targets.recipe import Recipe
-from dpexplore.targets.sources import capture, entropy, random_prompt
+from dpexplore.targets.sources import capture, entropy, file, pos, random_prompt, tokens
 from dpexplore.targets.target import NATS_PER_BIT, Target, entropy_nats
 from dpexplore.targets.vanilla import vanilla_target, vanilla_targets
+from dpexplore.targets.vocabulary import FoundToken, search_tokens, token_id
 
 __all__ = [
     "NATS_PER_BIT",
+    "FoundToken",
+    "OutlierRange",
     "Recipe",
     "Target",
+    "TopToken",
+    "build_many",
     "capture",
     "entropy",
     "entropy_nats",
+    "exact_outlier_mass",
+    "file",
+    "outlier_mass",
+    "outlier_range",
+    "outlier_target",
     "parse_recipe",
+    "pos",
+    "pos_histogram",
     "random_prompt",
+    "save_target",
+    "search_tokens",
+    "token_id",
+    "tokens",
+    "tokens_by_pos",
+    "top_tokens",
     "vanilla_target",
     "vanilla_targets",
 ]

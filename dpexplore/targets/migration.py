@@ -2,51 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from dpexplore.errors import InputError
 from dpexplore.targets.recipe import Provenance
+from dpexplore.targets.vocabulary import vocabulary
 
 if TYPE_CHECKING:
     from dpexplore.models.language_model import LanguageModel
 
 LOW_MASS = 0.5
 """Below this share of kept mass a migrated target says little about its source."""
-
-_BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-
-Key = bytes | str
-"""What a token stands for: its bytes; a special token's own name; nothing (absent) for padded rows."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Vocabulary:
-    keys: list[Key | None]
-    """By id."""
-    ids: dict[Key, int]
-    """The id that receives a key's mass: of several, a whole piece before a byte-fallback one, then the lowest."""
-
-
-_vocabularies: WeakKeyDictionary[LanguageModel, _Vocabulary] = WeakKeyDictionary()
-
-
-def _vocabulary(lm: LanguageModel) -> _Vocabulary:
-    known = _vocabularies.get(lm)
-    if known is None:
-        names = {i: name for name, i in lm.tokenizer.get_vocab().items()}
-        keys: list[Key | None] = [lm.token_bytes(i) or names.get(i) for i in range(lm.vocab_size)]
-        ids: dict[Key, int] = {}
-        for i, key in enumerate(keys):
-            if key is not None and (key not in ids or _BYTE_PIECE.fullmatch(names[ids[key]])):
-                ids[key] = i
-        known = _vocabularies[lm] = _Vocabulary(keys, ids)
-    return known
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +35,12 @@ class VocabularyMap:
 
 def map_vocabulary(source: LanguageModel, lm: LanguageModel) -> VocabularyMap:
     """Match tokens by the bytes they stand for, special tokens by name; `Ġthe`, `▁the` and ` the` meet."""
-    theirs, ours = _vocabulary(source), _vocabulary(lm)
-    if source is lm or theirs.keys == ours.keys:
-        count = sum(key is not None for key in ours.keys)
-        return VocabularyMap(torch.arange(len(ours.keys)), count, count, True)
+    theirs, ours = vocabulary(source), vocabulary(lm)
+    present = sum(key is not None for key in theirs.keys)
+    if theirs.keys == ours.keys:
+        return VocabularyMap(torch.arange(len(ours.keys)), present, present, True)
     target_ids = torch.tensor([-1 if key is None else ours.ids.get(key, -1) for key in theirs.keys])
-    shared = int((target_ids >= 0).sum())
-    return VocabularyMap(target_ids, shared, sum(key is not None for key in theirs.keys), False)
+    return VocabularyMap(target_ids, int((target_ids >= 0).sum()), present, False)
 
 
 def migrate(
@@ -101,11 +70,11 @@ def migrate(
         "tokens_shared": mapped.tokens_shared,
         "tokens_source": mapped.tokens_source,
     }
-    moved_from: Provenance = {**provenance, "migration": migration}
+    told: Provenance = {**provenance, "migration": migration}
     if mass < LOW_MASS:
         warning = (
             f"Only {mass:.0%} of the probability of {source.name} lies on tokens that {lm.name} has too: "
             "the target says little about its source."
         )
-        moved_from["warnings"] = [*provenance.get("warnings", []), warning]
-    return moved / mass, moved_from
+        told["warnings"] = [*provenance.get("warnings", []), warning]
+    return moved / mass, told

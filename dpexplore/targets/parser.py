@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from dpexplore.errors import InputError
 from dpexplore.targets.recipe import MAX_PARTS, Recipe
-from dpexplore.targets.sources import capture, entropy, random_prompt
+from dpexplore.targets.sources import capture, entropy, file, pos, random_prompt, tokens
 
 MAX_CHARACTERS = 50_000
 MAX_DEPTH = 30  # brackets within brackets; deeper than any recipe of MAX_PARTS parts needs to be
@@ -24,6 +24,9 @@ CONSTRUCTORS: dict[str, Callable[..., Recipe]] = {
     "entropy": entropy,
     "capture": capture,
     "random_prompt": random_prompt,
+    "pos": pos,
+    "tokens": tokens,
+    "file": file,
 }
 TRANSFORMS: dict[str, Callable[..., Recipe]] = {
     "shuffle": Recipe.shuffle,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Literal, cast
 
 from torch import Tensor
 
 from dpexplore.errors import InputError
+from dpexplore.targets.by_pos import MODES, Mode, check_tag, pos_target
 from dpexplore.targets.capture import capture_ids, prompt_ids, random_ids, source_model
+from dpexplore.targets.files import read_target
 from dpexplore.targets.migration import migrate
+from dpexplore.targets.outliers import DELTA, outlier_mass, outlier_target, random_outliers
 from dpexplore.targets.recipe import (
     BuildContext,
     Provenance,
@@ -21,8 +25,14 @@ from dpexplore.targets.recipe import (
     check_seed,
     check_text,
     check_whole,
+    literal,
 )
 from dpexplore.targets.vanilla import METHODS, Method, check_bits, vanilla_target
+from dpexplore.targets.vocabulary import token_id
+from dpexplore.targets.weights import spread_weights
+
+if TYPE_CHECKING:
+    from dpexplore.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -67,8 +77,29 @@ class Entropy(Source):
     def probabilities(self, context: BuildContext) -> tuple[Tensor, Provenance]:
         vocab_size = context.lm.vocab_size
         check_bits(self.bits, vocab_size)
-        provenance: Provenance = {"kind": "entropy", "bits": self.bits, "seed": self.seed, "method": self.method}
-        return vanilla_target(vocab_size, self.bits, self.seed, self.method), provenance
+        if not self.outliers:
+            return vanilla_target(vocab_size, self.bits, self.seed, self.method), self.provenance
+        ids = self.outlier_ids(context.lm)
+        probs = outlier_target(vocab_size, self.bits, ids, self.seed)
+        return probs, self.provenance | {
+            "outlier_ids": ids,
+            "outlier_mass": float(probs[ids].sum()),
+            "outlier_mass_required": outlier_mass(vocab_size, len(ids), self.bits) - DELTA,
+        }
+
+    @property
+    def provenance(self) -> Provenance:
+        """What there is to tell before it is built."""
+        return {"kind": "entropy", "bits": self.bits, "seed": self.seed, "method": self.method}
+
+    def outlier_ids(self, lm: LanguageModel) -> list[int]:
+        """The outlier tokens: those named, or ordinary tokens drawn with the seed."""
+        if isinstance(self.outliers, int):
+            return random_outliers(lm.ordinary_ids, self.outliers, self.seed)
+        ids = [token_id(lm, token) for token in self.outliers]
+        if len(set(ids)) < len(ids):
+            raise InputError("An outlier token is given twice; each is named once.")
+        return ids
 
 
 @dataclass(frozen=True)
@@ -130,6 +161,81 @@ class RandomPrompt(Source):
             return migrate(probs, {"kind": "random_prompt", "seed": self.seed, **provenance}, source, context.lm)
 
 
+@dataclass(frozen=True)
+class Pos(Source):
+    """Uniform over tokens of one part of speech (App. C)."""
+
+    tag: str
+    """Universal part-of-speech tag, such as NOUN, PROPN, VERB, ADJ."""
+    n: int = 100
+    """Tokens."""
+    seed: int = 0
+    mode: Mode = "strict"
+    """`strict`: words with one part of speech, by three frames and a lexicon; `paper`: the tag the word gets alone."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tag", check_tag(self.tag))
+        object.__setattr__(self, "n", check_whole("n", self.n, 1))
+        object.__setattr__(self, "seed", check_seed(self.seed))
+        if self.mode not in MODES:
+            raise InputError(f"`mode` is {self.mode!r}; 'strict' or 'paper' is accepted.")
+
+    def __str__(self) -> str:
+        mode = {"mode": self.mode} if self.mode != "strict" else {}
+        return call_text("pos", (self.tag,), n=self.n, seed=self.seed, **mode)
+
+    def probabilities(self, context: BuildContext) -> tuple[Tensor, Provenance]:
+        return pos_target(context.lm, self.tag, self.n, self.seed, self.mode)
+
+
+@dataclass(frozen=True)
+class Tokens(Source):
+    """Weights on tokens, by hand."""
+
+    weights: tuple[tuple[str | int, float], ...]
+    """Token (text or id) and weight, 0 or more, not all 0."""
+    rest: float = 0.0
+    """Share of the probability that all other tokens split evenly."""
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            raise InputError('`tokens` needs at least one token, as in `tokens({" yes": 0.7, " no": 0.3})`.')
+        weights = tuple(
+            (_check_token(token), check_number("weight", weight, "a number 0 or more", lambda w: w >= 0))
+            for token, weight in self.weights
+        )
+        object.__setattr__(self, "weights", weights)
+        if all(weight == 0 for _, weight in weights):
+            raise InputError("All weights are 0; at least one token needs a weight above 0.")
+        rest = check_number("rest", self.rest, "a share from 0 to less than 1", lambda r: 0 <= r < 1)
+        object.__setattr__(self, "rest", rest)
+
+    def __str__(self) -> str:
+        table = ", ".join(f"{literal(token)}: {literal(weight)}" for token, weight in self.weights)
+        return f"tokens({{{table}}}, rest={literal(self.rest)})" if self.rest else f"tokens({{{table}}})"
+
+    def probabilities(self, context: BuildContext) -> tuple[Tensor, Provenance]:
+        return spread_weights(context.lm, self.weights, self.rest), {"kind": "tokens"}
+
+
+@dataclass(frozen=True)
+class File(Source):
+    """What a file holds."""
+
+    path: str
+    """.npz, .csv or .json."""
+
+    def __post_init__(self) -> None:
+        check_text("path", self.path)
+
+    def __str__(self) -> str:
+        return call_text("file", (self.path,))
+
+    def probabilities(self, context: BuildContext) -> tuple[Tensor, Provenance]:
+        probs, provenance = read_target(self.path, context.lm)
+        return probs, {"kind": "file", **provenance}
+
+
 def _check_token(token: object) -> str | int:
     if isinstance(token, int) and not isinstance(token, bool):
         return check_whole("token id", token, 0)
@@ -161,3 +267,23 @@ def capture(text: str, model: str | None = None, chat: bool = False, bos: bool =
 def random_prompt(length: int, seed: int = 0, model: str | None = None) -> RandomPrompt:
     """The next-token distribution after `length` random token ids (§5.3), specials left out."""
     return RandomPrompt(length, seed, model)
+
+
+def pos(tag: str, n: int = 100, seed: int = 0, mode: Mode = "strict") -> Pos:
+    """Uniform over `n` tokens of a part of speech, drawn with the seed (App. C).
+
+    InputError for no universal part-of-speech tag; `build` checks that the vocabulary has `n` such tokens.
+    """
+    return Pos(tag, n, seed, mode)
+
+
+def tokens(weights: Mapping[str | int, float], rest: float = 0.0) -> Tokens:
+    """Tokens, each given by its text or id, in proportion to their weights; `rest` is shared evenly by all others."""
+    if not isinstance(weights, Mapping):
+        raise InputError('`weights` is no table; one as in `tokens({" yes": 0.7, " no": 0.3})` is accepted.')
+    return Tokens(tuple(weights.items()), rest)
+
+
+def file(path: str | PathLike[str]) -> File:
+    """What a .npz (`probs`), CSV or JSON file holds."""
+    return File(fspath(path) if isinstance(path, PathLike) else path)
