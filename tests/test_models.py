@@ -115,6 +115,7 @@ def test_only_the_last_position_reaches_the_unembedding(tiny_lm: TinyLm) -> None
     for architecture in ARCHITECTURES:
         lm = tiny_lm(architecture)
         head = lm.model.get_output_embeddings()
+        assert head is not None
         seen: list[tuple[int, ...]] = []
         hook = head.register_forward_hook(lambda _module, inputs, _output, seen=seen: seen.append(inputs[0].shape))
         lm.log_probs_of_ids(random_ids(lm, rows=2, pos=6))

@@ -217,7 +217,7 @@ class TestRealModel:
         text = default_lm.tokenizer.apply_chat_template(chat, tokenize=False)
         assert isinstance(text, str)
         ids = default_lm.encode(text)
-        start, end = default_lm.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+        start, end = (default_lm.tokenizer.get_vocab()[mark] for mark in ("<|im_start|>", "<|im_end|>"))
         assert (ids.count(start), ids.count(end)) == (2, 2)
         assert default_lm.decode(ids) == text
 

@@ -49,8 +49,9 @@ def test_no_such_model(name: str) -> None:
     assert refusal(name).startswith(f"There is no model {name}; accepted are")
 
 
-def test_no_model_named() -> None:
-    assert "No model was named" in refusal("  ")
+@pytest.mark.parametrize("name", ["  ", "random:"])
+def test_no_model_named(name: str) -> None:
+    assert "No model was named" in refusal(name)
 
 
 def test_folder_without_config(folder: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel, load_model
 
 TinyLm = Callable[[str], LanguageModel]
@@ -115,3 +116,15 @@ def test_added_text_is_ordinary_and_added_marks_are_not(tiny_folders: Callable[[
     assert lm.token_bytes(mark) is None
     assert mark not in lm.ordinary_ids.tolist()
     assert joined(lm, lm.encode("a    b")) == b"a    b"
+
+
+def test_tokens_without_embedding_are_refused(tiny_folders: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folders("gpt2"), tmp_path / "outgrown")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<tool_call>"])
+    tokenizer.save_pretrained(folder)
+    lm = load_model(str(folder), device="cpu")
+    assert len(lm.tokenizer) > lm.vocab_size
+    assert lm.ordinary_ids.max() < lm.vocab_size
+    with pytest.raises(InputError, match="no embedding"):
+        lm.encode("sea <tool_call>")

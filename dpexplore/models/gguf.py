@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 from pathlib import Path
 
@@ -41,8 +42,10 @@ def dequantise(file: Path) -> PreTrainedModel:
     # transformers draws this progress bar whatever its own switch says
     with contextlib.redirect_stderr(io.StringIO()):
         loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    config = copy.deepcopy(loaded.config)
+    delattr(config, "quantization_config")  # what marks the model as one that cannot be saved
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(read_config(file), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.tie_weights()
     for name, buffer in loaded.named_buffers():  # rotary frequencies are not part of a state dict

@@ -104,6 +104,8 @@ class LanguageModel:
         ids = self._ids(text, special=False)
         if not ids:
             raise InputError("The prompt is empty; write at least one character that the tokenizer knows.")
+        if max(ids) >= self._embedding.weight.shape[0]:
+            raise InputError(f"The prompt has tokens that {self.name} has no embedding for; leave out special marks.")
         if bos:
             ids = self.bos_ids + ids
         if self.max_positions is not None and len(ids) > self.max_positions:

@@ -63,7 +63,7 @@ def load_model(
     place = _device(device)
     precision = default_dtype(place) if dtype is None else dtype
     name = name.strip()
-    if not name:
+    if not name.removeprefix(RANDOM_PREFIX):
         raise InputError(f"No model was named; the default is {DEFAULT_MODEL}.")
     with _ONE_AT_A_TIME, quiet_libraries():
         loader = _Loader(place, precision, progress or (lambda _text, _fraction: None))
