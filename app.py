@@ -15,7 +15,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="The dpexplore page.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: 7860)")
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="registry name, Hub id, folder or .gguf file to begin with")
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, help="registry name, Hub id, folder or .gguf file to begin with"
+    )
     options = parser.parse_args()
     trouble = why_not(options.host, options.port)
     if trouble:

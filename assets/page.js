@@ -46,6 +46,41 @@
     }
   });
 
+  // Weights by hand: native range inputs, so that they can be dragged, nudged by arrow keys and read out.
+  window.dpxSliders = (element, props, watch, tell) => {
+    const root = element.querySelector(".dpx-sliders");
+    let timer = 0;
+    const draw = () => {
+      const weights = JSON.parse(props.value || "[]");
+      if (root.contains(document.activeElement) && root.children.length === weights.length) return; // in the hand
+      const top = Math.max(1, ...weights.map((w) => w.weight));
+      root.replaceChildren(...weights.map((w, index) => {
+        const label = document.createElement("label"), name = document.createElement("code"), range = document.createElement("input");
+        name.textContent = w.token.replace(/ /g, "␣");
+        Object.assign(range, { type: "range", min: 0, max: top, step: top / 100, value: w.weight });
+        range.addEventListener("input", () => {
+          clearTimeout(timer);
+          timer = setTimeout(() => tell({ index, weight: Number(Number(range.value).toPrecision(3)) }), 60);
+        });
+        label.append(name, range);
+        return label;
+      }));
+    };
+    watch("value", draw);
+    draw();
+  };
+
+  // Gradio's text boxes tell of input by `keypress` alone: what is pasted, deleted, dropped or dictated
+  // would never reach the server. Give them the keypress that such an input comes without.
+  let pressed = null;
+  document.addEventListener("keypress", (event) => { if (event.isTrusted) pressed = event.target; }, true);
+  document.addEventListener("input", (event) => {
+    const box = event.target, came = pressed === box;
+    pressed = null;
+    if (!came && box.matches?.("textarea, input[type=text], input:not([type])") && !box.closest("[role=listbox], .wrap-inner"))
+      setTimeout(() => box.dispatchEvent(new KeyboardEvent("keypress", { key: "Unidentified", bubbles: true })), 0);
+  }, true);
+
   const start = () => {
     setUnits(store.get("dpx-units") || "mixed");
     if (store.get("dpx-dark") && !location.search.includes("__theme")) setDark(store.get("dpx-dark") === "1");

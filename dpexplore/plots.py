@@ -155,13 +155,19 @@ def floor_curve(
             y=[point.floor_nats for point in points],
             name=name,
             mode="lines" if number == 0 else "lines+markers",
-            line={"color": colour("floor", dark), "width": 3 if number == 0 else 1.2, "dash": "solid" if number == 0 else "dot"},
+            line={
+                "color": colour("floor", dark),
+                "width": 3 if number == 0 else 1.2,
+                "dash": "solid" if number == 0 else "dot",
+            },
             marker={"symbol": markers[number % len(markers)], "size": 7},
             opacity=1 if number == 0 else 0.75,
             fill="tozeroy" if number == 0 else None,
             fillcolor=_tint(colour("floor", dark), 0.10),
         )
-        optima = [(b, p.head_optimum_nats) for b, p in zip(bits, points, strict=True) if p.head_optimum_nats is not None]
+        optima = [
+            (b, p.head_optimum_nats) for b, p in zip(bits, points, strict=True) if p.head_optimum_nats is not None
+        ]
         if number == 0 and optima:
             figure.add_scatter(
                 x=[b for b, _ in optima],

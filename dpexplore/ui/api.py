@@ -35,8 +35,9 @@ def models_endpoint(app: AppContext) -> list[dict[str, Any]]:
 
 
 def target_endpoint(app: AppContext, model: str, recipe: str) -> dict[str, Any]:
-    entry = app.pool.load(_name(app, model))
-    target = entry.target(_text("recipe", recipe), load=app.pool.source)
+    name = _name(app, model)
+    entry = app.pool.load(name)
+    target = app.target(name, _text("recipe", recipe))
     values, ids = torch.topk(target.probs, min(TOP_TOKENS, target.vocab_size))
     return {
         "vocab_size": target.vocab_size,
@@ -64,7 +65,12 @@ def tune_endpoint(
     for view in start_run(app, session, name, _text("recipe", recipe), config):
         if view.result is None:
             if view.step is not None:
-                yield {"event": "step", "step": view.step.step, "kl_nats": view.step.kl_nats, "entropy_nats": view.step.entropy_nats}
+                yield {
+                    "event": "step",
+                    "step": view.step.step,
+                    "kl_nats": view.step.kl_nats,
+                    "entropy_nats": view.step.entropy_nats,
+                }
         else:
             result = view.result
             yield {

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from gradio.utils import get_upload_folder
 
 from dpexplore.errors import InputError
 from dpexplore.models import DEFAULT_MODEL
+from dpexplore.targets import Target, parse_recipe
 from dpexplore.ui.model_pool import INTERNAL_ERROR, ModelPool
+from dpexplore.ui.recipes import check_files
 from dpexplore.ui.sessions import Sessions
 
 logger = logging.getLogger(__name__)
@@ -19,6 +24,12 @@ class AppContext:
     sessions: Sessions = field(default_factory=Sessions)
     model: str = DEFAULT_MODEL
     """The model that a page begins with."""
+
+    def target(self, model: str, recipe_text: str) -> Target:
+        """A recipe's target for a loaded model. InputError for what cannot be built, or may not be read."""
+        recipe = parse_recipe(recipe_text)
+        check_files(recipe, Path(get_upload_folder()))
+        return self.pool.get(model).target(recipe, self.pool.source)
 
 
 def sentence(error: Exception) -> str:

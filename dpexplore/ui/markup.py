@@ -42,7 +42,9 @@ def message(text: str, kind: Literal["info", "error", "busy", "ready"] = "info")
 
 def progress_bar(text: str, fraction: float | None) -> str:
     """What is being waited for, and how far it is; an unknown share moves without end."""
-    share = "" if fraction is None else f" aria-valuenow='{round(100 * fraction)}' aria-valuemin='0' aria-valuemax='100'"
+    share = (
+        "" if fraction is None else f" aria-valuenow='{round(100 * fraction)}' aria-valuemin='0' aria-valuemax='100'"
+    )
     width = "" if fraction is None else f" style='width:{max(0.0, min(1.0, fraction)) * 100:.1f}%'"
     percent = "" if fraction is None else f" <b>{fraction:.0%}</b>"
     return (
@@ -56,7 +58,9 @@ def table(headers: list[tuple[str, str]], rows: list[list[str]], caption: str) -
     """A table of ready HTML cells; `headers` are (text, CSS class of the column)."""
     head = "".join(f"<th scope='col' class='{css}'>{escape(text)}</th>" for text, css in headers)
     body = "".join(
-        "<tr>" + "".join(f"<td class='{css}'>{cell}</td>" for (_, css), cell in zip(headers, row, strict=True)) + "</tr>"
+        "<tr>"
+        + "".join(f"<td class='{css}'>{cell}</td>" for (_, css), cell in zip(headers, row, strict=True))
+        + "</tr>"
         for row in rows
     )
     return (

@@ -47,15 +47,14 @@ def models_table(infos: list[ModelInfo]) -> str:
     present = memory_text(infos[0].bytes_present) if infos else "?"
     rows = [
         [
-            f"<b>{info.name}</b>",
+            f"<b>{info.name}</b>{' <small>gated</small>' if info.gated else ''}",
             parameters_text(info.parameters),
             f"{info.vocab_size:,}",
             f"<span class='{'is-good' if info.fits else 'is-bad'}'>{memory_text(info.bytes_needed)} {'✓' if info.fits else '✗'}</span>",
-            "gated" if info.gated else "open",
         ]
         for info in infos
     ]
-    headers = [("model", "is-token"), ("parameters", "is-num"), ("vocabulary", "is-num"), ("needs", "is-num"), ("access", "")]
+    headers = [("model", "is-token"), ("parameters", "is-num"), ("vocabulary", "is-num"), ("needs", "is-num")]
     return table(headers, rows, f"Curated models; {present} of memory is free here")
 
 
@@ -115,4 +114,8 @@ def use_model(app: AppContext, wanted: str, current: str) -> Iterator[tuple]:
         yield "", wanted, gr.update(label=ready_label(lm), open=False)
     except InputError as error:
         kept = f" {short_name(current)} stays in use." if current else " Choose another model in the picker."
-        yield message(f"{error}{kept}", "error"), gr.skip(), gr.skip() if current else gr.update(label="Choose a model", open=True)
+        yield (
+            message(f"{error}{kept}", "error"),
+            gr.skip(),
+            gr.skip() if current else gr.update(label="Choose a model", open=True),
+        )

@@ -14,7 +14,7 @@ import torch
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel, describe_models, load_model
-from dpexplore.targets import Target, parse_recipe
+from dpexplore.targets import Recipe, Target
 from dpexplore.tuning import EngineServer
 
 logger = logging.getLogger(__name__)
@@ -36,9 +36,8 @@ class LoadedModel:
     _targets: OrderedDict[str, Target] = field(default_factory=OrderedDict)
     _gate: threading.Lock = field(default_factory=threading.Lock)
 
-    def target(self, recipe_text: str, load: Callable[[str], LanguageModel] | None = None) -> Target:
-        """The target of a recipe's text. InputError for a text that is no recipe or that this model cannot have."""
-        recipe = parse_recipe(recipe_text)
+    def target(self, recipe: Recipe, load: Callable[[str], LanguageModel] | None = None) -> Target:
+        """The target of a recipe. InputError if this model cannot have it."""
         key = str(recipe)
         with self._gate:
             if key in self._targets:
@@ -87,7 +86,9 @@ class ModelPool:
         with self._gate:
             entry = self._loaded.get(name)
             if entry is None:
-                raise InputError(f"The model {name} is not loaded; choose it in the model picker and wait until it is ready.")
+                raise InputError(
+                    f"The model {name} is not loaded; choose it in the model picker and wait until it is ready."
+                )
             entry.used = time.monotonic()
             return entry
 
@@ -104,7 +105,9 @@ class ModelPool:
                 return ready
             if name not in self._loading:
                 self._loading[name] = Loading(name)
-                threading.Thread(target=self._load, args=(self._loading[name],), name=f"load {name}", daemon=True).start()
+                threading.Thread(
+                    target=self._load, args=(self._loading[name],), name=f"load {name}", daemon=True
+                ).start()
             return self._loading[name]
 
     def load(self, name: str) -> LoadedModel:

@@ -12,7 +12,7 @@ from dpexplore.ui.api import add_endpoints
 from dpexplore.ui.context import AppContext
 from dpexplore.ui.markup import message
 from dpexplore.ui.model_panel import ModelPanel, build_model_panel, use_model
-from dpexplore.ui.target_panel import TargetPanel, build_target_panel, entropy_limit, show_target, wire_target_panel
+from dpexplore.ui.target_panel import TargetPanel, build_target_panel, entropy_limits, show_target, wire_target_panel
 from dpexplore.ui.theme import CHARTS_JS, PAGE_JS, PLOTLY_JS, css, theme
 from dpexplore.ui.tune_panel import (
     ResultPanel,
@@ -23,7 +23,7 @@ from dpexplore.ui.tune_panel import (
     live_chart,
     wire_tune_panel,
 )
-from dpexplore.ui.widgets import view, card_title, segmented
+from dpexplore.ui.widgets import card_title, legend, segmented, view
 
 UNITS = [("KL nats, H bits", "mixed"), ("nats", "nats"), ("bits", "bits")]
 HEADER = (
@@ -64,11 +64,13 @@ def _results() -> ResultPanel:
         live = live_chart()
     with gr.Row(elem_id="lower"):
         with gr.Column(elem_classes="dpx-card", elem_id="achieved-card", min_width=300):
-            card_title("Target against achieved", segmented("Order of tokens", BY, "switch", BY[0][1]))
+            switch = segmented("Order of tokens", BY, "switch", BY[0][1])
+            card_title("Target and achieved", legend([("target", "target"), ("achieved", "achieved")]) + switch)
             ranks = achieved_chart()
+            shares = view(elem_id="shares")
         with gr.Column(elem_classes="dpx-card", elem_id="result-card", min_width=300):
             card_title("Result")
-            return build_result_panel(live, ranks)
+            return build_result_panel(live, ranks, shares)
 
 
 def _wire_models(app: AppContext, demo: gr.Blocks, models: ModelPanel, target: TargetPanel, tuning: TunePanel) -> None:
@@ -86,17 +88,20 @@ def _wire_models(app: AppContext, demo: gr.Blocks, models: ModelPanel, target: T
     models.choice.input(follow, [models.choice, models.name], outputs, **quiet)
     gr.on([models.load.click, models.custom.submit], follow, [models.custom, models.name], outputs, **quiet)
     after = models.name.change(
-        partial(_model_ready, app), models.name, [tuning.tune, tuning.status, target.controls["bits"]], **quiet
+        partial(_model_ready, app),
+        models.name,
+        [tuning.tune, tuning.status, target.controls["bits"], target.controls["outlier_bits"]],
+        **quiet,
     )
     after.then(partial(show_target, app), [models.name, target.recipe], target.shown, **quiet)
 
 
 def _model_ready(app: AppContext, model: str) -> list[Any]:
-    """Values for (tune, status, entropy slider)."""
+    """Values for (tune, status, both entropy sliders)."""
     if not model:
-        return [gr.skip()] * 3
+        return [gr.skip()] * 4
     text = "Ready. Set a target, then press Tune."
-    return [gr.update(interactive=True), message(text, "ready"), entropy_limit(app, model)]
+    return [gr.update(interactive=True), message(text, "ready"), *entropy_limits(app, model)]
 
 
 def launch_settings() -> dict[str, Any]:

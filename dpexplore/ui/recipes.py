@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dpexplore.errors import InputError
 from dpexplore.targets import Recipe, parse_recipe
-from dpexplore.targets.sources import Capture, Entropy, RandomPrompt
-from dpexplore.targets.transforms import Transform
+from dpexplore.targets.sources import Capture, Entropy, File, Pos, RandomPrompt, Tokens
+from dpexplore.targets.transforms import Mix, Transform
 
 DEFAULT_RECIPE = "entropy(bits=7, seed=0)"
+HAND_EXAMPLE = '" yes" 0.7\n" no" 0.3'
+CHAT, BOS = "chat template", "start token"
+METHOD_NAMES = {"gradient": "gradient descent (the paper's)", "temperature": "temperature"}
+
+_HAND_LINE = re.compile(
+    r"\s*(?P<token>\"(?:[^\"\\]|\\.)*\"|#\d+|\S.*?)\s*[\s:=,\t]\s*(?P<weight>[0-9.eE+-]+)\s*%?\s*,?\s*"
+)
 
 
 @dataclass(frozen=True)
@@ -45,8 +56,33 @@ def with_base(text: str, base: Recipe) -> str:
     return join_recipe(str(base), kept)
 
 
+def check_files(recipe: Recipe, folder: Path) -> None:
+    """InputError if a recipe reads a file outside `folder`: a page must not open the server's own files."""
+    for source in _sources(recipe):
+        if isinstance(source, File) and not Path(source.path).resolve().is_relative_to(folder.resolve()):
+            raise InputError("The page reads uploaded files only; put the file into the File tab.")
+
+
+def _sources(recipe: Recipe) -> Iterator[Recipe]:
+    while isinstance(recipe, Transform):
+        if isinstance(recipe, Mix):
+            yield from _sources(recipe.other)
+        recipe = recipe.base
+    yield recipe
+
+
+# What each tab writes.
+
+
 def entropy_recipe(bits: float, seed: float, method: str) -> Recipe:
-    return Entropy(_number("Entropy", bits), seed=_whole("Seed", seed), method="temperature" if "temp" in method else "gradient")
+    name = "temperature" if method == METHOD_NAMES["temperature"] else "gradient"
+    return Entropy(_number("Entropy", bits), _whole("Seed", seed), method=name)
+
+
+def outliers_recipe(bits: float, count: float, seed: float, picks: list[str] | None) -> Recipe:
+    """`picks` as `token_value` writes them; without any, `count` tokens are drawn with the seed."""
+    outliers = tuple(_picked(pick) for pick in picks or ()) or _whole("Outlier tokens", count)
+    return Entropy(_number("Entropy", bits), _whole("Seed", seed), outliers=outliers)
 
 
 def prompt_recipe(text: str, model: str, options: list[str]) -> Recipe:
@@ -57,26 +93,108 @@ def prompt_recipe(text: str, model: str, options: list[str]) -> Recipe:
 
 
 def random_prompt_recipe(length: float, seed: float, model: str) -> Recipe:
-    return RandomPrompt(_whole("Tokens", length), _whole("Seed", seed), model=model.strip() or None)
+    return RandomPrompt(_whole("Random tokens", length), _whole("Seed", seed), model=model.strip() or None)
 
 
-CHAT, BOS = "chat template", "start-of-text token"
+def pos_recipe(tag: str, count: float, seed: float, mode: str) -> Recipe:
+    return Pos(tag, _whole("Tokens", count), _whole("Seed", seed), "paper" if mode == "paper" else "strict")
+
+
+def hand_recipe(lines: str, rest: float) -> Recipe:
+    return Tokens(tuple(read_weights(lines)), rest=_number("Share", rest))
+
+
+def file_recipe(path: str | None) -> Recipe:
+    if not path:
+        raise InputError("Drop a file here: .npz with `probs`, or .csv or .json of tokens and probabilities.")
+    return File(path)
+
+
+# Weights by hand, as lines of text.
+
+
+def read_weights(lines: str) -> list[tuple[str | int, float]]:
+    """`" yes" 0.7` a line: a token, in quotes if it begins or ends with a space (or `#id`), and its weight."""
+    read: list[tuple[str | int, float]] = []
+    for number, line in enumerate(lines.splitlines(), start=1):
+        if not line.strip():
+            continue
+        match = _HAND_LINE.fullmatch(line)
+        try:
+            if match is None:
+                raise ValueError
+            token = match["token"]
+            name = (
+                json.loads(token)
+                if token.startswith('"')
+                else int(token[1:])
+                if re.fullmatch(r"#\d+", token)
+                else token
+            )
+            read.append((name, float(match["weight"])))
+        except ValueError:
+            raise InputError(
+                f'Line {number} cannot be read; write a token and its weight, as in `" yes" 0.7`.'
+            ) from None
+    if not read:
+        raise InputError('Write at least one token and its weight, as in `" yes" 0.7`.')
+    return read
+
+
+def write_weights(weights: list[tuple[str | int, float]]) -> str:
+    """Lines that `read_weights` reads."""
+    names = (f"#{token}" if isinstance(token, int) else json.dumps(token, ensure_ascii=False) for token, _ in weights)
+    return "\n".join(f"{name} {weight:g}" for name, (_, weight) in zip(names, weights, strict=True))
+
+
+def set_weight(lines: str, index: int, weight: float) -> str:
+    """The lines with one weight changed."""
+    weights = read_weights(lines)
+    if not 0 <= index < len(weights):
+        raise InputError("The bar belongs to no line any more; edit the lines.")
+    weights[index] = (weights[index][0], float(weight))
+    return write_weights(weights)
+
+
+# What each tab reads.
 
 
 def panel_values(base: Recipe) -> tuple[str, dict[str, Any]]:
-    """Which tab a recipe belongs to, and the values of that tab's controls by name; no values where none fit."""
+    """Which tab a recipe belongs to, and the values of that tab's controls by name."""
     match base:
         case Entropy(outliers=0):
             return "entropy", {"bits": base.bits, "seed": base.seed, "method": METHOD_NAMES[base.method]}
+        case Entropy(outliers=int()):
+            return "outliers", {
+                "outlier_bits": base.bits,
+                "count": base.outliers,
+                "outlier_seed": base.seed,
+                "picks": [],
+            }
+        case Entropy(outliers=tuple()):
+            picks = [token_value(token) for token in base.outliers]  # type: ignore[union-attr]
+            return "outliers", {"outlier_bits": base.bits, "outlier_seed": base.seed, "picks": picks}
         case Capture():
-            options = [name for name, on in ((CHAT, base.chat), (BOS, base.bos)) if on]
+            options = [name for name, on in ((BOS, base.bos), (CHAT, base.chat)) if on]
             return "prompt", {"text": base.text, "source": base.model or "", "options": options}
         case RandomPrompt():
             return "prompt", {"length": base.length, "prompt_seed": base.seed, "source": base.model or ""}
+        case Pos():
+            return "pos", {"tag": base.tag, "pos_count": base.n, "pos_seed": base.seed, "mode": base.mode}
+        case Tokens():
+            return "hand", {"lines": write_weights(list(base.weights)), "rest": base.rest}
+        case File():
+            return "file", {}
     return "", {}
 
 
-METHOD_NAMES = {"gradient": "gradient descent (the paper's)", "temperature": "temperature"}
+def token_value(token: str | int) -> str:
+    """A token of a recipe as the value of a pick."""
+    return f"#{token}" if isinstance(token, int) else f"={token}"
+
+
+def _picked(pick: str) -> str | int:
+    return int(pick[1:]) if pick.startswith("#") else pick[1:]
 
 
 def _number(name: str, value: object) -> float:

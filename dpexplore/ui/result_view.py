@@ -42,7 +42,13 @@ def shares_html(lm: LanguageModel, target: Target, result: TuneResult) -> str:
     total = result.kl_nats if result.kl_nats > 0 else 1.0
     top = max(max(share.target, share.achieved) for share in shares)
     rows = [_share_row(lm, share, total, top) for share in shares]
-    headers = [("token", "is-token"), ("target p", "is-num"), ("", "is-bars"), ("achieved q", "is-num"), ("share of KL", "is-num")]
+    headers = [
+        ("token", "is-token"),
+        ("target p", "is-num"),
+        ("", "is-bars"),
+        ("achieved q", "is-num"),
+        ("share of KL", "is-num"),
+    ]
     return table(headers, rows, "Target against achieved, token by token")
 
 
@@ -58,12 +64,23 @@ def capsule_file(result: TuneResult) -> str:
 
 def _headline(target: Target, result: TuneResult) -> str:
     hard = result.prompt_ids is not None
-    facts = [(f"<b class='is-achieved'>{quantity(result.kl_nats, 'kl', 3)}</b>", f"KL(p‖q) {'at the ids' if hard else 're-scored'}")]
+    facts = [
+        (
+            f"<b class='is-achieved'>{quantity(result.kl_nats, 'kl', 3)}</b>",
+            f"KL(p‖q) {'at the ids' if hard else 're-scored'}",
+        )
+    ]
     if hard:
         facts.append(_round_trip(result))
-    facts.append((f"<b>{quantity(result.entropy_nats, 'h')}</b>", f"entropy of q; target {quantity(target.entropy_nats, 'h')}"))
+    facts.append(
+        (f"<b>{quantity(result.entropy_nats, 'h')}</b>", f"entropy of q; target {quantity(target.entropy_nats, 'h')}")
+    )
     facts.append((f"<b>{result.steps} steps</b>", f"{result.seconds:.1f} s; {STATUS_TEXT[result.status]}"))
-    return "<div class='dpx-facts'>" + "".join(f"<div>{number}<span>{what}</span></div>" for number, what in facts) + "</div>"
+    return (
+        "<div class='dpx-facts'>"
+        + "".join(f"<div>{number}<span>{what}</span></div>" for number, what in facts)
+        + "</div>"
+    )
 
 
 def _round_trip(result: TuneResult) -> tuple[str, str]:

@@ -67,9 +67,7 @@ def _hundredths(probs: np.ndarray) -> list[int]:
 class RankStream:
     """A target by rank, and the achieved distribution laid over it as it improves."""
 
-    def __init__(
-        self, run: str, target: np.ndarray, token_text: Callable[[int], str], points: int = 110
-    ) -> None:
+    def __init__(self, run: str, target: np.ndarray, token_text: Callable[[int], str], points: int = 110) -> None:
         """`target` `(vocab,)` probabilities; `token_text` names the tokens under the pointer."""
         curve = rank_curve(target, points)
         self._ids, self._ranks = curve.ids, log_grid(len(target), points)

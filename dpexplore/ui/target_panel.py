@@ -1,9 +1,9 @@
-"""The target designer: one tab for each way of making a distribution, transforms on top, the recipe as text."""
+"""The target designer: tabs, transforms on top, the recipe as text; each keeps in step with the others."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,8 +16,9 @@ from dpexplore.targets import Recipe
 from dpexplore.ui import recipes
 from dpexplore.ui.context import AppContext, sentence
 from dpexplore.ui.markup import message
-from dpexplore.ui.preview import preview
-from dpexplore.ui.widgets import chart, view, card_title
+from dpexplore.ui.preview import hand_bars, outlier_line, pos_bars, preview, token_choices
+from dpexplore.ui.target_tabs import Tab, build_tabs
+from dpexplore.ui.widgets import card_title, chart, view
 
 QUIET: dict[str, Any] = {
     "show_progress": "hidden",
@@ -29,23 +30,12 @@ QUIET: dict[str, Any] = {
 
 TRANSFORMS = {
     "shuffle": ("shuffle(seed={:.0f})", "seed", 1),
-    "matched": ("matched(seed={:.0f})", "seed", 1),
+    "shuffle the top k": ("shuffle(seed=0, top_k={:.0f})", "k", 100),
+    "matched vanilla": ("matched(seed={:.0f})", "seed", 1),
     "temperature": ("temperature({:g})", "temperature", 0.5),
-    "top-k": ("top_k({:.0f})", "k", 50),
-    "mix with uniform": ("mix(entropy(bits={limit:.4f}), {:g})", "share of the uniform part", 0.1),
+    "top k": ("top_k({:.0f})", "k", 50),
+    "mix with uniform": ("mix(entropy(bits={limit:.4f}), {:g})", "share", 0.1),
 }
-
-
-@dataclass(frozen=True)
-class Tab:
-    """One tab: its controls by name, and how their values become a recipe."""
-
-    key: str
-    item: gr.Tab
-    controls: dict[str, Component]
-    recipe: Callable[..., Recipe]
-    follows: Sequence[Component]
-    """The controls whose input sets the target; the others wait for a button."""
 
 
 @dataclass(frozen=True)
@@ -54,27 +44,39 @@ class TargetPanel:
     all_tabs: list[Tab]
     recipe: gr.Textbox
     stack: gr.CheckboxGroup
+    kind: gr.Dropdown
+    value: gr.Number
+    add: gr.Button
     chart: gr.HTML
     tokens: gr.HTML
     facts: gr.HTML
-    controls: dict[str, Component]
+    problem: gr.HTML
 
     @property
     def shown(self) -> list[Component]:
         """What follows the recipe."""
-        return [self.chart, self.tokens, self.facts]
+        return [self.chart, self.tokens, self.facts, self.problem]
+
+    @property
+    def controls(self) -> dict[str, Component]:
+        return {name: control for tab in self.all_tabs for name, control in (tab.controls | tab.extras).items()}
+
+
+def _trouble(error: Exception | str, before: int) -> list[Any]:
+    """`before` outputs and the preview stay as they are; one sentence says what is wrong."""
+    text = error if isinstance(error, str) else sentence(error)
+    return [gr.skip()] * (before + 3) + [message(text, "info" if isinstance(error, str) else "error")]
 
 
 def show_target(app: AppContext, model: str, text: str) -> list[Any]:
-    """Values for `TargetPanel.shown`; on bad input the last preview stays and one sentence says what is wrong."""
+    """Values for `TargetPanel.shown`."""
     if not model:
-        return [gr.skip(), gr.skip(), message("The preview appears as soon as the model is ready.", "info")]
+        return _trouble("The preview appears as soon as the model is ready.", 0)
     try:
-        entry = app.pool.get(model)
-        shown = preview(entry.lm, entry.target(text, load=app.pool.source))
+        shown = preview(app.pool.get(model).lm, app.target(model, text))
     except Exception as error:
-        return [gr.skip(), gr.skip(), message(sentence(error), "error")]
-    return [shown.stream, shown.tokens, shown.facts]
+        return _trouble(error, 0)
+    return [shown.stream, shown.tokens, shown.facts, ""]
 
 
 def set_base(app: AppContext, make: Callable[..., Recipe], model: str, text: str, *values: Any) -> list[Any]:
@@ -82,8 +84,20 @@ def set_base(app: AppContext, make: Callable[..., Recipe], model: str, text: str
     try:
         text = recipes.with_base(text, make(*values))
     except Exception as error:
-        return [gr.skip(), gr.skip(), gr.skip(), message(sentence(error), "error")]
+        return _trouble(error, 1)
     return [text, *show_target(app, model, text)]
+
+
+def open_tab(app: AppContext, tab: Tab, model: str, text: str, *values: Any) -> list[Any]:
+    """A tab was opened, by hand or because the text now says so; then there is nothing to do. Values as `set_base`."""
+    try:
+        if recipes.panel_values(recipes.split_recipe(text).base)[0] == tab.key:
+            return [gr.skip()] * 5
+    except InputError:
+        pass
+    if tab.key == "file" and not values[0]:
+        return _trouble("Drop a file into the field: the target stays as it is until then.", 1)
+    return set_base(app, tab.recipe, model, text, *values)
 
 
 def read_recipe(app: AppContext, names: list[str], model: str, text: str) -> list[Any]:
@@ -92,20 +106,20 @@ def read_recipe(app: AppContext, names: list[str], model: str, text: str) -> lis
     try:
         split = recipes.split_recipe(text)
     except InputError:
-        return [gr.skip() for _ in range(2 + len(names))] + shown
+        return [gr.skip()] * (2 + len(names)) + shown
     tab, values = recipes.panel_values(split.base)
+    if "picks" in values:
+        values["picks"] = gr.update(choices=[(value[1:], value) for value in values["picks"]], value=values["picks"])
     chosen = gr.Tabs(selected=tab) if tab else gr.skip()
-    stack = gr.CheckboxGroup(choices=split.transforms, value=split.transforms, visible=bool(split.transforms))
-    return [chosen, stack, *(values.get(name, gr.skip()) for name in names), *shown]
+    return [chosen, _stack(split.transforms), *(values.get(name, gr.skip()) for name in names), *shown]
 
 
 def set_stack(app: AppContext, model: str, text: str, kept: list[str]) -> list[Any]:
     """A transform was taken off. Values for (recipe, stack, *shown)."""
     try:
-        base = str(recipes.split_recipe(text).base)
-        return _restacked(app, model, recipes.join_recipe(base, kept))
+        return _restacked(app, model, recipes.join_recipe(str(recipes.split_recipe(text).base), kept))
     except Exception as error:
-        return [gr.skip()] * 4 + [message(sentence(error), "error")]
+        return _trouble(error, 2)
 
 
 def add_transform(app: AppContext, model: str, text: str, kind: str, value: float) -> list[Any]:
@@ -118,43 +132,23 @@ def add_transform(app: AppContext, model: str, text: str, kind: str, value: floa
         split = recipes.split_recipe(text)
         return _restacked(app, model, recipes.join_recipe(str(split.base), [*split.transforms, call]))
     except Exception as error:
-        return [gr.skip()] * 4 + [message(sentence(error), "error")]
+        return _trouble(error, 2)
 
 
 def _restacked(app: AppContext, model: str, text: str) -> list[Any]:
-    calls = recipes.split_recipe(text).transforms
-    stack = gr.CheckboxGroup(choices=calls, value=calls, visible=bool(calls))
-    return [text, stack, *show_target(app, model, text)]
+    return [text, _stack(recipes.split_recipe(text).transforms), *show_target(app, model, text)]
 
 
-def entropy_limit(app: AppContext, model: str) -> Any:
-    """The slider ends at log2|V| of the model in use."""
+def _stack(calls: list[str]) -> Any:
+    return gr.update(choices=calls, value=calls, visible=bool(calls))
+
+
+def entropy_limits(app: AppContext, model: str) -> list[Any]:
+    """The entropy sliders end at log2|V| of the model in use. Values for (bits, outlier_bits)."""
     if not model:
-        return gr.skip()
+        return [gr.skip()] * 2
     limit = math.floor(100 * math.log2(app.pool.get(model).lm.vocab_size)) / 100
-    return gr.update(maximum=limit)
-
-
-def _entropy_tab() -> Tab:
-    with gr.Tab("Entropy", id="entropy") as item:
-        bits = gr.Slider(0, 15.58, 7, step=0.01, label="Entropy of the target (bits)", elem_id="entropy-bits")
-        with gr.Row(elem_classes="dpx-inline"):
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="entropy-seed", min_width=70, scale=1)
-            method = gr.Dropdown(
-                list(recipes.METHOD_NAMES.values()), label="Reached by", elem_id="entropy-method", min_width=150, scale=3
-            )
-    controls: dict[str, Component] = {"bits": bits, "seed": seed, "method": method}
-    return Tab("entropy", item, controls, recipes.entropy_recipe, [bits, seed, method])
-
-
-def _prompt_tab() -> Tab:
-    with gr.Tab("Prompt", id="prompt") as item:
-        text = gr.Textbox("I love", label="Target = what the model says after this text", lines=2, max_lines=4, elem_id="prompt-text")
-        with gr.Row(elem_classes="dpx-inline"):
-            options = gr.CheckboxGroup([recipes.BOS, recipes.CHAT], value=[recipes.BOS], show_label=False, container=False, elem_id="prompt-options", min_width=200, scale=3)
-            source = gr.Textbox("", label="Source model", placeholder="this one", elem_id="prompt-source", min_width=110, scale=2)
-    controls: dict[str, Component] = {"text": text, "source": source, "options": options}
-    return Tab("prompt", item, controls, recipes.prompt_recipe, [text, source, options])
+    return [gr.update(maximum=limit)] * 2
 
 
 def build_target_panel() -> TargetPanel:
@@ -162,35 +156,77 @@ def build_target_panel() -> TargetPanel:
         card_title("Target")
         facts = view(live=True, elem_id="target-facts")
     with gr.Tabs(elem_id="target-tabs") as tabs:
-        all_tabs = [_entropy_tab(), _prompt_tab()]
+        all_tabs = build_tabs()
     recipe = gr.Textbox(recipes.DEFAULT_RECIPE, label="Recipe", lines=1, max_lines=3, elem_id="recipe")
+    problem = view(live=True, elem_id="target-problem")
     stack = gr.CheckboxGroup([], label="On top (untick to take off)", visible=False, elem_id="transform-stack")
     with gr.Accordion("Transform it", open=False, elem_id="transforms"), gr.Row(elem_classes="dpx-inline"):
-        kind = gr.Dropdown(list(TRANSFORMS), value="shuffle", label="Transform", elem_id="transform-kind", min_width=130, scale=3)
+        kind = gr.Dropdown(
+            list(TRANSFORMS), value="shuffle", label="Transform", elem_id="transform-kind", min_width=130, scale=3
+        )
         value = gr.Number(1, label="seed", elem_id="transform-value", min_width=70, scale=2)
-        add = gr.Button("Put on top", elem_id="transform-add", min_width=90, scale=1)
+        add = gr.Button("Add", elem_id="transform-add", min_width=70, scale=1)
     with gr.Row(elem_id="target-preview"):
-        shape = chart("ranks", [("dpx-ranks", "Probability by rank")], "The target's shape appears here.", elem_id="target-chart", min_width=180)
+        caption = [("dpx-ranks", "Probability by rank")]
+        shape = chart("ranks", caption, "The target's shape appears here.", elem_id="target-chart", min_width=180)
         tokens = view(elem_id="target-tokens", min_width=130)
-    controls = {name: control for tab in all_tabs for name, control in tab.controls.items()}
-    controls |= {"transform_kind": kind, "transform_value": value, "transform_add": add}
-    return TargetPanel(tabs, all_tabs, recipe, stack, shape, tokens, facts, controls)
+    return TargetPanel(tabs, all_tabs, recipe, stack, kind, value, add, shape, tokens, facts, problem)
 
 
 def wire_target_panel(app: AppContext, panel: TargetPanel, model: gr.State) -> None:
+    told = [panel.recipe, *panel.shown]
     for tab in panel.all_tabs:
-        values = list(tab.controls.values())
-        events = [control.input for control in tab.follows] + [tab.item.select]  # type: ignore[attr-defined]
-        gr.on(events, partial(set_base, app, tab.recipe), [model, panel.recipe, *values], [panel.recipe, *panel.shown], **QUIET)
-    names = [name for tab in panel.all_tabs for name in tab.controls]
-    panel.recipe.input(
-        partial(read_recipe, app, names),
-        [model, panel.recipe],
-        [panel.tabs, panel.stack, *(panel.controls[name] for name in names), *panel.shown],
-        **QUIET,
-    )
+        inputs = [model, panel.recipe, *tab.controls.values()]
+        gr.on(list(tab.follows), partial(set_base, app, tab.recipe), inputs, told, **QUIET)
+        tab.item.select(partial(open_tab, app, tab), inputs, told, **QUIET)
+    names = list(panel.controls)
+    names = [
+        name
+        for name in names
+        if not isinstance(panel.controls[name], gr.HTML | gr.Button | gr.File) and name != "query"
+    ]
+    read = [panel.tabs, panel.stack, *(panel.controls[name] for name in names), *panel.shown]
+    panel.recipe.input(partial(read_recipe, app, names), [model, panel.recipe], read, **QUIET)
     stacked = [panel.recipe, panel.stack, *panel.shown]
     panel.stack.input(partial(set_stack, app), [model, panel.recipe, panel.stack], stacked, **QUIET)
-    kind, value = panel.controls["transform_kind"], panel.controls["transform_value"]
-    panel.controls["transform_add"].click(partial(add_transform, app), [model, panel.recipe, kind, value], stacked, **QUIET)  # type: ignore[attr-defined]
-    kind.input(lambda name: gr.update(label=TRANSFORMS[name][1], value=TRANSFORMS[name][2]), kind, value, **QUIET)  # type: ignore[attr-defined]
+    panel.add.click(partial(add_transform, app), [model, panel.recipe, panel.kind, panel.value], stacked, **QUIET)
+    panel.kind.input(_transform_value, panel.kind, panel.value, **QUIET)
+    _wire_extras(app, panel, model)
+
+
+def _transform_value(kind: str) -> Any:
+    return gr.update(label=TRANSFORMS[kind][1], value=TRANSFORMS[kind][2])
+
+
+def _wire_extras(app: AppContext, panel: TargetPanel, model: gr.State) -> None:
+    """What tabs show beside the target, and the controls that set it by a button or a bar."""
+    control: dict[str, Any] = panel.controls
+    told = [panel.recipe, *panel.shown]
+    by_key = {tab.key: tab for tab in panel.all_tabs}
+
+    inputs = [model, control["outlier_bits"], control["count"], control["picks"]]
+    moved = [
+        control["outlier_bits"].change,
+        control["count"].change,
+        control["picks"].change,
+        by_key["outliers"].item.select,
+    ]
+    gr.on(moved, partial(outlier_line, app), inputs, control["mass"], **QUIET)
+    control["query"].input(
+        partial(token_choices, app), [model, control["query"], control["picks"]], control["picks"], **QUIET
+    )
+    random = [model, panel.recipe, control["length"], control["prompt_seed"], control["source"]]
+    control["random"].click(partial(set_base, app, recipes.random_prompt_recipe), random, told, **QUIET)
+    pos = [control["tag"].change, control["mode"].change, by_key["pos"].item.select]
+    gr.on(pos, partial(pos_bars, app), [model, control["tag"], control["mode"]], control["histogram"], **QUIET)
+    gr.on([control["lines"].change, by_key["hand"].item.select], hand_bars, control["lines"], control["bars"], **QUIET)
+
+    def nudge(model: str, text: str, lines: str, rest: float, event: gr.EventData) -> list[Any]:
+        try:
+            lines = recipes.set_weight(lines, int(event.index), float(event.weight))
+        except Exception as error:
+            return [gr.skip(), *_trouble(error, 1)]
+        return [lines, *set_base(app, recipes.hand_recipe, model, text, lines, rest)]
+
+    nudged = [model, panel.recipe, control["lines"], control["rest"]]
+    control["bars"].input(nudge, nudged, [control["lines"], *told], **QUIET)

@@ -73,6 +73,11 @@ def theme() -> gr.themes.ThemeClass:
         button_secondary_text_color_dark="#EDECE8",
         button_secondary_text_color_hover="#1C1C1A",
         button_secondary_text_color_hover_dark="#FFFFFF",
+        checkbox_label_background_fill_selected_dark="#EDECE8",
+        checkbox_label_text_color_selected_dark="#16171A",
+        checkbox_label_border_color="#DDDBD3",
+        checkbox_label_border_color_dark="#454952",
+        checkbox_label_border_width="1px",
         slider_color="#5B5952",
         slider_color_dark="#B9BBC2",
     )

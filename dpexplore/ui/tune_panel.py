@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -17,7 +16,7 @@ from dpexplore.ui.markup import message
 from dpexplore.ui.result_view import EMPTY_RESULT, capsule_file, result_html, shares_html
 from dpexplore.ui.target_panel import QUIET
 from dpexplore.ui.watch import RunView, watch_run
-from dpexplore.ui.widgets import chart, view, segmented
+from dpexplore.ui.widgets import chart, legend, segmented, view
 
 CUSTOM = "custom"
 PRESET_FIELDS = ("length", "restarts", "steps")
@@ -67,7 +66,7 @@ def make_config(
 def start_run(app: AppContext, session: str, model: str, recipe: str, config: TuneConfig) -> Iterator[RunView]:
     """Submit a run for a session and follow it. InputError if it cannot begin."""
     entry = app.pool.get(model)
-    run = entry.server.submit(entry.target(recipe, load=app.pool.source), config)
+    run = entry.server.submit(app.target(model, recipe), config)
     app.sessions.begin(session, run)
     try:
         with closing(watch_run(run)) as views:
@@ -87,7 +86,16 @@ def tune(app: AppContext, session: str, model: str, recipe: str, *settings: Any)
                 if view.result is not None:
                     yield [view.live, view.ranks, view.status, *_finished(app, model, recipe, view), *idle]
                 else:
-                    yield [view.live, view.ranks, view.status, gr.skip(), gr.skip(), gr.skip(), gr.update(interactive=False), gr.update(interactive=True)]
+                    yield [
+                        view.live,
+                        view.ranks,
+                        view.status,
+                        gr.skip(),
+                        gr.skip(),
+                        gr.skip(),
+                        gr.update(interactive=False),
+                        gr.update(interactive=True),
+                    ]
         if view.result is None:
             yield [*stay[:2], view.status, *stay[:3], *idle]
     except Exception as error:
@@ -97,7 +105,7 @@ def tune(app: AppContext, session: str, model: str, recipe: str, *settings: Any)
 def _finished(app: AppContext, model: str, recipe: str, view: RunView) -> list[Any]:
     assert view.result is not None
     entry = app.pool.get(model)
-    target = entry.target(recipe)
+    target = app.target(model, recipe)
     shown = result_html(entry.lm, target, view.result), shares_html(entry.lm, target, view.result)
     return [*shown, gr.update(value=capsule_file(view.result), interactive=True)]
 
@@ -122,20 +130,23 @@ def build_tune_panel() -> TunePanel:
         restarts = gr.Number(paper["restarts"], label="Restarts", minimum=1, elem_id="restarts", **number)
         steps = gr.Number(paper["steps"], label="Steps", minimum=1, elem_id="steps", **number)
         seed = gr.Number(0, label="Seed", minimum=0, elem_id="seed", **number)
-        preset = gr.Dropdown([*PRESETS, CUSTOM], value="paper", label="Preset", elem_id="preset", scale=1, min_width=100)
+        preset = gr.Dropdown(
+            [*PRESETS, CUSTOM], value="paper", label="Preset", elem_id="preset", scale=1, min_width=100
+        )
         go = gr.Button("Tune", variant="primary", interactive=False, elem_id="tune", scale=1, min_width=104)
         halt = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop", scale=0, min_width=72)
     status = view(message("The model is being prepared.", "info"), live=True, elem_id="status")
     return TunePanel(method, preset, slots, length, restarts, steps, seed, go, halt, status)
 
 
+LIVE_LEGEND = [("achieved", "best restart"), ("restart", "others")]
 SCALE = [("linear", "live-chart:scale:linear"), ("log", "live-chart:scale:log")]
 
 
 def live_chart() -> gr.HTML:
     switch = segmented("Axis of KL", SCALE, "switch", SCALE[0][1])
     panes = [
-        ("dpx-kl", f"<h2>Distance to the target</h2>{switch}"),
+        ("dpx-kl", f"<h2>Distance to the target</h2>{legend(LIVE_LEGEND)}{switch}"),
         ("dpx-entropy", "<h2>Entropy of what the prompt says</h2>"),
     ]
     empty = "Press Tune: every restart becomes a line here, the best one bold."
@@ -147,9 +158,8 @@ def achieved_chart() -> gr.HTML:
     return chart("ranks", [("dpx-ranks", "")], empty, elem_id="achieved-chart")
 
 
-def build_result_panel(live: gr.HTML, ranks: gr.HTML) -> ResultPanel:
+def build_result_panel(live: gr.HTML, ranks: gr.HTML, shares: gr.HTML) -> ResultPanel:
     result = view(EMPTY_RESULT, elem_id="result")
-    shares = view(elem_id="shares")
     capsule = gr.DownloadButton("Download capsule (JSON)", interactive=False, elem_id="capsule", size="sm")
     return ResultPanel(live, ranks, result, shares, capsule)
 
@@ -166,7 +176,12 @@ def wire_tune_panel(app: AppContext, panel: TunePanel, shown: ResultPanel, model
 
     outputs = [shown.live, shown.ranks, panel.status, shown.result, shown.shares, shown.capsule, panel.tune, panel.stop]
     panel.tune.click(
-        run, [model, recipe, *panel.settings], outputs, show_progress="hidden", concurrency_limit=None, api_visibility="private"
+        run,
+        [model, recipe, *panel.settings],
+        outputs,
+        show_progress="hidden",
+        concurrency_limit=None,
+        api_visibility="private",
     )
     panel.stop.click(halt, None, None, queue=False, api_visibility="private")
     panel.preset.input(apply_preset, panel.preset, [panel.length, panel.restarts, panel.steps], **QUIET)

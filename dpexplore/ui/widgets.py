@@ -11,6 +11,8 @@ from dpexplore.ui.theme import script_tags
 
 _MOUNT = "window.dpxCharts.mount(element, props, watch);"
 
+_SLIDERS = "window.dpxSliders(element, props, watch, (data) => trigger('input', data));"
+
 _SHOW = """
 const root = element.querySelector('.dpx-view');
 const show = () => { root.innerHTML = props.value || ''; };
@@ -23,7 +25,17 @@ def view(value: str = "", *, live: bool = False, **settings: Any) -> gr.HTML:
     value, so a token such as `${x}` or `{{x}}` stays what it is. `live`: screen readers are told of changes."""
     region = " role='status' aria-live='polite'" if live else ""
     template = f"<div class='dpx-view'{region}></div>"
-    return gr.HTML(value, html_template=template, js_on_load=_SHOW, head=script_tags(), apply_default_css=False, **settings)
+    return gr.HTML(
+        value, html_template=template, js_on_load=_SHOW, head=script_tags(), apply_default_css=False, **settings
+    )
+
+
+def sliders(**settings: Any) -> gr.HTML:
+    """A list of weights as bars that can be dragged or nudged; its `input` event tells `index` and `weight`."""
+    template = "<div class='dpx-sliders'></div>"
+    return gr.HTML(
+        "[]", html_template=template, js_on_load=_SLIDERS, head=script_tags(), apply_default_css=False, **settings
+    )
 
 
 def chart(kind: str, panes: list[tuple[str, str]], empty: str, **settings: Any) -> gr.HTML:
@@ -43,7 +55,9 @@ def chart(kind: str, panes: list[tuple[str, str]], empty: str, **settings: Any) 
         f"<div class='dpx-chart is-empty' data-chart='{kind}' data-points='0'>{plots}"
         f"<p class='dpx-empty'>{escape(empty)}</p></div>"
     )
-    return gr.HTML("", html_template=template, js_on_load=_MOUNT, head=script_tags(), apply_default_css=False, **settings)
+    return gr.HTML(
+        "", html_template=template, js_on_load=_MOUNT, head=script_tags(), apply_default_css=False, **settings
+    )
 
 
 def segmented(label: str, options: list[tuple[str, str]], attribute: str, pressed: str) -> str:
@@ -56,6 +70,14 @@ def segmented(label: str, options: list[tuple[str, str]], attribute: str, presse
     return f"<div class='dpx-segmented' role='group' aria-label='{escape(label)}'>{buttons}</div>"
 
 
-def card_title(title: str, tools: str = "") -> gr.HTML:
-    """A card's heading with switches at its right."""
-    return view(f"<div class='dpx-card-title'><h2>{escape(title)}</h2>{tools}</div>")
+def card_title(title: str, extras: str = "") -> gr.HTML:
+    """A card's heading with its legend and switches."""
+    return view(f"<div class='dpx-card-title'><h2>{escape(title)}</h2>{extras}</div>")
+
+
+def legend(roles: list[tuple[str, str]]) -> str:
+    """What the colours of a chart mean; `roles` are (role, words)."""
+    entries = "".join(
+        f"<span><i style='border-color:var(--dpx-{role})'></i>{escape(words)}</span>" for role, words in roles
+    )
+    return f"<span class='dpx-legend'>{entries}</span>"
