@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 MAX_STEPS = 12
 MAX_HALVINGS = 12
-SUFFICIENT_DECREASE = 0.1
+SUFFICIENT_DECREASE = 0.05
 RELATIVE_DECREMENT = 1e-3
 SMALLEST_DECREMENT = 1e-10
 SECULAR_STEPS = 12
+STIFFNESS = 0.05
 
 
 def quadratic_on_ball(hessian: Tensor, linear: Tensor, radius: float, sphere: bool) -> Tensor:
@@ -35,6 +39,11 @@ def quadratic_on_ball(hessian: Tensor, linear: Tensor, radius: float, sphere: bo
         shift = shift + ((length / radius - 1) / slope.clamp_min(1e-300)).clamp_min(0)
     w = -linear / (values + shift)
     length = w.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    if sphere:
+        # Moré and Sorensen's hard case: w stays short for every λ, and the flattest direction makes up for it.
+        short = (radius**2 - length.square()).clamp_min(0).sqrt() * (length < radius)
+        w = torch.cat([w[:, :1] + short * torch.where(w[:, :1] < 0, -1.0, 1.0), w[:, 1:]], 1)
+        length = w.norm(dim=1, keepdim=True).clamp_min(1e-300)
     w = w * (radius / length if sphere else (radius / length).clamp_max(1))
     return (vectors @ w[..., None])[..., 0]
 
@@ -59,35 +68,58 @@ def minimise(
         gradient = mean - target_images
         hessian = torch.bmm(images * q[:, None], images.mT) - mean[:, :, None] * mean[:, None]
         linear = gradient - (hessian @ weights[..., None])[..., 0]
-        step = quadratic_on_ball(hessian, linear, radius, sphere) - weights
+        best = quadratic_on_ball(hessian, linear, radius, sphere)
+        step = best - weights
         curvature = ((hessian @ step[..., None])[..., 0] * step).sum(-1)
-        decrement = -(gradient * step).sum(-1) - 0.5 * curvature
+        decrement = (-(gradient * step).sum(-1) - 0.5 * curvature).clamp_min(0)
         if first_decrement is None:
             first_decrement = decrement
         if (decrement <= (RELATIVE_DECREMENT * first_decrement).clamp_min(SMALLEST_DECREMENT)).all():
             break
-        weights, current, logits, moved = _line_search(value, weights, step, current, logits, decrement, radius, sphere)
+        path = partial(_sphere_path if sphere else _chord, weights, best, hessian, linear, gradient, radius)
+        weights, current, logits, moved = _search(value, path, (weights, current, logits), decrement)
         if not moved:
             break
     return weights
 
 
-def _line_search(value, weights, step, current, logits, decrement, radius, sphere):
+def _chord(
+    start: Tensor, end: Tensor, _hessian: Tensor, _linear: Tensor, _gradient: Tensor, _radius: float, size: Tensor
+) -> Tensor:
+    return start + size[:, None] * (end - start)
+
+
+def _sphere_path(
+    start: Tensor, _end: Tensor, hessian: Tensor, linear: Tensor, gradient: Tensor, radius: float, size: Tensor
+) -> Tensor:
+    """A chord leaves the sphere; instead the model is stiffened around the start, which tilts its linear term."""
+    scale = hessian.diagonal(dim1=1, dim2=2).sum(1) + gradient.norm(dim=1) / radius
+    stiffness = STIFFNESS * (1 / size - 1) * scale
+    return quadratic_on_ball(hessian, linear - stiffness[:, None] * start, radius, sphere=True)
+
+
+def _search(
+    value: Callable[[Tensor], tuple[Tensor, Tensor]],
+    path: Callable[[Tensor], Tensor],
+    here: tuple[Tensor, Tensor, Tensor],
+    decrement: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """Halve each row's step along `path` until its value falls enough; -> weights, values, logits, any moved."""
+    weights, current, logits = here
     size = torch.ones_like(current)
+    trial, trial_value, trial_logits, worse = weights, current, logits, torch.ones_like(current, dtype=torch.bool)
     for _ in range(MAX_HALVINGS):
-        trial = weights + size[:, None] * step
-        if sphere:
-            trial = trial * (radius / trial.norm(dim=1, keepdim=True).clamp_min(1e-300))
+        trial = path(size)
         trial_value, trial_logits = value(trial)
-        worse = trial_value > current - SUFFICIENT_DECREASE * size * decrement.clamp_min(0)
+        worse = ~(trial_value <= current - SUFFICIENT_DECREASE * size * decrement)
         if not worse.any():
             return trial, trial_value, trial_logits, True
         size = torch.where(worse, 0.5 * size, size)
     # Rows that found no decrease have converged to rounding; they keep their point.
-    trial = torch.where(worse[:, None], weights, trial)
+    keep = worse[:, None]
     return (
-        trial,
+        torch.where(keep, weights, trial),
         torch.where(worse, current, trial_value),
-        torch.where(worse[:, None], logits, trial_logits),
+        torch.where(keep, logits, trial_logits),
         bool((~worse).any()),
     )
