@@ -12,7 +12,8 @@ MAX_STEPS = 12
 MAX_HALVINGS = 12
 SUFFICIENT_DECREASE = 0.05
 RELATIVE_DECREMENT = 1e-3
-SMALLEST_DECREMENT = 1e-10
+SMALLEST_DECREMENT = 1e-20
+VALUE_ROUNDING = 1e-14
 SECULAR_STEPS = 12
 STIFFNESS = 0.05
 
@@ -107,11 +108,13 @@ def _search(
     """Halve each row's step along `path` until its value falls enough; -> weights, values, logits, any moved."""
     weights, current, logits = here
     size = torch.ones_like(current)
+    # Without it the last Newton steps, whose decrease is below rounding, would be refused.
+    slack = VALUE_ROUNDING * (1 + current.abs())
     trial, trial_value, trial_logits, worse = weights, current, logits, torch.ones_like(current, dtype=torch.bool)
     for _ in range(MAX_HALVINGS):
         trial = path(size)
         trial_value, trial_logits = value(trial)
-        worse = ~(trial_value <= current - SUFFICIENT_DECREASE * size * decrement)
+        worse = ~(trial_value <= current + slack - SUFFICIENT_DECREASE * size * decrement)
         if not worse.any():
             return trial, trial_value, trial_logits, True
         size = torch.where(worse, 0.5 * size, size)
