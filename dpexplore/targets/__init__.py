@@ -9,7 +9,16 @@ from dpexplore.targets.outliers import OutlierRange, exact_outlier_mass, outlier
 from dpexplore.targets.parser import parse_recipe
 from dpexplore.targets.preview import TopToken, top_tokens
 from dpexplore.targets.recipe import Recipe
-from dpexplore.targets.sources import capture, entropy, file, pos, random_prompt, tokens
+from dpexplore.targets.sources import (
+    capture,
+    entropy,
+    file,
+    pos,
+    random_prompt,
+    source_files,
+    source_models,
+    tokens,
+)
 from dpexplore.targets.target import NATS_PER_BIT, Target, entropy_nats
 from dpexplore.targets.vanilla import vanilla_target, vanilla_targets
 from dpexplore.targets.vocabulary import FoundToken, search_tokens, token_id
@@ -36,6 +45,8 @@ __all__ = [
     "random_prompt",
     "save_target",
     "search_tokens",
+    "source_files",
+    "source_models",
     "token_id",
     "tokens",
     "tokens_by_pos",

@@ -36,6 +36,8 @@ STEP_SIZE = 0.2
 MOMENT_DECAY, SQUARE_DECAY = 0.9, 0.999  # Adam's defaults
 MAX_STEPS = 150  # the path has reached 0.01 bit, or 1e-4 bit below uniform, before
 
+_LARGEST_LOG_SCALE = 60.0  # the distribution no longer changes in float64
+
 Groups = Sequence[tuple[slice, float]]
 """Spans of the vocabulary with the mass that each holds, whatever its logits; the masses are above 0 and sum to 1."""
 WHOLE: Groups = ((slice(None), 1.0),)
@@ -125,14 +127,16 @@ def scale_to_entropy(logits: Row, entropy: float, groups: Groups = WHOLE) -> Row
 
     low = high = 0.0
     low_miss = high_miss = miss(0.0)
-    while low_miss < 0 and low > -700:
-        low -= 1
+    step = 1.0
+    while low_miss < 0 and low > -_LARGEST_LOG_SCALE:
+        low, high, high_miss, step = low - step, low, low_miss, 2 * step
         low_miss = miss(low)
-    while high_miss > 0 and high < 700:
-        high += 1
+    while high_miss > 0 and high < _LARGEST_LOG_SCALE:
+        low, high, low_miss, step = high, high + step, high_miss, 2 * step
         high_miss = miss(high)
-    find_root(miss, low, high, low_miss, high_miss)
-    return best.probs
+    if low_miss > 0 > high_miss:
+        find_root(miss, low, high, low_miss, high_miss)
+    return best.probs  # at a limit of what scaling reaches, that limit
 
 
 def find_root(miss: Callable[[float], float], low: float, high: float, low_miss: float, high_miss: float) -> float:

@@ -26,10 +26,11 @@ from torch import Tensor
 from dpexplore.errors import InputError
 from dpexplore.targets.descent import Point, Row, find_root, follow_entropy
 from dpexplore.targets.target import NATS_PER_BIT
-from dpexplore.targets.vanilla import check_bits, is_uniform, random_logits
+from dpexplore.targets.vanilla import check_bits, is_certain, is_uniform, random_logits
 
 DELTA = 0.01
 """The paper's margin δ in Eq. 2."""
+_ROUNDING = 1e-9  # so that the sum of the outliers' probabilities, rounded, is not below m − δ
 
 
 def _binary_entropy(share: float) -> float:
@@ -118,7 +119,7 @@ def outlier_target(vocab_size: int, bits: float, outlier_ids: Sequence[int], see
     is_rest[outliers] = False
     order = torch.cat([outliers, is_rest.nonzero()[:, 0]])
     probs = torch.zeros(vocab_size, dtype=torch.float64)
-    if bits <= 0:
+    if is_certain(bits):
         probs[outliers[logits[outliers].argmax()]] = 1.0
     else:
         probs[order] = torch.from_numpy(_outliers_first(logits[order].numpy(), bits, k))
@@ -130,11 +131,10 @@ def _outliers_first(logits: Row, bits: float, k: int) -> Row:
     vocab_size, entropy = len(logits), bits * NATS_PER_BIT
     outliers_entropy, rest_entropy = Point(logits[:k]).entropy, Point(logits[k:]).entropy
     shifted = _shifted_mass(outliers_entropy, rest_entropy, entropy)
-    required = outlier_mass(vocab_size, k, bits) - DELTA
+    required = outlier_mass(vocab_size, k, bits) - DELTA + _ROUNDING
     if shifted is None:  # even all mass on the outliers leaves too much entropy: they must differ more
         mass = _bisect_small_rest(vocab_size, k, entropy)
     else:
-        # Rounding can put m − δ above the exact bound by nothing; the shift's own mass never is.
         mass = min(max(required, shifted, k / vocab_size), exact_outlier_mass(vocab_size, k, bits))
     start = Point(logits, ((slice(0, k), mass), (slice(k, None), 1 - mass)))
     return next(iter(follow_entropy(start, [entropy], -1.0 if start.entropy > entropy else 1.0)))

@@ -22,7 +22,8 @@ class TopToken:
 
 
 def top_tokens(target: Target, lm: LanguageModel, n: int = 20) -> list[TopToken]:
-    """The `n` likeliest tokens, likeliest first; of equals the lower id comes first."""
+    """The `n` likeliest tokens that have any probability, likeliest first; of equals the lower id comes first."""
     ids = likeliest(target.probs, n)
+    ids = ids[target.probs[ids] > 0]
     pairs = zip(ids.tolist(), target.probs[ids].tolist(), strict=True)
     return [TopToken(i, lm.token_text(i), p) for i, p in pairs]

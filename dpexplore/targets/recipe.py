@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +50,15 @@ class Recipe(ABC):
         """Probabilities `(vocab,)` of the tuning model's vocabulary, and how they came about (JSON-ready)."""
 
     @property
-    @abstractmethod
-    def parts(self) -> int:
-        """Constructors and transforms the recipe is made of."""
+    def inner(self) -> tuple[Recipe, ...]:
+        """The recipes this one stands on."""
+        return ()
+
+    def walk(self) -> Iterator[Recipe]:
+        """This recipe and all that it stands on, the outermost first: what does it load, what does it read?"""
+        yield self
+        for recipe in self.inner:
+            yield from recipe.walk()
 
     def build(self, lm: LanguageModel, *, load: Load | None = None) -> Target:
         """The target over `lm`'s vocabulary.
@@ -100,8 +106,9 @@ class Recipe(ABC):
 
 def check_parts(recipe: Recipe) -> None:
     """InputError if a recipe has grown past what is built."""
-    if recipe.parts > MAX_PARTS:
-        raise InputError(f"The recipe has {recipe.parts} parts; at most {MAX_PARTS} are accepted.")
+    parts = sum(1 for _ in recipe.walk())
+    if parts > MAX_PARTS:
+        raise InputError(f"The recipe has {parts} parts; at most {MAX_PARTS} are accepted.")
 
 
 def check_whole(name: str, value: object, low: int, high: int | None = None) -> int:

@@ -39,10 +39,6 @@ if TYPE_CHECKING:
 class Source(Recipe):
     """A recipe that stands at the beginning of a chain."""
 
-    @property
-    def parts(self) -> int:
-        return 1
-
 
 @dataclass(frozen=True)
 class Entropy(Source):
@@ -84,7 +80,7 @@ class Entropy(Source):
         return probs, self.provenance | {
             "outlier_ids": ids,
             "outlier_mass": float(probs[ids].sum()),
-            "outlier_mass_required": outlier_mass(vocab_size, len(ids), self.bits) - DELTA,
+            "outlier_mass_required": round(outlier_mass(vocab_size, len(ids), self.bits) - DELTA, 2),
         }
 
     @property
@@ -287,3 +283,14 @@ def tokens(weights: Mapping[str | int, float], rest: float = 0.0) -> Tokens:
 def file(path: str | PathLike[str]) -> File:
     """What a .npz (`probs`), CSV or JSON file holds."""
     return File(fspath(path) if isinstance(path, PathLike) else path)
+
+
+def source_models(recipe: Recipe) -> list[str]:
+    """Names of the models that building the recipe loads, besides the tuning model; a server asks before it builds."""
+    captures = (part for part in recipe.walk() if isinstance(part, Capture | RandomPrompt))
+    return [part.model for part in captures if part.model is not None]
+
+
+def source_files(recipe: Recipe) -> list[str]:
+    """Paths of the files that building the recipe reads; a server asks before it builds what a visitor wrote."""
+    return [part.path for part in recipe.walk() if isinstance(part, File)]

@@ -52,8 +52,8 @@ class Transform(Recipe):
         return f"{self.base}.{self.call}"
 
     @property
-    def parts(self) -> int:
-        return self.base.parts + 1
+    def inner(self) -> tuple[Recipe, ...]:
+        return (self.base,)
 
     def probabilities(self, context: BuildContext) -> tuple[Tensor, Provenance]:
         probs, provenance = self.base.probabilities(context)
@@ -176,8 +176,8 @@ class Mix(Transform):
         return f"mix({self.other}, {literal(self.weight)})"
 
     @property
-    def parts(self) -> int:
-        return self.base.parts + self.other.parts + 1
+    def inner(self) -> tuple[Recipe, ...]:
+        return (self.base, self.other)
 
     def apply(self, probs: Tensor, context: BuildContext) -> tuple[Tensor, Provenance]:
         other, provenance = self.other.probabilities(context)

@@ -16,13 +16,13 @@ from dpexplore.targets.target import NATS_PER_BIT
 Method = Literal["gradient", "temperature"]
 METHODS: tuple[str, ...] = ("gradient", "temperature")
 
-_UNIFORM_SLACK_BITS = 1e-9  # a request this close to log2(vocab) is a request for it, rounded
+_END_SLACK_BITS = 1e-9  # a request this close to 0 or log2(vocab) is a request for it, rounded
 
 
 def check_bits(bits: float, vocab_size: int) -> None:
     """InputError unless a distribution over `vocab_size` tokens can have this entropy."""
     limit = math.log2(vocab_size)
-    if not 0 <= bits <= limit + _UNIFORM_SLACK_BITS:
+    if not 0 <= bits <= limit + _END_SLACK_BITS:
         raise InputError(
             f"The entropy of a distribution over {vocab_size:,} tokens lies from 0 to {limit:.4f} bits; "
             f"{bits:g} was asked for."
@@ -31,7 +31,12 @@ def check_bits(bits: float, vocab_size: int) -> None:
 
 def is_uniform(bits: float, vocab_size: int) -> bool:
     """Whether this entropy is log2(vocab)."""
-    return bits >= math.log2(vocab_size) - _UNIFORM_SLACK_BITS
+    return bits >= math.log2(vocab_size) - _END_SLACK_BITS
+
+
+def is_certain(bits: float) -> bool:
+    """Whether this entropy is 0."""
+    return bits <= _END_SLACK_BITS
 
 
 def random_logits(vocab_size: int, seed: int) -> Tensor:
@@ -59,7 +64,7 @@ def vanilla_targets(vocab_size: int, bits: Sequence[float], seed: int, method: M
     rows = torch.empty(len(bits), vocab_size, dtype=torch.float64)
     wanted: list[tuple[float, int]] = []
     for row, value in enumerate(bits):
-        if value <= 0:
+        if is_certain(value):
             rows[row] = torch.nn.functional.one_hot(logits.argmax(), vocab_size)
         elif is_uniform(value, vocab_size):
             rows[row] = 1 / vocab_size

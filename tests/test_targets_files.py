@@ -1,0 +1,174 @@
+"""Targets to files and back, and files that are wrong, cut short or hostile."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dpexplore.errors import InputError
+from dpexplore.models import LanguageModel
+from dpexplore.targets import capture, file, save_target, token_id
+from dpexplore.targets import files as target_files
+
+LoadTiny = Callable[[str], LanguageModel]
+
+
+@pytest.fixture
+def lm(tiny_lm: LoadTiny) -> LanguageModel:
+    return tiny_lm("gpt2")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-15), ("float32", 1e-7)])
+def test_npz_there_and_back(lm: LanguageModel, tmp_path: Path, dtype: str, tolerance: float) -> None:
+    target = capture("I love").build(lm)
+    path = tmp_path / "target.npz"
+    save_target(target, path, dtype)  # type: ignore[arg-type]
+    with np.load(path, allow_pickle=False) as archive:
+        assert archive["probs"].shape == (lm.vocab_size,)
+        assert archive["probs"].dtype == dtype
+        assert str(archive["recipe"]) == target.recipe
+    read = file(path).build(lm)
+    assert torch.allclose(read.probs, target.probs, atol=tolerance)
+    assert read.provenance["file"] == "target.npz"
+    assert len(read.provenance["sha256"]) == 64
+
+
+def test_where_nothing_can_be_written(lm: LanguageModel, tmp_path: Path) -> None:
+    target = capture("I love").build(lm)
+    with pytest.raises(InputError, match=r"\.npz"):
+        save_target(target, tmp_path / "target.txt")
+    with pytest.raises(InputError, match="cannot be written"):
+        save_target(target, tmp_path / "no" / "folder.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", 'token,probability\n" the",0.6\na,0.2\n'),
+        ("b.csv", " the,0.6\r\na,0.2\r\n"),
+        ("c.csv", "id,p\n{the},0.6\n{a},0.2\n"),
+        ("d.csv", "\ufeff the,3\n\na,1\n"),
+        ("e.json", '{" the": 0.6, "a": 0.2}'),
+        ("f.json", '[[" the", 0.6], ["a", 0.2]]'),
+        ("g.json", '[{"token": " the", "p": 3}, {"token": "a", "p": 1}]'),
+        ("h.json", '[{"id": {the}, "token": "?", "p": 3}, {"id": {a}, "p": 1}]'),
+    ],
+)
+def test_tables_of_token_and_probability(lm: LanguageModel, tmp_path: Path, name: str, text: str) -> None:
+    the, a = token_id(lm, " the"), token_id(lm, "a")
+    path = tmp_path / name
+    path.write_bytes(text.replace("{the}", str(the)).replace("{a}", str(a)).encode())
+    probs = file(path).build(lm).probs
+    assert probs[the] == pytest.approx(0.75)
+    assert probs[a] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("a.csv", b"a,0.5,0.5\n", "3 columns"),
+        ("a.csv", b"a,x\n", "Line 1 .* where a probability"),
+        ("a.csv", b"token,p\na,0.1\na,0.1\n", "given twice"),
+        ("a.csv", b"a,-1\n", "0 or more"),
+        ("a.csv", b"a,nan\n", "0 or more"),
+        ("a.csv", b"a,inf\n", "0 or more"),
+        ("a.csv", b"a,0\n", "All weights are 0"),
+        ("a.csv", b"", "All weights are 0"),
+        ("a.csv", b"thethe,1\n", "not one token"),
+        ("a.csv", b"id,p\nx,1\n", "where a token id"),
+        ("a.csv", b'"a,1\n', "no CSV"),
+        ("a.csv", b"\xff\xfe", "UTF-8"),
+        ("a.csv", b"a,1\n" + b"b" * 200_000, "CSV"),
+        ("a.json", b"{", "no JSON"),
+        ("a.json", b"[" * 100_000, "no JSON"),
+        ("a.json", b"7", "holds no tokens"),
+        ("a.json", b'{"a": 1, "a": 2}', "given twice"),
+        ("a.json", b'{"a": "x"}', "where a probability"),
+        ("a.json", b'{"a": true}', "where a probability"),
+        ("a.json", b'{"a": NaN}', "0 or more"),
+        ("a.json", b'{"a": 1' + b"0" * 5000 + b"}", "JSON"),
+        ("a.json", b'{"a": [1]}', "where a probability"),
+        ("a.json", b'[{"p": 1}]', "no token and p"),
+        ("a.json", b"[[1, 2]]", "no token and p"),
+        ("a.json", b'[{"id": 1.5, "p": 1}]', "where a token id"),
+        ("a.json", b'[{"id": 100000, "p": 1}]', "no token id"),
+        ("a.npz", b"no archive", "no .npz file"),
+        ("a.txt", b"a,1", "is no target file"),
+    ],
+)
+def test_bad_files_get_a_sentence(lm: LanguageModel, tmp_path: Path, name: str, data: bytes, says: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=says) as caught:
+        file(path).build(lm)
+    assert str(tmp_path) not in str(caught.value)
+
+
+def npz(path: Path, **arrays: object) -> Path:
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+def test_bad_arrays_get_a_sentence(lm: LanguageModel, tmp_path: Path) -> None:
+    path, size = tmp_path / "a.npz", lm.vocab_size
+    good = np.full(size, 1 / size)
+    for array, says in (
+        (np.full(7, 1 / 7), rf"7 probabilities.*{size}"),
+        (good[None], "no row"),
+        (np.full(size, "x"), "no row"),
+        (np.zeros(size, dtype=np.int64), "no row"),
+        (np.where(np.arange(size) == 3, np.nan, good), "NaN"),
+        (np.where(np.arange(size) == 3, -good, good), "negative"),
+        (good * 2, "sums to 2"),
+    ):
+        with pytest.raises(InputError, match=says):
+            file(npz(path, probs=array)).build(lm)
+    with pytest.raises(InputError, match="no array `probs`"):
+        file(npz(path, other=good)).build(lm)
+
+
+def test_pickles_are_never_read(lm: LanguageModel, tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return pytest.fail, ("unpickled",)
+
+    path = npz(tmp_path / "a.npz", probs=np.array([Hostile()] * lm.vocab_size, dtype=object))
+    with pytest.raises(InputError, match="no row"):
+        file(path).build(lm)
+
+
+def test_archives_that_expand_without_end_are_refused(lm: LanguageModel, tmp_path: Path) -> None:
+    path = tmp_path / "bomb.npz"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (lm.vocab_size,)})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("probs.npy", header.getvalue() + bytes(30_000_000))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(InputError, match="larger than its own header"):
+        file(path).build(lm)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("probs.npy", header.getvalue() + bytes(10))
+    with pytest.raises(InputError, match=r"no \.npz file"):
+        file(path).build(lm)
+
+
+def test_files_too_large_absent_or_endless(lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target_files, "MAX_FILE_BYTES", 2**20)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"a": 1}) + " " * 2**20)
+    with pytest.raises(InputError, match="1 MiB"):
+        file(path).build(lm)
+    for absent in (tmp_path / "b.csv", tmp_path, "x\0.csv"):
+        with pytest.raises(InputError):
+            file(absent).build(lm)
+    endless = tmp_path / "zero.csv"
+    endless.symlink_to("/dev/zero")
+    with pytest.raises(InputError, match="no file"):
+        file(endless).build(lm)
