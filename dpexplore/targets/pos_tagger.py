@@ -9,6 +9,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -115,10 +116,10 @@ def chosen_pipeline() -> tuple[str, str]:
     """Name and version of the pipeline that tags words here, without importing spaCy. InputError if there is none."""
     wanted = os.environ.get(PIPELINE_VARIABLE)
     for name in [wanted] if wanted else PIPELINES:
-        try:
-            return name, _folder_version(name) if os.path.isdir(name) else version(name)
-        except (PackageNotFoundError, ValueError):
-            continue
+        if os.path.isdir(name):
+            return name, _folder_version(name)
+        with suppress(PackageNotFoundError, ValueError):  # ValueError: no name that a package can have
+            return name, version(name)
     missing = f"the spaCy pipeline {wanted!r}" if wanted else "an English spaCy pipeline"
     raise InputError(f"Parts of speech need {missing}, which is not installed; `pip install {_INSTALL}` gives one.")
 
