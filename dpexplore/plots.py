@@ -42,12 +42,16 @@ def log_grid(count: int, points: int = 120) -> np.ndarray:
     """At most `points` ranks from 1 to `count`, every one of the first few, then evenly on a log axis."""
     if count < 1 or points < 1:
         raise ValueError(f"count and points are at least 1, not {count} and {points}")
-    wanted = np.unique(np.rint(np.geomspace(1, count, points)).astype(int))
-    # Rounding merges neighbours at the small ranks; spend what that saves on more of them.
-    spare = points - wanted.size
-    dense = np.arange(1, min(count, spare + 1) + 1)
-    ranks = np.union1d(wanted, dense)
-    return ranks if ranks.size <= points else wanted
+    if count <= points:
+        return np.arange(1, count + 1)
+    # Rounding merges neighbours at the small ranks; ask for more points until the grid is full.
+    ranks, asked = np.array([1]), points
+    while asked < 16 * points:
+        finer = np.unique(np.rint(np.geomspace(1, count, asked)).astype(int))
+        if finer.size > points:
+            break
+        ranks, asked = finer, asked + max(1, points // 8)
+    return ranks
 
 
 @dataclass(frozen=True)

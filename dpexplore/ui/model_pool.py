@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 
 KEPT_TARGETS = 48
 """Targets kept for each model, the latest used: a slider that moves back finds its target again."""
+SPARED_SECONDS = 60.0
+"""A model used so lately is not let go: somebody may be about to press Tune."""
+MEMORY_FOR_ANY = 4 * 2**30
+"""Free bytes that are made before a model of unknown size is loaded; loading itself measures what it needs."""
 INTERNAL_ERROR = "Something went wrong on the server, which has logged it; please try again."
 
 Loader = Callable[..., LanguageModel]
@@ -30,6 +34,8 @@ Loader = Callable[..., LanguageModel]
 class LoadedModel:
     """A model with its engine and the targets built for it lately."""
 
+    name: str
+    """What it was asked for by."""
     lm: LanguageModel
     server: EngineServer
     used: float = field(default_factory=time.monotonic)
@@ -52,8 +58,9 @@ class LoadedModel:
         return target
 
     @property
-    def busy(self) -> bool:
-        return self.server.engine.active_rows > 0
+    def idle(self) -> bool:
+        """Nobody tunes it, nor has asked for it a moment ago."""
+        return not self.server.engine.active_rows and time.monotonic() - self.used > SPARED_SECONDS
 
 
 @dataclass
@@ -136,7 +143,7 @@ class ModelPool:
                 self._make_room(loading.name)
                 lm = self._loader(loading.name, progress=loading.report)
             with self._gate:
-                self._loaded[loading.name] = LoadedModel(lm, EngineServer(lm))
+                self._loaded[loading.name] = LoadedModel(loading.name, lm, EngineServer(lm))
         except InputError as error:
             loading.error = str(error)
         except Exception:
@@ -148,18 +155,19 @@ class ModelPool:
             loading.done.set()
 
     def _make_room(self, name: str) -> None:
-        """Let go of idle models, the longest unused first, until a curated model of known size fits."""
+        """Let go of idle models, the longest unused first, until the model fits."""
         while True:
-            known = {info.name: info for info in describe_models()}.get(name)
+            infos = describe_models()
+            needed = next((info.bytes_needed for info in infos if info.name == name), MEMORY_FOR_ANY)
             with self._gate:
-                idle = sorted((e for e in self._loaded.values() if not e.busy), key=lambda entry: entry.used)
-            if not idle or (known is not None and known.fits) or (known is None and len(idle) < 2):
+                idle = [entry for entry in self._loaded.values() if entry.idle]
+            if not idle or needed <= infos[0].bytes_present:
                 return
-            self._release(idle[0])
+            self._release(min(idle, key=lambda entry: entry.used))
 
     def _release(self, entry: LoadedModel) -> None:
         with self._gate:
-            self._loaded.pop(entry.lm.name, None)
+            self._loaded.pop(entry.name, None)
         entry.server.close()
         gc.collect()
         if torch.cuda.is_available():

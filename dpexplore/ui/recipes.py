@@ -116,7 +116,7 @@ def file_recipe(path: str | None) -> Recipe:
 def read_weights(lines: str) -> list[tuple[str | int, float]]:
     """`" yes" 0.7` a line: a token, in quotes if it begins or ends with a space (or `#id`), and its weight."""
     read: list[tuple[str | int, float]] = []
-    for number, line in enumerate(lines.splitlines(), start=1):
+    for number, line in enumerate(lines.split("\n"), start=1):
         if not line.strip():
             continue
         match = _HAND_LINE.fullmatch(line)

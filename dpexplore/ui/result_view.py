@@ -94,11 +94,12 @@ def _round_trip(result: TuneResult) -> tuple[str, str]:
 def _prompt(lm: LanguageModel, result: TuneResult) -> str:
     if result.prompt_ids is not None:
         chips = "".join(
-            f"<li class='dpx-chip'>{token(lm.token_text(i))}<small>{i}</small></li>" for i in result.prompt_ids
+            f"<li class='dpx-chip' title='token id {i}'>{token(lm.token_text(i))}<small>{i}</small></li>"
+            for i in result.prompt_ids
         )
         text = result.prompt_text or ""
         return (
-            f"<ol class='dpx-chips' aria-label='The prompt, token by token'>{chips}</ol>"
+            f"<ol class='dpx-chips' data-ids='{result.prompt_ids}' aria-label='The prompt, token by token'>{chips}</ol>"
             f"<div class='dpx-copy'><code id='dpx-prompt-text'>{escape(text)}</code>"
             f"<button type='button' data-copy=\"{escape(text)}\">Copy text</button>"
             f"<button type='button' data-copy='{result.prompt_ids}'>Copy ids</button></div>"

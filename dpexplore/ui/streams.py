@@ -27,7 +27,8 @@ def _line(item: object) -> str:
 
 
 def _number(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
+    short = math.nan if value is None else float(f"{value:.5g}")
+    return short if math.isfinite(short) else None
 
 
 class LiveStream:
@@ -60,8 +61,9 @@ class LiveStream:
         self.text += _line({k: v if isinstance(v, str) else _number(v) for k, v in marks.items()})
 
 
-def _hundredths(probs: np.ndarray) -> list[int]:
-    return np.rint(100 * np.log10(np.maximum(probs, LOWEST_PROBABILITY))).astype(int).tolist()
+def _hundredths(probs: np.ndarray) -> list[int | None]:
+    logs = np.rint(100 * np.log10(np.maximum(probs, LOWEST_PROBABILITY))).astype(int)
+    return [value if p >= LOWEST_PROBABILITY else None for value, p in zip(logs.tolist(), probs.tolist(), strict=True)]
 
 
 class RankStream:

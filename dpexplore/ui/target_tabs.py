@@ -145,7 +145,7 @@ def _hand_tab() -> Tab:
 def _file_tab() -> Tab:
     with gr.Tab("File", id="file") as item:
         path = gr.File(
-            label="A target as .npz, or a .csv or .json of tokens and probabilities",
+            label=".npz, or .csv or .json of tokens",
             file_types=[".npz", ".csv", ".json"],
             file_count="single",
             type="filepath",
