@@ -125,9 +125,7 @@ def test_any_point_certifies_a_bound_that_no_other_point_breaks(
     others = kl(solver, probs, in_ball(solver, 400, seed + 1))
     assert (found.lower_bound_nats <= others.min()).all()
     assert (found.lower_bound_nats >= 0).all()
-    assert torch.allclose(
-        found.kl_nats, kl(solver, probs.expand(8, -1), certifying).clamp_min(0), atol=FLOAT64_EXACT
-    )
+    assert torch.allclose(found.kl_nats, kl(solver, probs.expand(8, -1), certifying).clamp_min(0), atol=FLOAT64_EXACT)
 
 
 @settings(max_examples=25, deadline=None)
@@ -295,9 +293,7 @@ def test_batches_and_starts_change_nothing_but_the_work() -> None:
         warm = solver.solve(probs[row], gap_nats=1e-8, ladder=False, start=alone.point[None])[0]
         assert warm.kl_nats == pytest.approx(alone.kl_nats, abs=2e-8)
         assert warm.iterations <= 2
-        assert torch.allclose(
-            alone.log_probs.double().exp().sum(), torch.ones((), dtype=torch.float64), atol=1e-5
-        )
+        assert torch.allclose(alone.log_probs.double().exp().sum(), torch.ones((), dtype=torch.float64), atol=1e-5)
 
 
 def test_an_unfinished_search_still_certifies() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from transformers import (
     OPTConfig,
     PhiConfig,
     PretrainedConfig,
+    PreTrainedModel,
 )
 
 from dpexplore.errors import InputError
@@ -29,7 +31,7 @@ from tests.tiny_models import ARCHITECTURES, HIDDEN
 ROUNDING_NATS = 2e-4
 """How far a KL measured in float32 may lie from the exact-arithmetic head's, at logits of hundreds."""
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 300,
     "hidden_size": HIDDEN,
     "num_hidden_layers": 2,
@@ -58,11 +60,13 @@ VARIANTS: dict[str, Callable[[], PretrainedConfig]] = {
 SUPPORTED = [name for name in ARCHITECTURES if name != "gemma2"] + list(VARIANTS)
 
 
-def random_model(config: PretrainedConfig) -> nn.Module:
+def random_model(config: PretrainedConfig) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return model.eval().requires_grad_(False)
+    assert isinstance(model, PreTrainedModel)
+    model.requires_grad_(False)
+    return model.eval()
 
 
 def roughen(model: nn.Module) -> None:
@@ -83,9 +87,10 @@ def rough_lm(tiny_folders, tiny_lm) -> Callable[[str], LanguageModel]:
             if name in VARIANTS:
                 model, tokenizer = random_model(VARIANTS[name]()), tiny_lm("gpt2").tokenizer
             else:
-                model = AutoModelForCausalLM.from_pretrained(tiny_folders(name), dtype=torch.float32).eval()
+                model = AutoModelForCausalLM.from_pretrained(tiny_folders(name), dtype=torch.float32)
+                assert isinstance(model, PreTrainedModel)
                 tokenizer = tiny_lm(name).tokenizer
-            model.requires_grad_(False)
+            model.eval().requires_grad_(False)
             roughen(model)
             made[name] = LanguageModel(name, model, tokenizer, f"random:0:{name}")
         return made[name]
@@ -220,11 +225,11 @@ def test_bfloat16_head_is_that_of_its_weights(rough_lm: Callable[[str], Language
     lm = rough_lm("qwen3")
     rounded = random_model(lm.model.config)
     rounded.load_state_dict(lm.model.state_dict())
-    rounded = rounded.to(torch.bfloat16)
-    coarse = LanguageModel("coarse", rounded, lm.tokenizer, "random:0:coarse")  # pyright: ignore[reportArgumentType]
+    rounded.bfloat16()
+    coarse = LanguageModel("coarse", rounded, lm.tokenizer, "random:0:coarse")
     head = extract_head(coarse)
-    weight = rounded.get_output_embeddings().weight.double()
-    gain = rounded.model.norm.weight.double()
+    weights = rounded.state_dict()
+    weight, gain = weights["lm_head.weight"].double(), weights["model.norm.weight"].double()
     assert torch.equal(head.matrix.double(), weight * gain)
 
 
