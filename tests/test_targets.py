@@ -39,7 +39,7 @@ LANGUAGE_MODEL_VOCABULARY = 49_152
 
 LoadTiny = Callable[[str], LanguageModel]
 seeds = st.integers(0, 2**63 - 1)
-slow_fixture = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+slow_fixture = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 
 
 def bits_of(probs: Tensor) -> float:

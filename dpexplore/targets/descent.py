@@ -80,16 +80,23 @@ def follow_entropy(start: Point, entropies: Sequence[float], direction: float) -
     remaining = list(reversed(entropies))
     here = start
     moment, square = np.zeros_like(here.logits), np.zeros_like(here.logits)
+    work = np.empty_like(here.logits)  # fresh memory for every term would double the time
     for step in range(1, MAX_STEPS + 1):
         if not remaining:
             return
         ascent = here.entropy_gradient()
         ascent *= direction
-        moment += (1 - MOMENT_DECAY) * (ascent - moment)
-        square += (1 - SQUARE_DECAY) * (ascent * ascent - square)
+        moment *= MOMENT_DECAY
+        moment += np.multiply(ascent, 1 - MOMENT_DECAY, out=work)
+        square *= SQUARE_DECAY
+        np.multiply(ascent, ascent, out=work)
+        work *= 1 - SQUARE_DECAY
+        square += work
         # 1e-30 in place of Adam's 1e-8: at 50,000 tokens a gradient is already smaller than that.
-        scale = np.sqrt(square / (1 - SQUARE_DECAY**step)) + 1e-30
-        move = moment / scale * (STEP_SIZE / (1 - MOMENT_DECAY**step))
+        np.sqrt(square, out=work)
+        work += 1e-30
+        move = np.divide(moment, work, out=ascent)
+        move *= STEP_SIZE * math.sqrt(1 - SQUARE_DECAY**step) / (1 - MOMENT_DECAY**step)
         there = Point(here.logits + move, here.groups)
         while remaining and direction * (there.entropy - remaining[-1]) >= 0:
             yield _cut(here, move, there, remaining.pop())

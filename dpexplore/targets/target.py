@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,14 +36,16 @@ class Target:
         probs = self.probs
         if probs.ndim != 1 or not probs.is_floating_point():
             raise InputError("A target is one row of probabilities, one number for each token of the vocabulary.")
-        if not torch.isfinite(probs).all():
+        # NumPy's loops: PyTorch's would wait for threads that tuning holds.
+        values = probs.detach().double().cpu().numpy()
+        if not np.isfinite(values).all():
             raise InputError("The target holds NaN or infinite values; probabilities are finite numbers from 0 to 1.")
-        if (probs < 0).any():
+        if (values < 0).any():
             raise InputError("The target holds negative values; probabilities are numbers from 0 to 1.")
-        total = float(probs.double().sum())
+        total = float(values.sum())
         if abs(total - 1) > 1e-4:
             raise InputError(f"The target sums to {total:.6g}; probabilities sum to 1.")
-        object.__setattr__(self, "probs", (probs.double() / total).cpu())
+        object.__setattr__(self, "probs", torch.from_numpy(values / total))
 
     @property
     def vocab_size(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,8 +66,12 @@ class Transform(Recipe):
 
 
 def likeliest(probs: Tensor, k: int) -> Tensor:
-    """Ids of the `k` likeliest tokens of `(vocab,)`, likeliest first; of equals the lower id comes first."""
-    return torch.sort(probs, descending=True, stable=True).indices[:k]
+    """Ids of the `k ≥ 1` likeliest tokens of `(vocab,)`, likeliest first; of equals the lower id comes first."""
+    values = probs.numpy()
+    least = np.partition(values, -k)[-k] if k < len(values) else 0.0
+    candidates = np.flatnonzero(values >= least)
+    # Stable, and by NumPy: PyTorch's sort takes its threads, which other work may hold.
+    return torch.from_numpy(candidates[np.argsort(-values[candidates], kind="stable")[:k]])
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,24 +61,24 @@ def vanilla_targets(vocab_size: int, bits: Sequence[float], seed: int, method: M
     """
     for value in bits:
         check_bits(value, vocab_size)
-    logits = random_logits(vocab_size, seed)
-    rows = torch.empty(len(bits), vocab_size, dtype=torch.float64)
+    logits = random_logits(vocab_size, seed).numpy()
+    rows = np.empty((len(bits), vocab_size))
     wanted: list[tuple[float, int]] = []
     for row, value in enumerate(bits):
         if is_certain(value):
-            rows[row] = torch.nn.functional.one_hot(logits.argmax(), vocab_size)
+            rows[row] = np.arange(vocab_size) == logits.argmax()
         elif is_uniform(value, vocab_size):
             rows[row] = 1 / vocab_size
         else:
             wanted.append((value * NATS_PER_BIT, row))
     if method == "temperature":
         for entropy, row in wanted:
-            rows[row] = torch.from_numpy(scale_to_entropy(logits.numpy(), entropy))
-        return rows
-    start = Point(logits.numpy())
+            rows[row] = scale_to_entropy(logits, entropy)
+        return torch.from_numpy(rows)
+    start = Point(logits)
     below = sorted((pair for pair in wanted if pair[0] <= start.entropy), reverse=True)
     above = sorted(pair for pair in wanted if pair[0] > start.entropy)
     for pairs, direction in ((below, -1.0), (above, 1.0)):
         for (_, row), probs in zip(pairs, follow_entropy(start, [h for h, _ in pairs], direction), strict=True):
-            rows[row] = torch.from_numpy(probs)
-    return rows
+            rows[row] = probs
+    return torch.from_numpy(rows)
