@@ -19,10 +19,18 @@ from dpexplore.floor import FloorResult
 from dpexplore.model_floor import softmax_floor
 from dpexplore.models import DEFAULT_MODEL, LanguageModel, describe_models, load_model
 from dpexplore.targets import (
+    Recipe,
     Target,
+    build_many,
     capture,
     entropy,
+    file,
     parse_recipe,
+    pos,
+    random_prompt,
+    save_target,
+    tokens,
+    top_tokens,
 )
 from dpexplore.tuning import Engine, EngineServer, Run, TuneConfig, TuneResult, TuneStep, tune
 
@@ -33,16 +41,24 @@ __all__ = [
     "FloorResult",
     "InputError",
     "LanguageModel",
+    "Recipe",
     "Run",
     "Target",
     "TuneConfig",
     "TuneResult",
     "TuneStep",
+    "build_many",
     "capture",
     "describe_models",
     "entropy",
+    "file",
     "load_model",
     "parse_recipe",
+    "pos",
+    "random_prompt",
+    "save_target",
     "softmax_floor",
+    "tokens",
+    "top_tokens",
     "tune",
 ]
