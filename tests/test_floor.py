@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,9 +75,9 @@ def by_scipy(solver: FloorSolver, probs: Tensor) -> float:
         return (a.T * q) @ a - np.outer(mean, mean)
 
     eye = np.eye(a.shape[1])
-    ball = NonlinearConstraint(
-        lambda u: u @ u, -np.inf, solver.radius**2, jac=lambda u: 2 * u[None], hess=lambda _u, v: 2 * v[0] * eye
-    )
+    # Derivatives are functions in SciPy's documentation, and texts in its annotations.
+    derivatives: dict[str, Any] = {"jac": lambda u: 2 * u[None], "hess": lambda _u, v: 2 * v[0] * eye}
+    ball = NonlinearConstraint(lambda u: u @ u, -np.inf, solver.radius**2, **derivatives)
     found = minimize(
         value,
         np.zeros(a.shape[1]),
