@@ -21,7 +21,8 @@ from dpexplore.targets import Target, entropy
 from dpexplore.tuning import Engine, EngineServer, Slot, Slots, TuneConfig, TuneResult, tune
 from dpexplore.tuning.capacity import Capacity
 from dpexplore.tuning.capsule import decode_array
-from dpexplore.tuning.objective import NextTokenKL, Scores
+from dpexplore.tuning.objective import NextTokenObjective, Scores, entropy_of
+from dpexplore.tuning.passes import Evaluation
 from dpexplore.tuning.prompt import NO_TOKEN, Layout, initial_prompt
 from dpexplore.tuning.rows import Row, RowStack
 from tests.tiny_models import ARCHITECTURES
@@ -49,6 +50,14 @@ def kl_by_hand(probs: torch.Tensor, logits: torch.Tensor) -> float:
     return float((torch.xlogy(probs, probs) - probs * log_q).sum())
 
 
+def advance(stack: RowStack, loss: torch.Tensor, grad: torch.Tensor) -> None:
+    """One step of a stack whose rule asks for a gradient alone."""
+    work = stack.step()
+    assert next(work).grad
+    with pytest.raises(StopIteration):
+        work.send(Evaluation(loss, loss, torch.zeros_like(loss), grad))
+
+
 # What the paper's rules are.
 
 
@@ -61,7 +70,7 @@ def test_adamw_rows_follow_torch_adamw(lm: LanguageModel, target: Target) -> Non
         optimiser = torch.optim.AdamW([free], lr=0.1)
         for step in range(12):
             prompt = torch.cat([fixed, free])[None]
-            loss = NextTokenKL.score(lm, prompt, [NextTokenKL(lm, target)]).loss.sum()
+            loss = NextTokenObjective.score(lm, prompt, [NextTokenObjective(lm, target)]).loss.sum()
             assert float(loss.detach()) == pytest.approx(trace[step][restart], abs=2e-4)
             optimiser.zero_grad()
             loss.backward()
@@ -78,13 +87,13 @@ def test_hard_rule_is_equation_4_left_to_right(lm: LanguageModel, target: Target
     for step in range(7):
         before = stack.ids[0].tolist()
         embeds = lm.embed(torch.tensor([before])).detach().requires_grad_()
-        scores = NextTokenKL.score(lm, embeds, [run.objective])
+        scores = NextTokenObjective.score(lm, embeds, [run.objective])
         (grad,) = torch.autograd.grad(scores.loss.sum(), embeds)
         offset = len(run.layout) - 3 + step % 3
         table = lm.embed(torch.arange(lm.vocab_size)[None])[0].detach()
         change = ((table - embeds[0, offset].detach()) * grad[0, offset]).sum(-1)
         wanted = min(ordinary, key=lambda token: float(change[token]))
-        stack.update(scores.loss.detach(), grad)
+        advance(stack, scores.loss.detach(), grad)
         after = stack.ids[0].tolist()
         assert after[offset] == wanted
         assert [token for i, token in enumerate(after) if i != offset] == [
@@ -95,8 +104,8 @@ def test_hard_rule_is_equation_4_left_to_right(lm: LanguageModel, target: Target
 
 def test_objective_is_kl_from_log_probabilities(lm: LanguageModel, target: Target) -> None:
     ids = torch.tensor([[5, 9, 30], [7, 7, 7]])
-    scores = NextTokenKL.score(lm, lm.embed(ids), [NextTokenKL(lm, target)] * 2)
-    for row, loss, nats in zip(ids, scores.loss.tolist(), scores.entropy.tolist(), strict=True):
+    scores = NextTokenObjective.score(lm, lm.embed(ids), [NextTokenObjective(lm, target)] * 2)
+    for row, loss, nats in zip(ids, scores.loss.tolist(), entropy_of(scores.log_q).tolist(), strict=True):
         logits = lm.model(row[None]).logits[0, -1]
         assert loss == pytest.approx(kl_by_hand(target.probs, logits), abs=1e-5)
         q = logits.double().softmax(-1)
@@ -106,7 +115,7 @@ def test_objective_is_kl_from_log_probabilities(lm: LanguageModel, target: Targe
 def test_objective_is_zero_at_the_models_own_distribution(lm: LanguageModel) -> None:
     ids = torch.tensor([[5, 9, 30]])
     own = Target(lm.log_probs_of_ids(ids)[0].double().exp(), "own")
-    assert abs(float(NextTokenKL.score(lm, lm.embed(ids), [NextTokenKL(lm, own)]).loss)) < 1e-5
+    assert abs(float(NextTokenObjective.score(lm, lm.embed(ids), [NextTokenObjective(lm, own)]).loss)) < 1e-5
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -218,9 +227,9 @@ def test_stopping_before_the_first_step_is_said(lm: LanguageModel, target: Targe
 
 def patched_score(monkeypatch: pytest.MonkeyPatch, change: Callable[[Scores, torch.Tensor], Scores]) -> None:
     """Let `change` see and replace every batch's scores."""
-    original = NextTokenKL.score
+    original = NextTokenObjective.score
     monkeypatch.setattr(
-        NextTokenKL,
+        NextTokenObjective,
         "score",
         staticmethod(lambda lm, embeds, objectives: change(original(lm, embeds, objectives), embeds)),
     )
@@ -291,7 +300,7 @@ def test_nan_ends_its_row_alone(lm: LanguageModel, target: Target, monkeypatch: 
         seen += 1
         if seen == 4:
             factor = torch.tensor([1.0, torch.nan, 1.0])
-            return Scores(scores.loss * factor, scores.entropy, scores.log_q)
+            return Scores(scores.loss * factor, scores.kl * factor, scores.log_q)
         return scores
 
     patched_score(monkeypatch, poison)
@@ -305,7 +314,7 @@ def test_nan_ends_its_row_alone(lm: LanguageModel, target: Target, monkeypatch: 
 
 
 def test_all_rows_nonfinite_is_said(lm: LanguageModel, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    patched_score(monkeypatch, lambda scores, _: Scores(scores.loss * torch.nan, scores.entropy, scores.log_q))
+    patched_score(monkeypatch, lambda scores, _: Scores(scores.loss * torch.nan, scores.kl, scores.log_q))
     run = tune(lm, target, TuneConfig(restarts=2))
     list(run)
     assert run.status == "nonfinite"

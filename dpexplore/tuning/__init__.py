@@ -1,6 +1,6 @@
 """Tuning prompts: config, the batched engine, decoding and the run's record."""
 
-from dpexplore.tuning.config import METHODS, PRESETS, TuneConfig
+from dpexplore.tuning.config import METHODS, PRESETS, TuneConfig, fig4_slots
 from dpexplore.tuning.engine import Engine, Run, tune
 from dpexplore.tuning.records import NearestToken, TuneResult, TuneStep
 from dpexplore.tuning.server import EngineServer
@@ -18,5 +18,6 @@ __all__ = [
     "TuneConfig",
     "TuneResult",
     "TuneStep",
+    "fig4_slots",
     "tune",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from dpexplore.tuning.prompt import NO_TOKEN
 
 if TYPE_CHECKING:
     from dpexplore.tuning.records import TuneResult
@@ -54,12 +57,18 @@ def make_capsule(run: Run, result: TuneResult) -> dict[str, Any]:
             "prompt_text": result.prompt_text,
             "kl_reencoded_nats": result.kl_reencoded_nats,
             "prompt_embeds": None if result.prompt_ids is not None else encode_array(result.prompt_embeds),
+            "distances": {kind: _finite(value) for kind, value in result.distances.items()},
+            "top_overlap": result.top_overlap,
+            "kl_float32_nats": result.kl_float32_nats,
             "steps": result.steps,
+            "evaluations": result.evaluations,
             "seconds": round(result.seconds, 3),
         },
+        "restarts": [_restart(run, i) for i in range(run.config.restarts)],
         "history": {
             "kl_nats": [[_rounded(kl) for kl in step.kl_nats] for step in run.steps],
             "entropy_nats": [[_rounded(nats) for nats in step.entropy_nats] for step in run.steps],
+            "evaluations": run.steps[-1].evaluations if run.steps else [],
         },
     }
 
@@ -78,6 +87,27 @@ def decode_array(record: dict[str, Any]) -> Tensor:
     """The tensor of `encode_array`."""
     data = np.frombuffer(base64.b64decode(record["base64"]), dtype="<f4")
     return torch.from_numpy(data.reshape(record["shape"]).astype(np.float32))
+
+
+def _restart(run: Run, restart: int) -> dict[str, Any] | None:
+    """Where a restart's best prompt stands, so that it can go on from there; None if it has none."""
+    outcome = run.outcomes.get(restart)
+    if outcome is None or outcome.loss == math.inf:
+        return None
+    has_soft = bool((outcome.ids == NO_TOKEN).any())
+    return {
+        "reason": outcome.reason,
+        "steps": outcome.steps,
+        "evaluations": outcome.evaluations,
+        "loss": outcome.loss,
+        "kl_nats": outcome.kl_nats,
+        "ids": outcome.ids.tolist(),
+        "embeds": encode_array(outcome.embeds) if has_soft else None,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _rounded(value: float | None) -> float | None:

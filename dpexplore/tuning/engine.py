@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import queue
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target
 from dpexplore.tuning.capacity import Capacity, is_out_of_memory
 from dpexplore.tuning.config import TuneConfig
-from dpexplore.tuning.rows import Row, RowStack
-from dpexplore.tuning.run import Run
+from dpexplore.tuning.objective import NextTokenObjective, entropy_of
+from dpexplore.tuning.passes import Batch, Evaluation
+from dpexplore.tuning.rows import Row, RowStack, Rules, rules_of
+from dpexplore.tuning.run import RowReport, Run, Start
 
 
 class Engine:
@@ -30,11 +32,14 @@ class Engine:
         self._served = served
         self._arrivals: queue.SimpleQueue[Run] = queue.SimpleQueue()
         self._runs: list[Run] = []  # in order of arrival; only the stepping thread touches these two
-        self._stacks: dict[int, RowStack] = {}  # by prompt length
+        self._stacks: dict[tuple[int, Rules], RowStack] = {}  # by prompt length and rules
 
-    def submit(self, target: Target, config: TuneConfig) -> Run:
-        """Queue a run. InputError if the target, the prompt's length or the memory do not allow it."""
-        run = Run(self.lm, target, config, None if self._served else self.step)
+    def submit(self, target: Target, config: TuneConfig, starts: Sequence[Start] | None = None) -> Run:
+        """Queue a run. InputError if the target, the prompt's length, the policy or the memory do not allow it.
+
+        `starts` are the beginnings of the restarts in place of random ones: ids `(pos,)`, embeddings `(pos hidden)`.
+        """
+        run = Run(self.lm, target, config, None if self._served else self.step, starts)
         self.capacity.check(len(run.layout), config.restarts, config.steps)
         self._arrivals.put(run)
         return run
@@ -82,87 +87,128 @@ class Engine:
         for run in self._runs:
             length = len(run.layout)
             if run.waiting_rows and not ahead:
-                stack = self._stacks.setdefault(length, RowStack(self.lm))
-                joining = min(run.waiting_rows, self.capacity.rows(length) - len(stack))
+                key = length, rules_of(run)
+                stack = self._stacks.setdefault(key, RowStack(self.lm, key[1]))
+                here = sum(len(other) for (n, _), other in self._stacks.items() if n == length)
+                joining = min(run.waiting_rows, self.capacity.rows(length) - here)
                 if joining > 0:
-                    stack.admit([Row(run, run.begun + i) for i in range(joining)])
-                    run.begun += joining
+                    self._join(stack, run, joining)
             run.queue_position = 0 if run.begun else ahead
             ahead += run.waiting_rows
 
+    def _join(self, stack: RowStack, run: Run, count: int) -> None:
+        """Some of a run's restarts begin; a run whose prompts have no beginning ends with a sentence."""
+        try:
+            stack.admit([Row(run, run.begun + i) for i in range(count)])
+        except InputError as error:
+            run.error = error
+        else:
+            run.begun += count
+
     def _let_go(self) -> None:
         """Rows that have ended leave, and with its last row a run ends."""
-        for length, stack in list(self._stacks.items()):
+        for key, stack in list(self._stacks.items()):
             for row, outcome in stack.leave():
                 row.run.outcomes[row.restart] = outcome
             if not len(stack):
-                del self._stacks[length]
+                del self._stacks[key]
         for run in self._runs:
             if not run.waiting_rows and len(run.outcomes) == run.begun:
                 run.finish(run.error)
         self._runs = [run for run in self._runs if not run.finished]
 
     def _step_stack(self, stack: RowStack) -> None:
-        """One evaluation and one update of the rows of one length, in as many passes as memory asks for."""
-        losses, entropies, grads = [], [], []
-        start = 0
-        while start < len(stack):
-            size = min(self.capacity.rows(stack.embeds.shape[1]), len(stack) - start)
-            evaluated = self._try_pass(stack, start, start + size)
+        """One step of the rows of one kind: whatever evaluations they ask for, in passes that fit the memory."""
+        work = stack.step()
+        batch = next(work, None)
+        while batch is not None:
+            found = self._evaluate(stack, batch)
+            stack.count(batch.owners)
+            try:
+                batch = work.send(found)
+            except StopIteration:
+                batch = None
+        if stack.rows:
+            self._report(stack)
+
+    def _evaluate(self, stack: RowStack, batch: Batch) -> Evaluation:
+        """Everything asked of a batch, in as many passes as memory asks for."""
+        parts: list[Evaluation] = []
+        start, length = 0, batch.ids.shape[1]
+        while start < len(batch):
+            size = min(self.capacity.rows(length), len(batch) - start)
+            evaluated = self._try_pass(stack, batch, start, start + size)
             if evaluated is None and size > 1:
                 self.capacity.ran_out(size)
                 continue
-            if evaluated is None:
-                evaluated = self._give_up(stack, start)
-            loss, entropy, grad = evaluated
-            losses.append(loss)
-            entropies.append(entropy)
-            grads.append(grad)
+            parts.append(evaluated or self._give_up(stack, batch, start))
             start += size
-        loss = torch.cat(losses)
-        stack.update(loss, torch.cat(grads))
-        self._report(stack, loss, torch.cat(entropies))
+        grads = [part.grad for part in parts if part.grad is not None]
+        return Evaluation(
+            torch.cat([part.loss for part in parts]),
+            torch.cat([part.kl for part in parts]),
+            torch.cat([part.entropy for part in parts]),
+            torch.cat(grads) if batch.grad else None,
+        )
 
-    def _try_pass(self, stack: RowStack, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Loss `(rows,)`, entropy `(rows,)` and gradient `(rows pos hidden)` of some rows; None if memory ran out."""
+    def _try_pass(self, stack: RowStack, batch: Batch, start: int, stop: int) -> Evaluation | None:
+        """Evaluate some prompts of a batch; None if memory ran out."""
+        owners = batch.owners[start:stop].tolist()
+        runs = [stack.rows[i].run for i in owners]
         try:
-            embeds = stack.embeds[start:stop].detach().requires_grad_()
-            rows = stack.rows[start:stop]
-            objectives = [row.run.objective for row in rows]
-            scores = objectives[0].score(self.lm, embeds, objectives)
-            (grad,) = torch.autograd.grad(scores.loss.sum(), embeds)
+            with torch.set_grad_enabled(batch.grad):
+                embeds = batch.part(self.lm, start, stop).requires_grad_(batch.grad)
+                scores = NextTokenObjective.score(self.lm, embeds, [run.objective for run in runs])
+                grad = torch.autograd.grad(scores.loss.sum(), embeds)[0] if batch.grad else None
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
         else:
-            for i, (row, kl) in enumerate(zip(rows, scores.loss.tolist(), strict=True)):
-                if kl < row.run.best_kl_nats:
-                    row.run.note_best(kl, row.restart, scores.log_q[i], stack.ids[start + i])
-            return scores.loss.detach(), scores.entropy, grad
+            losses, kls = scores.loss.detach(), scores.kl
+            entropies = torch.full_like(losses, math.nan)
+            best = list(range(len(owners))) if batch.grad else _best_of_each(owners, losses.tolist())
+            entropies[best] = entropy_of(scores.log_q if batch.grad else scores.log_q[best])
+            for i in best:
+                if losses[i] < runs[i].best_loss:
+                    row = stack.rows[owners[i]]
+                    runs[i].note_best(
+                        float(losses[i]), float(kls[i]), row.restart, scores.log_q[i], batch.ids[start + i]
+                    )
+            return Evaluation(losses, kls, entropies, grad)
         if self.lm.device.type == "cuda":
             torch.cuda.empty_cache()
         return None
 
-    def _give_up(self, stack: RowStack, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Not even this one row fits: its run ends with a sentence, the others go on."""
-        run = stack.rows[index].run
+    def _give_up(self, stack: RowStack, batch: Batch, index: int) -> Evaluation:
+        """Not even this one prompt fits: its run ends with a sentence, the others go on."""
+        run = stack.rows[int(batch.owners[index])].run
         run.error = InputError(
             f"The memory does not hold a single prompt of {len(run.layout):,} tokens for {self.lm.name}; "
             "a shorter prompt or a smaller model is accepted."
         )
         nothing = torch.full((1,), math.nan, device=self.lm.device)
-        return nothing, nothing, torch.full_like(stack.embeds[index : index + 1], math.nan)
+        grad = torch.full_like(batch.embeds[:1], math.nan) if batch.grad else None
+        return Evaluation(nothing, nothing, nothing, grad)
 
-    def _report(self, stack: RowStack, loss: Tensor, entropy: Tensor) -> None:
+    def _report(self, stack: RowStack) -> None:
         """Tell every run the numbers of its rows."""
-        kl: dict[Run, dict[int, float]] = {}
-        nats: dict[Run, dict[int, float]] = {}
-        for row, loss_nats, entropy_nats in zip(stack.rows, loss.tolist(), entropy.tolist(), strict=True):
-            if math.isfinite(loss_nats):
-                kl.setdefault(row.run, {})[row.restart] = loss_nats
-                nats.setdefault(row.run, {})[row.restart] = entropy_nats
-        for run in dict.fromkeys(row.run for row in stack.rows):
-            run.note_step(kl.get(run, {}), nats.get(run, {}))
+        state = stack.state
+        columns = [state[name].tolist() for name in ("finite", "now_kl", "now_entropy", "evaluations")]
+        told: dict[Run, dict[int, RowReport]] = {}
+        for row, finite, kl, entropy, evaluations in zip(stack.rows, *columns, strict=True):
+            shown = (kl, entropy) if finite and math.isfinite(kl) else (None, None)
+            told.setdefault(row.run, {})[row.restart] = RowReport(*shown, evaluations)
+        for run, reports in told.items():
+            run.note_step(reports)
+
+
+def _best_of_each(owners: list[int], losses: list[float]) -> list[int]:
+    """For each owner the place of its lowest loss; NaN never wins."""
+    best: dict[int, int] = {}
+    for place, (owner, loss) in enumerate(zip(owners, losses, strict=True)):
+        if loss == loss and (owner not in best or loss < losses[best[owner]]):
+            best[owner] = place
+    return list(best.values())
 
 
 def tune(lm: LanguageModel, target: Target, config: TuneConfig | None = None) -> Run:

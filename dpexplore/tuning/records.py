@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+PRECISION_TOLERANCE = 0.02
+"""Low precision is spoken of where it moves the KL by more than this share."""
+
 Status = Literal["converged", "max_steps", "cancelled", "nonfinite"]
 
 
@@ -17,13 +20,15 @@ class TuneStep:
     step: int
     """1 for the first evaluation."""
     kl_nats: list[float | None]
-    """KL(p‖q) of each restart's present prompt."""
+    """KL(p‖q) of each restart's present prompt: the one tried at this step, or the best of its candidates."""
     entropy_nats: list[float | None]
     """Entropy of each restart's q."""
     best_kl_nats: float
-    """Lowest KL of the whole run so far."""
+    """KL of the best prompt of the whole run so far; the lowest, unless another objective is minimised."""
     best_restart: int
     """The restart that reached it."""
+    evaluations: list[int]
+    """Prompts scored for each restart so far, with gradient or without."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class TuneResult:
     kl_nats: float
     """KL(p‖q) of the best prompt, re-scored in a pass of its own."""
     kl_nats_per_restart: list[float | None]
-    """Lowest KL of each restart; None if it was never finite or never began."""
+    """KL of each restart's best prompt; None if it was never finite or never began."""
     best_restart: int
     entropy_nats: float
     """Entropy of q at the best prompt."""
@@ -64,8 +69,36 @@ class TuneResult:
     """log q, `(vocab,)` float32 on the CPU, of the best prompt."""
     nearest: list[list[NearestToken] | None]
     """For each position the nearest vocabulary tokens of a soft token, best first; None at other slots."""
+    objective: str
+    """What was minimised; the best prompt is the best by this."""
+    distances: dict[str, float]
+    """kl, reverse_kl, js (nats) and tv (0 to 1) between p and q at the best prompt; reverse_kl may be infinite."""
+    top_overlap: float
+    """Share of p's ten likeliest tokens that are among q's."""
+    kl_float32_nats: float | None
+    """KL of the same prompt in float32, where the model runs in less; None in float32, or if it does not fit beside."""
     steps: int
     """Steps of the longest restart."""
+    evaluations: int
+    """Prompts scored in the whole run, with gradient or without."""
     seconds: float
     capsule: dict[str, Any]
     """The run's JSON record, from which anyone can replay it."""
+
+    @property
+    def spread_nats(self) -> tuple[float, float, float]:
+        """Lowest, mean and highest KL over the restarts that stayed finite."""
+        values = [kl for kl in self.kl_nats_per_restart if kl is not None]
+        return min(values), sum(values) / len(values), max(values)
+
+    @property
+    def precision_warning(self) -> str | None:
+        """A sentence where the model's precision moves the KL by more than 2 %; None where it does not."""
+        exact = self.kl_float32_nats
+        if exact is None or abs(self.kl_nats - exact) <= PRECISION_TOLERANCE * abs(exact):
+            return None
+        dtype = self.capsule["model"]["dtype"]
+        return (
+            f"The model runs in {dtype}, which moves the KL of this prompt: {self.kl_nats:.4f} nats there, "
+            f"{exact:.4f} nats in float32."
+        )

@@ -10,7 +10,14 @@ from torch import Tensor
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.tuning.capsule import make_capsule
-from dpexplore.tuning.objective import NextTokenKL, Scores
+from dpexplore.tuning.objective import (
+    NextTokenObjective,
+    Scores,
+    all_divergences,
+    entropy_of,
+    top_overlap,
+)
+from dpexplore.tuning.precision import kl_in_float32
 from dpexplore.tuning.prompt import NO_TOKEN
 from dpexplore.tuning.records import NearestToken, TuneResult
 
@@ -22,7 +29,7 @@ NEAREST_SHOWN = 5
 
 def build_result(run: Run) -> TuneResult:
     """The result of a finished run. InputError if it never completed a step or never stayed finite."""
-    outcomes = {restart: outcome for restart, outcome in run.outcomes.items() if outcome.kl_nats < torch.inf}
+    outcomes = {restart: outcome for restart, outcome in run.outcomes.items() if outcome.loss < torch.inf}
     if not outcomes:
         if run.status == "cancelled":
             raise InputError("The run was stopped before its first step; there is no prompt to show.")
@@ -30,7 +37,7 @@ def build_result(run: Run) -> TuneResult:
             "No restart gave a finite KL, so there is no prompt to show; a smaller learning rate or another "
             "initialisation is worth a try."
         )
-    best = min(outcomes, key=lambda restart: outcomes[restart].kl_nats)
+    best = min(outcomes, key=lambda restart: outcomes[restart].loss)
     outcome = outcomes[best]
     ids = None if (outcome.ids == NO_TOKEN).any() else outcome.ids.tolist()
     scores = _score(run, outcome.embeds) if ids is None else score_ids(run, ids)
@@ -38,20 +45,25 @@ def build_result(run: Run) -> TuneResult:
     reencoded = None if text is None else _encode_again(run, text)
     result = TuneResult(
         status=run.status or "cancelled",
-        kl_nats=float(scores.loss),
+        kl_nats=float(scores.kl),
         kl_nats_per_restart=[outcomes[i].kl_nats if i in outcomes else None for i in range(run.config.restarts)],
         best_restart=best,
-        entropy_nats=float(scores.entropy),
+        entropy_nats=float(entropy_of(scores.log_q)),
         target_entropy_nats=run.target.entropy_nats,
         slots=str(run.config.parsed_slots()),
         prompt_ids=ids,
         prompt_text=text,
-        kl_reencoded_nats=None if reencoded is None else float(score_ids(run, reencoded).loss),
+        kl_reencoded_nats=None if reencoded is None else float(score_ids(run, reencoded).kl),
         reencoded_ids=reencoded,
         prompt_embeds=outcome.embeds,
         log_probs=scores.log_q[0].cpu(),
         nearest=_nearest_to_soft(run.lm, outcome.embeds, outcome.ids),
+        objective=run.config.objective,
+        distances=all_divergences(run.target.probs, scores.log_q[0].cpu()),
+        top_overlap=top_overlap(run.target.probs, scores.log_q[0].cpu()),
+        kl_float32_nats=kl_in_float32(run.lm, run.target, outcome.embeds, ids),
         steps=max(outcome.steps for outcome in run.outcomes.values()),
+        evaluations=sum(outcome.evaluations for outcome in run.outcomes.values()),
         seconds=run.seconds,
         capsule={},
     )
@@ -85,7 +97,7 @@ def nearest_tokens(lm: LanguageModel, embeds: Tensor, count: int = NEAREST_SHOWN
 
 def _score(run: Run, embeds: Tensor) -> Scores:
     with torch.no_grad():
-        return NextTokenKL.score(run.lm, embeds[None].to(run.lm.device), [run.objective])
+        return NextTokenObjective.score(run.lm, embeds[None].to(run.lm.device), [run.objective])
 
 
 def _encode_again(run: Run, text: str) -> list[int] | None:

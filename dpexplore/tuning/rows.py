@@ -1,23 +1,27 @@
-"""Rows: the prompts of all restarts of all runs of one length, with their optimiser state, stacked."""
+"""Rows: the prompts of all restarts of one length and one rule, with their state, stacked."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from dpexplore.models import LanguageModel
+from dpexplore.tuning.hard_rules import GCG, Eq4, HardRule, Search, SearchMemory
+from dpexplore.tuning.passes import Batch, Evaluation
 from dpexplore.tuning.prompt import initial_prompt
+from dpexplore.tuning.soft_rules import LBFGS, AdamW, SoftRule
 
 if TYPE_CHECKING:
     from dpexplore.tuning.run import Run
 
-# torch.optim.AdamW's defaults, which the paper leaves unnamed (App. B gives the learning rate alone).
-BETA1, BETA2, EPS, WEIGHT_DECAY = 0.9, 0.999, 1e-8, 0.01
-
 StopReason = Literal["converged", "max_steps", "nonfinite", "cancelled"]
+Rules = tuple[str | None, str | None, int]
+"""What makes rows of a kind: the rule of the soft and of the hard slots, and how much the soft rule remembers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +30,8 @@ class Row:
 
     run: Run
     restart: int
+    memory: SearchMemory = field(default_factory=SearchMemory)
+    """What a search over tokens remembers of its own prompts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,27 +40,36 @@ class RowOutcome:
 
     reason: StopReason
     steps: int
+    evaluations: int
+    loss: float
+    """Lowest value of the objective; infinite if none was finite."""
     kl_nats: float
-    """Lowest KL; infinite if none was finite."""
+    """KL(p‖q) there."""
     ids: Tensor
-    """`(pos,)` at that KL, `NO_TOKEN` at soft positions."""
+    """`(pos,)` there, `NO_TOKEN` at soft positions."""
     embeds: Tensor
-    """`(pos hidden)` float32 on the CPU, at that KL."""
+    """`(pos hidden)` float32 on the CPU, there."""
+
+
+def rules_of(run: Run) -> Rules:
+    """Rows of runs that agree in this and in their length are stepped together."""
+    soft, hard = run.config.rules
+    return soft, hard, run.config.memory if soft == "lbfgs" else 0
 
 
 class RowStack:
-    """The rows of one prompt length; one update advances them all.
+    """The rows of one prompt length and one pair of rules; one step advances them all.
 
-    Soft positions move by AdamW (Distribution Prompting, Eq. 5), hard positions by Eq. 4, one position a step from left
-    to right and round again. A row may hold both kinds (hybrid), so the three methods are one rule.
+    A row may hold soft and hard positions (hybrid), so the three methods are one loop: the soft positions move by the
+    soft rule, the hard ones by the hard rule.
     """
 
-    def __init__(self, lm: LanguageModel) -> None:
+    def __init__(self, lm: LanguageModel, rules: Rules = ("adamw", "eq4", 0)) -> None:
         self.lm = lm
         self.rows: list[Row] = []
-        self._state: dict[str, Tensor] = {}
-        self._forbidden = torch.ones(lm.vocab_size, dtype=torch.bool, device=lm.device)
-        self._forbidden[lm.ordinary_ids.to(lm.device)] = False
+        self.soft_rule: SoftRule = LBFGS() if rules[0] == "lbfgs" else AdamW()
+        self.hard_rule: HardRule = {"gcg": GCG, "search": Search}.get(rules[1] or "", Eq4)()
+        self.state: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -62,128 +77,154 @@ class RowStack:
     @property
     def embeds(self) -> Tensor:
         """The prompts to be evaluated next, `(rows pos hidden)` float32."""
-        return self._state["embeds"]
+        return self.state["embeds"]
 
     @property
     def ids(self) -> Tensor:
         """Their ids, `(rows pos)`; `NO_TOKEN` at soft positions."""
-        return self._state["ids"]
+        return self.state["ids"]
 
     def admit(self, rows: list[Row]) -> None:
-        """Let rows join, each at its own beginning."""
+        """Let rows join, each at its own beginning. InputError if one has none (see `initial_prompt`)."""
         fresh = [self._begin(row) for row in rows]
         stacked = {name: torch.stack([state[name] for state in fresh]) for name in fresh[0]}
         if self.rows:
-            stacked = {name: torch.cat([self._state[name], tensor]) for name, tensor in stacked.items()}
-        self._state = stacked
+            stacked = {name: torch.cat([self.state[name], tensor]) for name, tensor in stacked.items()}
+        self.state = stacked
         self.rows = self.rows + rows
 
-    def update(self, loss: Tensor, grad: Tensor) -> None:
-        """Take in the evaluation of `embeds` and move on.
-
-        loss `(rows,)`, grad `(rows pos hidden)`. Rows that have ended are kept, unmoved, until `leave`.
-        """
-        state = self._state
-        state["step"] += 1
-        state["finite"] = torch.isfinite(loss) & torch.isfinite(grad).flatten(1).all(1)
-        better = torch.isfinite(loss) & (loss < state["best_kl"])
-        state["best_kl"] = torch.where(better, loss, state["best_kl"])
-        for best, now in (("best_embeds", "embeds"), ("best_ids", "ids")):
-            mask = better.view(-1, *[1] * (state[now].ndim - 1))
-            state[best] = torch.where(mask, state[now], state[best])
-        state["stale"] = torch.where(better, 0, state["stale"] + 1)
+    def step(self) -> Generator[Batch, Evaluation, None]:
+        """Ask for the evaluations of one step and move on by them; rows that have ended stay until `leave`."""
+        if not self.rows:
+            return
+        if any(row.run.config.screen > 1 for row in self.rows) and (self.state["step"] == 0).any():
+            yield from self._screen()
+        state = self.state
+        present = Batch.of_prompts(state["ids"], state["embeds"], grad=True)
+        found = yield present
+        assert found.grad is not None
+        state["step"] = state["step"] + 1
+        state["finite"] = torch.isfinite(found.loss) & torch.isfinite(found.grad).flatten(1).all(1)
+        self.take(found, state["ids"], state["embeds"])
+        state["stale"] = state["stale"] + 1
+        settled = torch.ones_like(state["finite"])
         if state["soft"].any():
-            self._adamw(grad)
+            settled = self.soft_rule.update(state, found.loss, found.grad)
         if state["hard"].any():
-            self._swap_tokens(grad)
+            yield from self.hard_rule.turn(self, present.embeds, found, settled & state["finite"])
+        state["stale"] = torch.where(state["improved"], 0, state["stale"])
+        state["improved"] = torch.zeros_like(state["improved"])
+
+    def take(self, found: Evaluation, ids: Tensor, embeds: Tensor, rows: Tensor | None = None) -> None:
+        """Note the numbers of one prompt a row: what the row reports for this step, and its best.
+
+        `found`, ids `(rows pos)` and embeds `(rows pos hidden)` have one entry for each row; `rows` `(rows,)` bool
+        leaves some of them out.
+        """
+        state = self.state
+        counts = torch.ones_like(state["finite"]) if rows is None else rows
+        better = counts & torch.isfinite(found.loss) & (found.loss < state["best_loss"])
+        for name, now in (("now_kl", found.kl), ("now_entropy", found.entropy)):
+            state[name] = torch.where(counts, now, state[name])
+        bests = {"best_loss": found.loss, "best_kl": found.kl, "best_ids": ids, "best_embeds": embeds}
+        for name, now in bests.items():
+            state[name] = torch.where(better.view(-1, *[1] * (now.ndim - 1)), now, state[name])
+        state["improved"] = state["improved"] | better
+
+    def count(self, owners: Tensor) -> None:
+        """So many prompts have been evaluated for each row."""
+        self.state["evaluations"] = self.state["evaluations"] + torch.bincount(owners, minlength=len(self.rows))
 
     def leave(self) -> list[tuple[Row, RowOutcome]]:
         """Let go of the rows that have ended: by their own rule, or because their run was cancelled."""
         if not self.rows:
             return []
-        columns = zip(*(self._state[name].tolist() for name in ("step", "stale", "finite")), strict=True)
         gone: list[tuple[Row, RowOutcome]] = []
         keep: list[int] = []
+        names = ["step", "stale", "finite", "evaluations", *(["stuck"] if "stuck" in self.state else [])]
+        columns = zip(*(self.state[name].tolist() for name in names), strict=True)
         for i, (row, numbers) in enumerate(zip(self.rows, columns, strict=True)):
-            reason = self._reason(row, *numbers)
+            reason = self._reason(row, dict(zip(names, numbers, strict=True)))
             if reason is None:
                 keep.append(i)
             else:
                 gone.append((row, self._outcome(i, reason)))
         if gone:
             index = torch.tensor(keep, dtype=torch.long, device=self.lm.device)
-            self._state = {name: tensor[index] for name, tensor in self._state.items()}
+            self.state = {name: tensor[index] for name, tensor in self.state.items()}
             self.rows = [self.rows[i] for i in keep]
         return gone
 
     def _begin(self, row: Row) -> dict[str, Tensor]:
         run = row.run
-        ids, embeds = initial_prompt(self.lm, run.layout, run.config, row.restart)
+        ids, embeds = run.beginning(row.restart)
         device = self.lm.device
         return {
             "ids": ids,
             "embeds": embeds,
             "soft": run.layout.soft.to(device),
             "hard": run.layout.hard.to(device),
-            "mean": torch.zeros_like(embeds),
-            "square": torch.zeros_like(embeds),
-            "learning_rate": torch.tensor(run.config.learning_rate, device=device),
             "step": torch.tensor(0, device=device),
+            "evaluations": torch.tensor(0, device=device),
             "stale": torch.tensor(0, device=device),
             "finite": torch.tensor(True, device=device),
+            "improved": torch.tensor(False, device=device),
+            "now_kl": torch.tensor(torch.nan, device=device),
+            "now_entropy": torch.tensor(torch.nan, device=device),
+            "best_loss": torch.tensor(torch.inf, device=device),
             "best_kl": torch.tensor(torch.inf, device=device),
             "best_ids": ids,
             "best_embeds": embeds,
+            **self.soft_rule.begin(embeds, run.config),
         }
 
+    def _screen(self) -> Generator[Batch, Evaluation, None]:
+        """Rows at their first step take the best of several random beginnings."""
+        state = self.state
+        drawn: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for i, (row, step) in enumerate(zip(self.rows, state["step"].tolist(), strict=True)):
+            run = row.run
+            if step == 0 and run.config.screen > 1 and run.starts is None:
+                draws = range(1, run.config.screen)
+                others = [initial_prompt(self.lm, run.layout, run.config, row.restart, draw) for draw in draws]
+                drawn[i] = [(state["ids"][i], state["embeds"][i]), *others]
+        if not drawn:
+            return
+        owners = torch.tensor([i for i, prompts in drawn.items() for _ in prompts], device=self.lm.device)
+        ids, embeds = (torch.stack(parts) for parts in zip(*chain.from_iterable(drawn.values()), strict=True))
+        found = yield Batch(ids, owners, embeds, grad=False)
+        for i in drawn:
+            mine = (owners == i).nonzero()[:, 0]
+            best = mine[found.loss[mine].nan_to_num(torch.inf).argmin()]
+            for name, values in (("ids", ids), ("embeds", embeds)):
+                state[name] = state[name].index_put((torch.tensor(i, device=ids.device),), values[best])
+            if "point" in state:
+                state["point"][i] = embeds[best].reshape(-1)
+
     @staticmethod
-    def _reason(row: Row, step: int, stale: int, finite: bool) -> StopReason | None:
+    def _reason(row: Row, numbers: dict[str, int | bool]) -> StopReason | None:
         config = row.run.config
         if row.run.cancel_requested or row.run.error:
             return "cancelled"
-        if not finite:
+        # A line search may step where nothing is finite and come back, unless it began there or cannot go on.
+        coming_back = numbers.get("stuck") is False and numbers["step"] > 1
+        if not numbers["finite"] and not coming_back:
             return "nonfinite"
-        if config.patience is not None and stale >= config.patience:
+        if numbers.get("stuck") and not row.run.layout.hard.any():
             return "converged"
-        return "max_steps" if step >= config.steps else None
+        if config.patience is not None and numbers["stale"] >= config.patience:
+            return "converged"
+        spent = config.evaluations is not None and numbers["evaluations"] >= config.evaluations
+        return "max_steps" if spent or numbers["step"] >= config.steps else None
 
     def _outcome(self, i: int, reason: StopReason) -> RowOutcome:
-        state = self._state
+        state = self.state
         return RowOutcome(
             reason,
             int(state["step"][i]),
+            int(state["evaluations"][i]),
+            float(state["best_loss"][i]),
             float(state["best_kl"][i]),
             state["best_ids"][i].cpu(),
             state["best_embeds"][i].cpu(),
         )
-
-    def _adamw(self, grad: Tensor) -> None:
-        """Loshchilov and Hutter's AdamW for every row at once, each with its own step count and learning rate."""
-        state = self._state
-        grad = torch.nan_to_num(grad)  # a row whose gradient is not finite leaves; it must not stain the masks below
-        state["mean"] = BETA1 * state["mean"] + (1 - BETA1) * grad
-        state["square"] = BETA2 * state["square"] + (1 - BETA2) * grad.square()
-        step, rate = state["step"].view(-1, 1, 1), state["learning_rate"].view(-1, 1, 1)
-        mean = state["mean"] / (1 - BETA1**step)
-        square = state["square"] / (1 - BETA2**step)
-        moved = state["embeds"] * (1 - rate * WEIGHT_DECAY) - rate * mean / (square.sqrt() + EPS)
-        state["embeds"] = torch.where(state["soft"][..., None], moved, state["embeds"])
-
-    def _swap_tokens(self, grad: Tensor) -> None:
-        """Eq. 4 at one hard position a row: x = argmin over ordinary tokens of [W(x) − θ]ᵀ∇, unchecked as in the paper.
-
-        θᵀ∇ is the same for every x and drops out of the argmin.
-        """
-        state = self._state
-        hard = state["hard"]
-        active = hard.any(1)
-        turn = (state["step"] - 1) % hard.sum(1).clamp_min(1)
-        order = hard.cumsum(1) - 1  # index of each hard position among the hard ones
-        position = ((order == turn[:, None]) & hard).long().argmax(1)
-        which = torch.arange(len(self.rows), device=hard.device)
-        table = self.lm.embedding_table
-        scores = (grad[which, position].to(table.dtype) @ table.T).float()
-        token = scores.masked_fill(self._forbidden, torch.inf).argmin(1)
-        which, position, token = which[active], position[active], token[active]
-        state["ids"] = state["ids"].index_put((which, position), token)
-        state["embeds"] = state["embeds"].index_put((which, position), table[token].float())

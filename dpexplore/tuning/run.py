@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +15,23 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target
 from dpexplore.tuning.config import TuneConfig
-from dpexplore.tuning.objective import NextTokenKL
-from dpexplore.tuning.prompt import NO_TOKEN, Layout
+from dpexplore.tuning.objective import NextTokenObjective
+from dpexplore.tuning.prompt import NO_TOKEN, Layout, initial_prompt
 from dpexplore.tuning.records import Status, TuneResult, TuneStep
 from dpexplore.tuning.results import build_result
 from dpexplore.tuning.rows import RowOutcome
+
+Start = tuple[Tensor, Tensor]
+"""Ids `(pos,)`, `NO_TOKEN` at soft positions, and embeddings `(pos hidden)` at which a restart begins."""
+
+
+class RowReport(NamedTuple):
+    """What a restart's row tells of one step."""
+
+    kl_nats: float | None
+    entropy_nats: float | None
+    evaluations: int
+    """Prompts scored for it so far."""
 
 
 class Run:
@@ -28,14 +41,25 @@ class Run:
     """
 
     def __init__(
-        self, lm: LanguageModel, target: Target, config: TuneConfig, drive: Callable[[], object] | None
+        self,
+        lm: LanguageModel,
+        target: Target,
+        config: TuneConfig,
+        drive: Callable[[], object] | None,
+        starts: Sequence[Start] | None = None,
     ) -> None:
-        """InputError if the target is over another vocabulary or the prompt too long for the model."""
+        """InputError if the target is over another vocabulary, the prompt too long or no token allowed."""
         self.lm = lm
         self.target = target
         self.config = config
         self.layout = Layout.of(lm, config)
-        self.objective = NextTokenKL(lm, target)
+        self.objective = NextTokenObjective(lm, target, config.objective)
+        self.starts = starts
+        self.barred = torch.ones(lm.embedding_table.shape[0], dtype=torch.bool, device=lm.device)
+        """`(vocab,)`: the tokens that hard slots may not hold."""
+        self.barred[self.layout.allowed.to(lm.device)] = False
+        if starts is None and config.restarts and (config.round_trip or config.init == "text"):
+            self.beginning(0)  # raises at once what no restart could avoid
         self.cancel_requested = False
         self.queue_position = 0
         """Rows ahead of this run's first row; 0 once one of its rows runs."""
@@ -49,7 +73,8 @@ class Run:
         self._steps: list[TuneStep] = []
         self._changed = threading.Condition(threading.RLock())
         self._finished = False
-        self._best: tuple[float, int, Tensor, Tensor] | None = None
+        self._best: _Best | None = None
+        self._evaluations = [0] * config.restarts
 
     # What the user of a run calls.
 
@@ -93,7 +118,7 @@ class Run:
         reasons = {outcome.reason for outcome in self.outcomes.values()}
         if self.cancel_requested and ("cancelled" in reasons or self.begun < self.config.restarts):
             return "cancelled"
-        if all(outcome.kl_nats == torch.inf for outcome in self.outcomes.values()):
+        if all(outcome.loss == torch.inf for outcome in self.outcomes.values()):
             return "nonfinite"
         return "max_steps" if "max_steps" in reasons else "converged"
 
@@ -109,14 +134,14 @@ class Run:
     def best_log_probs(self) -> Tensor | None:
         """log q of the best prompt so far, `(vocab,)` float32 on the CPU; None before the first step."""
         best = self._best
-        return None if best is None else best[2].cpu()
+        return None if best is None else best.log_q.cpu()
 
     def best_prompt_ids(self) -> list[int] | None:
         """Ids of the best prompt so far; None before the first step or with soft tokens."""
         best = self._best
-        if best is None or (best[3] == NO_TOKEN).any():
+        if best is None or (best.ids == NO_TOKEN).any():
             return None
-        return best[3].tolist()
+        return best.ids.tolist()
 
     @property
     def steps(self) -> list[TuneStep]:
@@ -131,22 +156,34 @@ class Run:
         return 0 if self.error or self.cancel_requested else self.config.restarts - self.begun
 
     @property
-    def best_kl_nats(self) -> float:
-        return torch.inf if self._best is None else self._best[0]
+    def best_loss(self) -> float:
+        """Lowest value of the objective so far."""
+        return torch.inf if self._best is None else self._best.loss
 
-    def note_best(self, kl_nats: float, restart: int, log_q: Tensor, ids: Tensor) -> None:
-        """A restart has reached a new lowest KL; log_q `(vocab,)`, ids `(pos,)`."""
-        self._best = (kl_nats, restart, log_q.clone(), ids.clone())
+    def beginning(self, restart: int) -> Start:
+        """Where a restart begins."""
+        if self.starts is None:
+            return initial_prompt(self.lm, self.layout, self.config, restart)
+        ids, embeds = self.starts[restart]
+        return ids.to(self.lm.device), embeds.to(self.lm.device, torch.float32)
 
-    def note_step(self, kl_nats: dict[int, float], entropy_nats: dict[int, float]) -> None:
+    def note_best(self, loss: float, kl_nats: float, restart: int, log_q: Tensor, ids: Tensor) -> None:
+        """A restart has reached a new lowest loss; log_q `(vocab,)`, ids `(pos,)`."""
+        self._best = _Best(loss, kl_nats, restart, log_q.clone(), ids.clone())
+
+    def note_step(self, reports: dict[int, RowReport]) -> None:
         """The restarts that were evaluated in this step, with their numbers."""
-        restarts = range(self.config.restarts)
+        for restart, report in reports.items():
+            self._evaluations[restart] = report.evaluations
+        silent = RowReport(None, None, 0)
+        told = [reports.get(i, silent) for i in range(self.config.restarts)]
         step = TuneStep(
             step=len(self._steps) + 1,
-            kl_nats=[kl_nats.get(i) for i in restarts],
-            entropy_nats=[entropy_nats.get(i) for i in restarts],
-            best_kl_nats=self.best_kl_nats,
-            best_restart=0 if self._best is None else self._best[1],
+            kl_nats=[report.kl_nats for report in told],
+            entropy_nats=[report.entropy_nats for report in told],
+            best_kl_nats=torch.inf if self._best is None else self._best.kl_nats,
+            best_restart=0 if self._best is None else self._best.restart,
+            evaluations=list(self._evaluations),
         )
         with self._changed:
             self._steps.append(step)
@@ -167,3 +204,13 @@ class Run:
             self._drive()
         else:
             self.wait(seen=seen)
+
+
+class _Best(NamedTuple):
+    """The best prompt of a run so far."""
+
+    loss: float
+    kl_nats: float
+    restart: int
+    log_q: Tensor
+    ids: Tensor
