@@ -93,7 +93,12 @@ def _wire_models(app: AppContext, demo: gr.Blocks, models: ModelPanel, target: T
         [tuning.tune, tuning.status, target.controls["bits"], target.controls["outlier_bits"]],
         **quiet,
     )
-    after.then(partial(show_target, app), [models.name, target.recipe], target.shown, **quiet)
+    shown = {name: target.outputs[name] for name in ("chart", "tokens", "facts", "problem")}
+
+    def first_preview(model: str, recipe: str) -> dict[Any, Any]:
+        return {shown[name]: value for name, value in show_target(app, model, recipe).items()}
+
+    after.then(first_preview, [models.name, target.recipe], list(shown.values()), **quiet)
 
 
 def _model_ready(app: AppContext, model: str) -> list[Any]:

@@ -8,10 +8,12 @@ from dpexplore.tuning import Run
 
 
 class Sessions:
-    """The latest run of each session; a new run replaces, and stops, the one before."""
+    """The latest run of each session; a new run replaces, and stops, the one before. And whose turn it is at the
+    target: of several answers on their way to one page only the latest question's may arrive."""
 
     def __init__(self) -> None:
         self._runs: dict[str, Run] = {}
+        self._turns: dict[str, int] = {}
         self._gate = threading.Lock()
 
     def begin(self, session: str, run: Run) -> None:
@@ -20,6 +22,17 @@ class Sessions:
             self._runs[session] = run
         if before is not None:
             before.cancel()
+
+    def take_turn(self, session: str) -> int:
+        """The number of a question that the session asks now."""
+        with self._gate:
+            self._turns[session] = self._turns.get(session, 0) + 1
+            return self._turns[session]
+
+    def is_latest(self, session: str, turn: int) -> bool:
+        """Whether the session has asked nothing since."""
+        with self._gate:
+            return self._turns.get(session) == turn
 
     def stop(self, session: str) -> bool:
         """Ask the session's run to stop within a step; whether there was one running."""
@@ -40,5 +53,6 @@ class Sessions:
         """The page was closed: stop its run and forget it."""
         with self._gate:
             run = self._runs.pop(session, None)
+            self._turns.pop(session, None)
         if run is not None:
             run.cancel()

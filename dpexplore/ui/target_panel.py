@@ -38,6 +38,9 @@ TRANSFORMS = {
 }
 
 
+Changes = dict[str, Any]
+
+
 @dataclass(frozen=True)
 class TargetPanel:
     tabs: gr.Tabs
@@ -53,77 +56,79 @@ class TargetPanel:
     problem: gr.HTML
 
     @property
-    def shown(self) -> list[Component]:
-        """What follows the recipe."""
-        return [self.chart, self.tokens, self.facts, self.problem]
+    def outputs(self) -> dict[str, Component]:
+        """Everything that changes with the recipe, by the names that `Changes` use."""
+        fixed = ("tabs", "recipe", "stack", "kind", "value", "chart", "tokens", "facts", "problem")
+        return {name: getattr(self, name) for name in fixed} | self.controls
 
     @property
     def controls(self) -> dict[str, Component]:
         return {name: control for tab in self.all_tabs for name, control in (tab.controls | tab.extras).items()}
 
 
-def _trouble(error: Exception | str, before: int) -> list[Any]:
-    """`before` outputs and the preview stay as they are; one sentence says what is wrong."""
-    text = error if isinstance(error, str) else sentence(error)
-    return [gr.skip()] * (before + 3) + [message(text, "info" if isinstance(error, str) else "error")]
+# What happened at the designer -> what changes there, both by name; `chart`, `tokens`, `facts` and
+# `problem` are the preview, other names the controls. A name that is not told of stays as it is.
 
 
-def show_target(app: AppContext, model: str, text: str) -> list[Any]:
-    """Values for `TargetPanel.shown`."""
+def _trouble(error: Exception) -> Changes:
+    """The preview stays, and one sentence says what is wrong."""
+    return {"problem": message(sentence(error), "error")}
+
+
+def show_target(app: AppContext, model: str, text: str) -> Changes:
+    """The preview of a recipe."""
     if not model:
-        return _trouble("The preview appears as soon as the model is ready.", 0)
+        return {"problem": message("The preview appears as soon as the model is ready.", "info")}
     try:
         shown = preview(app.pool.get(model).lm, app.target(model, text))
     except Exception as error:
-        return _trouble(error, 0)
-    return [shown.stream, shown.tokens, shown.facts, ""]
+        return _trouble(error)
+    return {"chart": shown.stream, "tokens": shown.tokens, "facts": shown.facts, "problem": ""}
 
 
-def set_base(app: AppContext, make: Callable[..., Recipe], model: str, text: str, *values: Any) -> list[Any]:
-    """A panel's control moved. Values for (recipe, *shown)."""
+def set_base(app: AppContext, make: Callable[..., Recipe], model: str, text: str, *values: Any) -> Changes:
+    """A panel's control moved: the recipe begins anew, with the same transforms on top."""
     try:
         text = recipes.with_base(text, make(*values))
     except Exception as error:
-        return _trouble(error, 1)
-    return [text, *show_target(app, model, text)]
+        return _trouble(error)
+    return {"recipe": text, **show_target(app, model, text)}
 
 
-def open_tab(app: AppContext, tab: Tab, model: str, text: str, *values: Any) -> list[Any]:
-    """A tab was opened, by hand or because the text now says so; then there is nothing to do. Values as `set_base`."""
+def open_tab(app: AppContext, tab: Tab, model: str, text: str, *values: Any) -> Changes:
+    """A tab was opened, by hand or because the text now says so; then there is nothing to do."""
     try:
         if recipes.panel_values(recipes.split_recipe(text).base)[0] == tab.key:
-            return [gr.skip()] * 5
+            return {}
     except InputError:
         pass
     if tab.key == "file" and not values[0]:
-        return _trouble("Drop a file into the field: the target stays as it is until then.", 1)
+        return {"problem": message("Drop a file into the field: the target stays as it is until then.", "info")}
     return set_base(app, tab.recipe, model, text, *values)
 
 
-def read_recipe(app: AppContext, names: list[str], model: str, text: str) -> list[Any]:
-    """The text was edited: the panels follow it. Values for (tabs, stack, *controls named, *shown)."""
+def read_recipe(app: AppContext, model: str, text: str) -> Changes:
+    """The text was edited: the panels follow it."""
     shown = show_target(app, model, text)
-    try:
-        split = recipes.split_recipe(text)
-    except InputError:
-        return [gr.skip()] * (2 + len(names)) + shown
+    if "chart" not in shown:  # values that no target has do not belong into sliders
+        return shown
+    split = recipes.split_recipe(text)
     tab, values = recipes.panel_values(split.base)
     if "picks" in values:
         values["picks"] = gr.update(choices=[(value[1:], value) for value in values["picks"]], value=values["picks"])
-    chosen = gr.Tabs(selected=tab) if tab else gr.skip()
-    return [chosen, _stack(split.transforms), *(values.get(name, gr.skip()) for name in names), *shown]
+    return {**({"tabs": gr.Tabs(selected=tab)} if tab else {}), "stack": _stack(split.transforms), **values, **shown}
 
 
-def set_stack(app: AppContext, model: str, text: str, kept: list[str]) -> list[Any]:
-    """A transform was taken off. Values for (recipe, stack, *shown)."""
+def set_stack(app: AppContext, model: str, text: str, kept: list[str]) -> Changes:
+    """A transform was taken off."""
     try:
         return _restacked(app, model, recipes.join_recipe(str(recipes.split_recipe(text).base), kept))
     except Exception as error:
-        return _trouble(error, 2)
+        return _trouble(error)
 
 
-def add_transform(app: AppContext, model: str, text: str, kind: str, value: float) -> list[Any]:
-    """A transform was put on top. Values for (recipe, stack, *shown)."""
+def add_transform(app: AppContext, model: str, text: str, kind: str, value: float) -> Changes:
+    """A transform was put on top."""
     try:
         if value is None:
             raise InputError("The transform needs a number.")
@@ -132,11 +137,20 @@ def add_transform(app: AppContext, model: str, text: str, kind: str, value: floa
         split = recipes.split_recipe(text)
         return _restacked(app, model, recipes.join_recipe(str(split.base), [*split.transforms, call]))
     except Exception as error:
-        return _trouble(error, 2)
+        return _trouble(error)
 
 
-def _restacked(app: AppContext, model: str, text: str) -> list[Any]:
-    return [text, _stack(recipes.split_recipe(text).transforms), *show_target(app, model, text)]
+def nudge(app: AppContext, model: str, text: str, lines: str, rest: float, moved: dict[str, Any]) -> Changes:
+    """A bar was dragged: its line changes, and the recipe with it."""
+    try:
+        lines = recipes.set_weight(lines, int(moved["index"]), float(moved["weight"]))
+    except Exception as error:
+        return _trouble(error)
+    return {"lines": lines, **set_base(app, recipes.hand_recipe, model, text, lines, rest)}
+
+
+def _restacked(app: AppContext, model: str, text: str) -> Changes:
+    return {"recipe": text, "stack": _stack(recipes.split_recipe(text).transforms), **show_target(app, model, text)}
 
 
 def _stack(calls: list[str]) -> Any:
@@ -174,24 +188,44 @@ def build_target_panel() -> TargetPanel:
 
 
 def wire_target_panel(app: AppContext, panel: TargetPanel, model: gr.State) -> None:
-    told = [panel.recipe, *panel.shown]
+    outputs = panel.outputs
+
+    def on(events: list[Any], action: Callable[..., Changes], names: list[str]) -> None:
+        """`action(model, recipe, *values of names)` follows the events; answers overtaken by later events are dropped."""
+
+        def follow(request: gr.Request, *values: Any) -> dict[Component, Any]:
+            session = request.session_hash or ""
+            turn = app.sessions.take_turn(session)
+            changes = action(*values)
+            if not app.sessions.is_latest(session, turn):  # a slow capture must not undo the slider moved after it
+                changes = {}
+            return {panel.problem: gr.skip(), **{outputs[name]: value for name, value in changes.items()}}
+
+        inputs = [model, panel.recipe, *(outputs[name] for name in names)]
+        gr.on(events, follow, inputs, list(outputs.values()), **QUIET)
+
     for tab in panel.all_tabs:
-        inputs = [model, panel.recipe, *tab.controls.values()]
-        gr.on(list(tab.follows), partial(set_base, app, tab.recipe), inputs, told, **QUIET)
-        tab.item.select(partial(open_tab, app, tab), inputs, told, **QUIET)
-    names = list(panel.controls)
-    names = [
-        name
-        for name in names
-        if not isinstance(panel.controls[name], gr.HTML | gr.Button | gr.File) and name != "query"
-    ]
-    read = [panel.tabs, panel.stack, *(panel.controls[name] for name in names), *panel.shown]
-    panel.recipe.input(partial(read_recipe, app, names), [model, panel.recipe], read, **QUIET)
-    stacked = [panel.recipe, panel.stack, *panel.shown]
-    panel.stack.input(partial(set_stack, app), [model, panel.recipe, panel.stack], stacked, **QUIET)
-    panel.add.click(partial(add_transform, app), [model, panel.recipe, panel.kind, panel.value], stacked, **QUIET)
+        on(list(tab.follows), partial(set_base, app, tab.recipe), list(tab.controls))
+        on([tab.item.select], partial(open_tab, app, tab), list(tab.controls))
+    on([panel.recipe.input], partial(read_recipe, app), [])
+    on([panel.stack.input], partial(set_stack, app), ["stack"])
+    on([panel.add.click], partial(add_transform, app), ["kind", "value"])
+    random: Any = panel.controls["random"]
+    on([random.click], partial(set_base, app, recipes.random_prompt_recipe), ["length", "prompt_seed", "source"])
     panel.kind.input(_transform_value, panel.kind, panel.value, **QUIET)
+    _wire_bars(app, panel, model)
     _wire_extras(app, panel, model)
+
+
+def _wire_bars(app: AppContext, panel: TargetPanel, model: gr.State) -> None:
+    outputs, bars = panel.outputs, panel.controls["bars"]
+
+    def drag(model: str, text: str, lines: str, rest: float, event: gr.EventData) -> dict[Component, Any]:
+        changes = nudge(app, model, text, lines, rest, event._data)
+        return {panel.problem: gr.skip(), **{outputs[name]: value for name, value in changes.items()}}
+
+    inputs = [model, panel.recipe, outputs["lines"], outputs["rest"]]
+    bars.input(drag, inputs, list(outputs.values()), **QUIET)  # type: ignore[attr-defined]
 
 
 def _transform_value(kind: str) -> Any:
@@ -201,7 +235,6 @@ def _transform_value(kind: str) -> Any:
 def _wire_extras(app: AppContext, panel: TargetPanel, model: gr.State) -> None:
     """What tabs show beside the target, and the controls that set it by a button or a bar."""
     control: dict[str, Any] = panel.controls
-    told = [panel.recipe, *panel.shown]
     by_key = {tab.key: tab for tab in panel.all_tabs}
 
     inputs = [model, control["outlier_bits"], control["count"], control["picks"]]
@@ -215,18 +248,6 @@ def _wire_extras(app: AppContext, panel: TargetPanel, model: gr.State) -> None:
     control["query"].input(
         partial(token_choices, app), [model, control["query"], control["picks"]], control["picks"], **QUIET
     )
-    random = [model, panel.recipe, control["length"], control["prompt_seed"], control["source"]]
-    control["random"].click(partial(set_base, app, recipes.random_prompt_recipe), random, told, **QUIET)
     pos = [control["tag"].change, control["mode"].change, by_key["pos"].item.select]
     gr.on(pos, partial(pos_bars, app), [model, control["tag"], control["mode"]], control["histogram"], **QUIET)
     gr.on([control["lines"].change, by_key["hand"].item.select], hand_bars, control["lines"], control["bars"], **QUIET)
-
-    def nudge(model: str, text: str, lines: str, rest: float, event: gr.EventData) -> list[Any]:
-        try:
-            lines = recipes.set_weight(lines, int(event.index), float(event.weight))
-        except Exception as error:
-            return [gr.skip(), *_trouble(error, 1)]
-        return [lines, *set_base(app, recipes.hand_recipe, model, text, lines, rest)]
-
-    nudged = [model, panel.recipe, control["lines"], control["rest"]]
-    control["bars"].input(nudge, nudged, [control["lines"], *told], **QUIET)

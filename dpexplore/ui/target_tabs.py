@@ -41,7 +41,7 @@ def _seed(elem_id: str, **settings: Any) -> gr.Number:
 
 
 def _entropy_tab() -> Tab:
-    with gr.Tab("Entropy", id="entropy") as item:
+    with gr.Tab("Entropy", id="entropy", elem_id="tab-entropy") as item:
         bits = gr.Slider(0, 15.58, 7, step=0.01, label="Entropy of the target (bits)", elem_id="entropy-bits")
         with gr.Row(elem_classes="dpx-inline"):
             seed = _seed("entropy-seed")
@@ -57,7 +57,7 @@ def _entropy_tab() -> Tab:
 
 
 def _outliers_tab() -> Tab:
-    with gr.Tab("Outliers", id="outliers") as item:
+    with gr.Tab("Outliers", id="outliers", elem_id="tab-outliers") as item:
         bits = gr.Slider(0, 15.58, 7, step=0.01, label="Entropy (bits)", elem_id="outlier-bits")
         count = gr.Slider(1, MOST_OUTLIERS, 5, step=1, label="Outlier tokens", elem_id="outlier-count")
         with gr.Row(elem_classes="dpx-inline"):
@@ -75,7 +75,7 @@ def _outliers_tab() -> Tab:
 
 
 def _prompt_tab() -> Tab:
-    with gr.Tab("Prompt", id="prompt") as item:
+    with gr.Tab("Prompt", id="prompt", elem_id="tab-prompt") as item:
         text = gr.Textbox(
             "I love", label="Target: what the model says after this text", lines=2, max_lines=4, elem_id="prompt-text"
         )
@@ -110,7 +110,7 @@ def _prompt_tab() -> Tab:
 
 
 def _pos_tab() -> Tab:
-    with gr.Tab("Parts of speech", id="pos") as item:
+    with gr.Tab("Parts of speech", id="pos", elem_id="tab-pos") as item:
         with gr.Row(elem_classes="dpx-inline"):
             tag = gr.Dropdown(
                 list(TAGS), value="NOUN", label="Part of speech", elem_id="pos-tag", scale=3, min_width=100
@@ -125,7 +125,7 @@ def _pos_tab() -> Tab:
 
 
 def _hand_tab() -> Tab:
-    with gr.Tab("By hand", id="hand") as item:
+    with gr.Tab("By hand", id="hand", elem_id="tab-hand") as item:
         with gr.Row(elem_classes="dpx-inline dpx-top-aligned"):
             lines = gr.Textbox(
                 recipes.HAND_EXAMPLE,
@@ -143,7 +143,7 @@ def _hand_tab() -> Tab:
 
 
 def _file_tab() -> Tab:
-    with gr.Tab("File", id="file") as item:
+    with gr.Tab("File", id="file", elem_id="tab-file") as item:
         path = gr.File(
             label=".npz, or .csv or .json of tokens",
             file_types=[".npz", ".csv", ".json"],

@@ -1,0 +1,291 @@
+"""The page's handlers as plain functions and generators, on a tiny random model, without a server."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dpexplore.errors import InputError
+from dpexplore.models import LanguageModel
+from dpexplore.ui.api import target_endpoint, tune_endpoint
+from dpexplore.ui.context import AppContext
+from dpexplore.ui.markup import probability, progress_bar, quantity, token
+from dpexplore.ui.model_panel import use_model
+from dpexplore.ui.model_pool import INTERNAL_ERROR, ModelPool
+from dpexplore.ui.recipes import entropy_recipe, prompt_recipe
+from dpexplore.ui.result_view import result_html, shares_html
+from dpexplore.ui.target_panel import add_transform, nudge, open_tab, read_recipe, set_base, set_stack, show_target
+from dpexplore.ui.tune_panel import CUSTOM, apply_preset, make_config, start_run, tune
+
+SOFT = ("soft", CUSTOM, "", 2, 2, 6, 0)
+HARD = ("hard", CUSTOM, "", 2, 2, 4, 0)
+LIVE, RANKS, STATUS, RESULT, SHARES, CAPSULE, TUNE, STOP = range(8)
+
+
+@pytest.fixture(scope="module")
+def app(tiny_lm: Callable[[str], LanguageModel]) -> Iterator[AppContext]:
+    lm = tiny_lm("llama")
+
+    def loader(name: str, progress: Callable[[str, float | None], None]) -> LanguageModel:
+        if name == "missing":
+            raise InputError("There is no model 'missing'.")
+        if name == "broken":
+            raise RuntimeError("secret /path/of/the/server")
+        progress("Reading the weights", 0.5)
+        return lm
+
+    context = AppContext(pool=ModelPool(loader), model="tiny")
+    context.pool.load("tiny")
+    yield context
+    context.pool.close()
+
+
+def last(values: Iterator[list[Any]]) -> list[Any]:
+    *_, final = values
+    return final
+
+
+def lines(stream: str) -> list[Any]:
+    return [json.loads(line) for line in stream.splitlines()]
+
+
+def test_a_soft_run_streams_and_ends_with_its_result(app: AppContext) -> None:
+    views = list(tune(app, "session", "tiny", "entropy(bits=3, seed=0)", *SOFT))
+    streams = [view[LIVE] for view in views]
+    assert all(later.startswith(earlier) for earlier, later in zip(streams, streams[1:], strict=False))
+    head, *rows = lines(streams[-1])
+    steps = [row for row in rows if isinstance(row, list)]
+    assert head["restarts"] == 2
+    assert [row[0] for row in steps] == list(range(1, 7))
+    assert all(len(row[1]) == 2 for row in steps)
+    assert rows[-1] == {"end": "max_steps"}
+    final = views[-1]
+    kl = float(re.search(r"data-kl='([^']+)'", final[RESULT])[1])  # type: ignore[index]
+    assert kl == pytest.approx(min(min(row[1]) for row in steps), rel=1e-3)
+    assert "Soft tokens are free vectors" in final[RESULT]
+    assert final[TUNE]["interactive"] is True
+    assert final[STOP]["interactive"] is False
+    with open(final[CAPSULE]["value"], encoding="utf-8") as file:
+        assert json.load(file)["result"]["kl_nats"] == pytest.approx(kl, abs=1e-5)
+
+
+def test_a_hard_run_shows_ids_text_and_both_kls(app: AppContext) -> None:
+    final = last(tune(app, "session", "tiny", 'capture("I love")', *HARD))
+    ids = json.loads(re.search(r"data-ids='([^']+)'", final[RESULT])[1])  # type: ignore[index]
+    assert len(ids) == 2 + len(app.pool.get("tiny").lm.bos_ids)
+    assert final[RESULT].count("class='dpx-chip'") == len(ids)
+    assert "re-encoded" in final[RESULT]
+    assert "data-copy" in final[RESULT]
+    assert "target p" in final[SHARES]
+
+
+def test_stop_keeps_the_best_so_far_and_reaches_its_own_session_only(app: AppContext) -> None:
+    long = ("soft", CUSTOM, "", 2, 1, 100_000, 0)
+    one = tune(app, "one", "tiny", "entropy(bits=3, seed=0)", *long)
+    two = tune(app, "two", "tiny", "entropy(bits=4, seed=0)", *long)
+    for views in (one, two):
+        while "data-step" not in next(views)[STATUS]:
+            pass
+    assert app.sessions.stop("one")
+    assert "data-status='cancelled'" in last(one)[RESULT]
+    assert "data-step" in next(two)[STATUS]
+    assert not app.sessions.stop("one")
+    app.sessions.close("two")
+    assert "data-status='cancelled'" in last(two)[RESULT]
+
+
+def test_a_closed_generator_stops_its_run(app: AppContext) -> None:
+    config = make_config("soft", CUSTOM, "", 2, 1, 100_000, 0)
+    views = start_run(app, "gone", "tiny", "entropy(bits=3)", config)
+    next(views)
+    run = app.sessions._runs["gone"]
+    views.close()  # type: ignore[attr-defined]
+    assert run.wait(20) or run.finished
+    while not run.finished:
+        run.wait(1)
+    assert run.status == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "words"),
+    [
+        ("entropy(bits=99)", SOFT, "99 was asked for"),
+        ("entropy(bit=3)", SOFT, "takes no `bit`"),
+        ('file("/etc/passwd.csv")', SOFT, "uploaded files only"),
+        ("entropy(bits=3)", ("soft", CUSTOM, "", 2, 0, 5, 0), "restarts is 0"),
+        ("entropy(bits=3)", ("soft", CUSTOM, "", 2, None, 5, 0), "restarts is empty"),
+        ("entropy(bits=3)", ("soft", CUSTOM, "", 2.5, 1, 5, 0), "length is 2.5"),
+        ("entropy(bits=3)", ("hybrid", CUSTOM, "soft*", 2, 1, 5, 0), "Slots"),
+        ("entropy(bits=3)", ("soft", CUSTOM, "", 50_000, 1, 5, 0), "."),
+    ],
+)
+def test_what_cannot_run_is_one_sentence_and_tune_works_again(
+    app: AppContext, recipe: str, settings: tuple, words: str
+) -> None:
+    (final,) = tune(app, "session", "tiny", recipe, *settings)
+    assert "is-error" in final[STATUS]
+    assert words in final[STATUS]
+    assert final[TUNE]["interactive"] is True
+
+
+def test_no_traceback_ever_reaches_the_page(app: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AppContext, "target", lambda *_: 1 / 0)
+    (final,) = tune(app, "session", "tiny", "entropy(bits=3)", *SOFT)
+    assert INTERNAL_ERROR in final[STATUS]
+    assert "Zero" not in final[STATUS]
+    assert INTERNAL_ERROR in show_target(app, "tiny", "entropy(bits=3)")["problem"]
+
+
+def test_presets_fill_the_numbers() -> None:
+    assert apply_preset("paper") == [5, 5, 500]
+    assert make_config("soft", "paper", "", 5, 5, 500, 0).patience == 20
+
+
+# The target designer.
+
+
+def test_a_control_writes_the_recipe_and_the_preview(app: AppContext) -> None:
+    changes = set_base(app, entropy_recipe, "tiny", "entropy(bits=3).top_k(9)", 2.5, 4, "")
+    assert changes["recipe"] == "entropy(bits=2.5, seed=4).top_k(9)"
+    assert lines(changes["chart"])[0]["ranks"][0] == 1
+    assert "dpx-token" in changes["tokens"]
+    assert "bits" in changes["facts"]
+    assert changes["problem"] == ""
+
+
+def test_the_text_sets_tab_and_controls(app: AppContext) -> None:
+    changes = read_recipe(app, "tiny", "entropy(bits=2, seed=9).shuffle(seed=1)")
+    assert changes["tabs"].selected == "entropy"
+    assert changes["stack"]["value"] == ["shuffle(seed=1)"]
+    assert (changes["bits"], changes["seed"]) == (2.0, 9)
+    assert "gradient" in changes["method"]
+    assert "text" not in changes
+
+
+def test_an_unreadable_text_leaves_the_panels_and_says_where(app: AppContext) -> None:
+    changes = read_recipe(app, "tiny", "entropy(bits=2, sed=9)")
+    assert list(changes) == ["problem"]
+    assert "column" in changes["problem"]
+
+
+def test_transforms_are_put_on_and_taken_off(app: AppContext) -> None:
+    changes = add_transform(app, "tiny", "entropy(bits=3, seed=0)", "shuffle", 4)
+    assert changes["recipe"] == "entropy(bits=3, seed=0).shuffle(seed=4)"
+    assert changes["stack"]["value"] == ["shuffle(seed=4)"]
+    changes = set_stack(app, "tiny", changes["recipe"], [])
+    assert changes["recipe"] == "entropy(bits=3, seed=0)"
+    assert changes["stack"]["visible"] is False
+
+
+def test_a_dragged_bar_writes_its_line_and_the_recipe(app: AppContext) -> None:
+    changes = nudge(app, "tiny", "", "a 0.5\nb 0.5", 0.0, {"index": 1, "weight": 0.25})
+    assert changes["lines"] == '"a" 0.5\n"b" 0.25'
+    assert changes["recipe"] == 'tokens({"a": 0.5, "b": 0.25})'
+    assert list(nudge(app, "tiny", "", "a 0.5", 0.0, {"index": 7})) == ["problem"]
+
+
+def test_a_tab_that_opens_because_the_text_says_so_writes_nothing(app: AppContext) -> None:
+    tab: Any = SimpleNamespace(key="entropy", recipe=entropy_recipe)
+    assert open_tab(app, tab, "tiny", "entropy(bits=3.25, seed=0).top_k(20)", 7, 0, "") == {}
+    other: Any = SimpleNamespace(key="prompt", recipe=prompt_recipe)
+    changes = open_tab(app, other, "tiny", "entropy(bits=3)", "I love", "", ["start token"])
+    assert changes["recipe"] == 'capture("I love")'
+
+
+# Models.
+
+
+def test_loading_reports_then_switches(app: AppContext) -> None:
+    *_, (strip, name, picker) = use_model(app, "another", "tiny")
+    assert (strip, name) == ("", "another")
+    assert "ready" in picker["label"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("missing", "There is no model"), ("broken", "could not be loaded"), (" ", "Type a Hub id")]
+)
+def test_a_model_that_fails_leaves_the_old_one(app: AppContext, name: str, words: str) -> None:
+    *_, (strip, wanted, picker) = use_model(app, name, "tiny")
+    assert words in strip
+    assert "secret" not in strip
+    assert len(wanted) == len(picker) == 1
+    assert app.pool.is_loaded("tiny")
+
+
+def test_a_model_is_loaded_once_for_all_who_wait(tiny_lm: Callable[[str], LanguageModel]) -> None:
+    calls = []
+    pool = ModelPool(lambda name, progress: calls.append(name) or tiny_lm("llama"))
+    waiting = [pool.start_loading("tiny") for _ in range(5)]
+    for loading in waiting:
+        assert loading.done.wait(30)
+    pool.load("tiny")
+    assert calls == ["tiny"]
+    pool.close()
+    with pytest.raises(InputError, match="not loaded"):
+        pool.get("tiny")
+
+
+# For programs.
+
+
+def test_endpoints_answer_as_the_command_line_does(app: AppContext) -> None:
+    answer = target_endpoint(app, "", "entropy(bits=3, seed=0)")
+    assert answer["entropy_bits"] == pytest.approx(3, abs=0.01)
+    assert answer["vocab_size"] == app.pool.get("tiny").lm.vocab_size
+    *steps, result = tune_endpoint(app, "tiny", "entropy(bits=3, seed=0)", "soft", "", 2, 2, 5, 0)
+    assert {row["event"] for row in steps} <= {"step"}
+    assert result["event"] == "result"
+    assert result["kl_nats"] == pytest.approx(min(result["kl_nats_per_restart"]), rel=1e-4)
+    json.dumps(result)
+
+
+@pytest.mark.parametrize("recipe", ["", None, 3, ["x"]])
+def test_endpoints_check_what_gradio_does_not(app: AppContext, recipe: Any) -> None:
+    with pytest.raises(InputError):
+        target_endpoint(app, "", recipe)
+
+
+# Markup.
+
+
+@pytest.mark.parametrize(
+    "text", ["<script>alert(1)</script>", "{{x}} ${y}", "'\"><img src=x onerror=alert(1)>", "\n\t"]
+)
+def test_tokens_are_escaped(text: str) -> None:
+    html = token(text)
+    assert "<script" not in html
+    assert "<img" not in html
+    assert "\n" not in html
+
+
+def test_a_prompt_full_of_markup_is_escaped_everywhere(app: AppContext) -> None:
+    evil = "'\"><img src=x onerror=alert(1)>"
+    lm = SimpleNamespace(token_text=lambda _: evil)
+    entry = app.pool.get("tiny")
+    *_, final = start_run(app, "s", "tiny", "entropy(bits=2)", make_config(*HARD))
+    assert final.result is not None
+    object.__setattr__(final.result, "prompt_text", evil)
+    target = app.target("tiny", "entropy(bits=2)")
+    for html in (result_html(lm, target, final.result), shares_html(lm, target, final.result)):  # type: ignore[arg-type]
+        assert "<img" not in html
+    assert entry.lm.vocab_size == target.vocab_size
+
+
+def test_numbers_show_their_units() -> None:
+    assert "1.79 nats" in quantity(1.79, "kl")
+    assert "2.58 bits" in quantity(1.79, "kl")
+    assert quantity(None, "kl") == quantity(float("nan"), "kl")
+    assert [probability(p) for p in (1.0, 0.5, 0.01959, 0.0197, 1e-7, 0.0)] == [
+        "1.000",
+        "0.500",
+        "0.01959",
+        "0.0197",
+        "1.0e-7",
+        "0",
+    ]
+    assert "aria-valuenow='43'" in progress_bar("Fetching", 0.43)
