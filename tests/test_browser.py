@@ -34,7 +34,7 @@ PATIENCE = 60_000
 def app(default_lm: LanguageModel) -> Iterator[AppContext]:
     context = AppContext(pool=ModelPool(lambda _name, progress: default_lm))
     yield context
-    context.pool.close()
+    context.close()
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +140,19 @@ def test_mistakes_are_answered_on_the_page_and_lose_nothing(page: Page) -> None:
     expect(page.locator("#target-problem")).not_to_contain_text("15.58")
     expect(page.locator("#entropy-bits input[type=number]")).to_have_value("6")
     expect(page.locator("#transform-stack")).to_contain_text("shuffle(seed=1)")
+
+
+def test_the_floor_follows_the_slider_and_its_curve_is_one_click(page: Page) -> None:
+    page.fill("#entropy-bits input[type=number]", "10")
+    expect(page.locator("#floor")).to_contain_text("No prompt, of any length, can bring this model closer than")
+    floor = page.locator("#floor [data-floor]")
+    at_ten = float(floor.get_attribute("data-floor") or "nan")
+    page.fill("#entropy-bits input[type=number]", "1")
+    expect(floor).not_to_have_attribute("data-floor", f"{at_ten:.6f}")
+    assert float(floor.get_attribute("data-floor") or "nan") < at_ten
+    expect(page.locator("#ladder")).to_contain_text("head optimum")
+    page.click("#draw-curve")
+    expect(page.locator("#floor-curve [data-chart]")).to_have_attribute("data-points", re.compile(r"^[1-9]"))
 
 
 def test_a_closed_tab_stops_its_run(page: Page, app: AppContext) -> None:

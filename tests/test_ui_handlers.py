@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dpexplore.errors import InputError
+from dpexplore.model_floor import softmax_floor
 from dpexplore.models import LanguageModel
 from dpexplore.ui.api import target_endpoint, tune_endpoint
 from dpexplore.ui.context import AppContext
+from dpexplore.ui.floor_panel import follow_floor
+from dpexplore.ui.floors import Floors
 from dpexplore.ui.markup import probability, progress_bar, quantity, token
 from dpexplore.ui.model_panel import use_model
 from dpexplore.ui.model_pool import INTERNAL_ERROR, ModelPool
@@ -42,7 +46,7 @@ def app(tiny_lm: Callable[[str], LanguageModel]) -> Iterator[AppContext]:
     context = AppContext(pool=ModelPool(loader), model="tiny")
     context.pool.load("tiny")
     yield context
-    context.pool.close()
+    context.close()
 
 
 def last(values: Iterator[list[Any]]) -> list[Any]:
@@ -57,7 +61,7 @@ def lines(stream: str) -> list[Any]:
 def test_a_soft_run_streams_and_ends_with_its_result(app: AppContext) -> None:
     views = list(tune(app, "session", "tiny", "entropy(bits=3, seed=0)", *SOFT))
     streams = [view[LIVE] for view in views]
-    assert all(later.startswith(earlier) for earlier, later in zip(streams, streams[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(streams))
     head, *rows = lines(streams[-1])
     steps = [row for row in rows if isinstance(row, list)]
     assert head["restarts"] == 2
@@ -195,6 +199,82 @@ def test_a_tab_that_opens_because_the_text_says_so_writes_nothing(app: AppContex
     other: Any = SimpleNamespace(key="prompt", recipe=prompt_recipe)
     changes = open_tab(app, other, "tiny", "entropy(bits=3)", "I love", "", ["start token"])
     assert changes["recipe"] == 'capture("I love")'
+
+
+# The floor.
+
+
+def floors_of(app: AppContext, recipe: str, session: str = "floor") -> list[Any]:
+    *_, final = follow_floor(app, session, "tiny", recipe)
+    return final
+
+
+def test_the_floor_is_a_sentence_a_ladder_and_its_tokens(app: AppContext) -> None:
+    told, ladder, why = floors_of(app, "entropy(bits=5, seed=0)")
+    bound = float(re.search(r"data-floor='([^']+)'", told)[1])  # type: ignore[index]
+    again = softmax_floor(app.pool.get("tiny").lm, app.target("tiny", "entropy(bits=5, seed=0)"))
+    assert bound == pytest.approx(max(again.lower_bound_nats, 0), abs=2e-3)
+    assert bound > 0.01
+    assert "No prompt, of any length" in told
+    assert "(certified)" in told
+    assert f"{bound:.2f} nats" in told
+    assert "(estimate)" in ladder
+    assert why.count("<tr>") > 3
+
+
+def test_a_target_that_the_model_says_itself_has_no_floor_to_speak_of(app: AppContext) -> None:
+    assert "is-free" in floors_of(app, 'capture("I love")')[0]
+
+
+def test_a_run_is_a_rung_of_its_own_target_and_session_only(app: AppContext) -> None:
+    recipe = "entropy(bits=5, seed=0)"
+    for _ in start_run(app, "climber", "tiny", recipe, make_config(*HARD)):
+        pass
+    ladder = floors_of(app, recipe, "climber")[1]
+    assert "best hard" in ladder
+    assert "re-encoded" in ladder
+    assert "best hard" not in floors_of(app, recipe, "somebody else")[1]
+    assert "best hard" not in floors_of(app, "entropy(bits=4, seed=0)", "climber")[1]
+    app.sessions.close("climber")
+    assert "best hard" not in floors_of(app, recipe, "climber")[1]
+
+
+def test_a_known_floor_is_a_line_across_the_run(app: AppContext) -> None:
+    recipe = "entropy(bits=5, seed=0)"
+    floors_of(app, recipe)
+    *_, final = start_run(app, "lines", "tiny", recipe, make_config(*SOFT))
+    (marks,) = [row for row in lines(final.live) if isinstance(row, dict) and "floor" in row]
+    assert final.result is not None
+    assert 0 < marks["floor"] <= marks["head"] + 1e-6
+    assert marks["floor"] <= final.result.kl_nats
+
+
+def test_a_model_without_a_floor_says_why_and_tunes_all_the_same(tiny_lm: Callable[[str], LanguageModel]) -> None:
+    lm = tiny_lm("gemma2")
+    app = AppContext(pool=ModelPool(lambda _name, progress: lm), model="tiny")
+    app.pool.load("tiny")
+    told, ladder, why = floors_of(app, "entropy(bits=3)")
+    assert "No floor here" in told
+    assert (ladder, why) == ("", "")
+    *_, final = start_run(app, "s", "tiny", "entropy(bits=3)", make_config(*SOFT))
+    assert final.result is not None
+    app.close()
+
+
+def test_a_floor_is_solved_once_and_a_failing_one_stays_on_the_server(app: AppContext) -> None:
+    calls = []
+
+    def solve(lm: LanguageModel, target: Any, start: Any) -> Any:
+        calls.append(target.recipe)
+        raise RuntimeError("secret")
+
+    floors = Floors(solve)
+    lm, target = app.pool.get("tiny").lm, app.target("tiny", "entropy(bits=2)")
+    futures = [floors.start(lm, target) for _ in range(3)]
+    assert isinstance(futures[0].exception(30), RuntimeError)
+    assert floors.marks(lm, target) == {}
+    assert calls == ["entropy(bits=2, seed=0)"]
+    floors.close()
 
 
 # Models.

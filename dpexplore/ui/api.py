@@ -1,4 +1,4 @@
-"""Named endpoints for programs: /models, /target, /tune. Strings are checked here; Gradio does not check them."""
+"""Named endpoints for programs: /models, /target, /floor, /tune. Strings are checked here; Gradio does not check them."""
 
 from __future__ import annotations
 
@@ -52,6 +52,20 @@ def target_endpoint(app: AppContext, model: str, recipe: str) -> dict[str, Any]:
     }
 
 
+def floor_endpoint(app: AppContext, model: str, recipe: str) -> dict[str, Any]:
+    name = _name(app, model)
+    lm = app.pool.load(name).lm
+    floor = app.floors.start(lm, app.target(name, _text("recipe", recipe))).result()
+    return {
+        "lower_bound_nats": floor.lower_bound_nats,
+        "kl_nats": floor.kl_nats,
+        "head_optimum_nats": floor.head_optimum_nats,
+        "unconstrained_kl_nats": floor.unconstrained_kl_nats,
+        "status": floor.status,
+        "seconds": floor.seconds,
+    }
+
+
 def tune_endpoint(
     app: AppContext, model: str, recipe: str, method: str, slots: str, length: int, restarts: int, steps: int, seed: int
 ) -> Iterator[dict[str, Any]]:
@@ -99,6 +113,10 @@ def add_endpoints(app: AppContext) -> None:
         """Build a target from its recipe: entropy and the most probable tokens. `model` empty: the page's own."""
         return _answer(lambda: target_endpoint(app, model, recipe))
 
+    def floor(recipe: str, model: str = "") -> dict[str, Any]:
+        """The certified floor: no prompt of any length brings the model closer to the target, in nats."""
+        return _answer(lambda: floor_endpoint(app, model, recipe))
+
     def tune(
         recipe: str,
         method: str = "soft",
@@ -117,6 +135,7 @@ def add_endpoints(app: AppContext) -> None:
 
     gr.api(models, api_name="models", concurrency_limit=None)
     gr.api(target, api_name="target", concurrency_limit=None)
+    gr.api(floor, api_name="floor", concurrency_limit=None)
     gr.api(tune, api_name="tune", concurrency_limit=None)
 
 

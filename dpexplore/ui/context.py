@@ -11,6 +11,7 @@ from gradio.utils import get_upload_folder
 from dpexplore.errors import InputError
 from dpexplore.models import DEFAULT_MODEL
 from dpexplore.targets import Target, parse_recipe
+from dpexplore.ui.floors import Floors
 from dpexplore.ui.model_pool import INTERNAL_ERROR, ModelPool
 from dpexplore.ui.recipes import check_files
 from dpexplore.ui.sessions import Sessions
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 class AppContext:
     pool: ModelPool = field(default_factory=ModelPool)
     sessions: Sessions = field(default_factory=Sessions)
+    floors: Floors = field(default_factory=Floors)
     model: str = DEFAULT_MODEL
     """The model that a page begins with."""
 
@@ -30,6 +32,11 @@ class AppContext:
         recipe = parse_recipe(recipe_text)
         check_files(recipe, Path(get_upload_folder()))
         return self.pool.get(model).target(recipe, self.pool.source)
+
+    def close(self) -> None:
+        """Let go of models and threads."""
+        self.floors.close()
+        self.pool.close()
 
 
 def sentence(error: Exception) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from dpexplore.errors import InputError
+from dpexplore.model_floor import floor_solver
 from dpexplore.models import LanguageModel, describe_models, load_model
 from dpexplore.targets import Recipe, Target
 from dpexplore.tuning import EngineServer
@@ -142,6 +143,8 @@ class ModelPool:
             with self._one_at_a_time:
                 self._make_room(loading.name)
                 lm = self._loader(loading.name, progress=loading.report)
+                loading.report("Measuring its softmax head", None)
+                _prepare_floor(lm)
             with self._gate:
                 self._loaded[loading.name] = LoadedModel(loading.name, lm, EngineServer(lm))
         except InputError as error:
@@ -172,3 +175,11 @@ class ModelPool:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _prepare_floor(lm: LanguageModel) -> None:
+    """Read the model's head while nobody else uses it: that takes hooks on its modules, which every pass would meet."""
+    try:
+        floor_solver(lm)
+    except InputError as reason:  # kept, and told to whoever asks for a floor
+        logger.info("no floor for %s: %s", lm.name, reason)

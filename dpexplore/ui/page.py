@@ -10,6 +10,7 @@ import gradio as gr
 
 from dpexplore.ui.api import add_endpoints
 from dpexplore.ui.context import AppContext
+from dpexplore.ui.floor_panel import build_floor_card, build_why_card, wire_floor_panel
 from dpexplore.ui.markup import message
 from dpexplore.ui.model_panel import ModelPanel, build_model_panel, use_model
 from dpexplore.ui.target_panel import TargetPanel, build_target_panel, entropy_limits, show_target, wire_target_panel
@@ -48,12 +49,17 @@ def build(app: AppContext | None = None) -> gr.Blocks:
                     models = build_model_panel(app, strip)
                 with gr.Column(elem_classes="dpx-card", elem_id="target-card"):
                     target = build_target_panel()
+                with gr.Column(elem_classes="dpx-card", elem_id="floor-card"):
+                    told, ladder = build_floor_card()
             with gr.Column(elem_id="right", scale=1, min_width=320):
                 with gr.Column(elem_classes="dpx-card", elem_id="tune-card"):
                     tuning = build_tune_panel()
                 shown = _results()
+                with gr.Column(elem_classes="dpx-card", elem_id="why-card"):
+                    floor = build_why_card(told, ladder)
         wire_target_panel(app, target, models.name)
         wire_tune_panel(app, tuning, shown, models.name, target.recipe)
+        wire_floor_panel(app, floor, target, shown.result, models.name)
         _wire_models(app, demo, models, target, tuning)
         add_endpoints(app)
     return demo.queue(max_size=256, default_concurrency_limit=8)

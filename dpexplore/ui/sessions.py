@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
-from dpexplore.tuning import Run
+from dpexplore.tuning import Run, TuneResult
 
 
 class Sessions:
@@ -14,6 +15,7 @@ class Sessions:
     def __init__(self) -> None:
         self._runs: dict[str, Run] = {}
         self._turns: dict[str, int] = {}
+        self._tuned: dict[str, dict[tuple[str, str], dict[str, float]]] = {}
         self._gate = threading.Lock()
 
     def begin(self, session: str, run: Run) -> None:
@@ -22,6 +24,24 @@ class Sessions:
             self._runs[session] = run
         if before is not None:
             before.cancel()
+
+    def note_result(self, session: str, model: str, recipe: str, result: TuneResult) -> None:
+        """Remember a run's KL as a rung of the gap ladder, if it is the session's best of its method for this target."""
+        if not math.isfinite(result.kl_nats):
+            return
+        method = f"best {result.capsule['config']['method']}"
+        with self._gate:
+            rungs = self._tuned.setdefault(session, {}).setdefault((model, recipe), {})
+            if result.kl_nats >= rungs.get(method, math.inf):
+                return
+            rungs[method] = result.kl_nats
+            if result.kl_reencoded_nats is not None:
+                rungs["re-encoded"] = result.kl_reencoded_nats
+
+    def tuned(self, session: str, model: str, recipe: str) -> dict[str, float]:
+        """The session's best KLs in nats for a target, by rung of the gap ladder."""
+        with self._gate:
+            return dict(self._tuned.get(session, {}).get((model, recipe), {}))
 
     def take_turn(self, session: str) -> int:
         """The number of a question that the session asks now."""
@@ -54,5 +74,6 @@ class Sessions:
         with self._gate:
             run = self._runs.pop(session, None)
             self._turns.pop(session, None)
+            self._tuned.pop(session, None)
         if run is not None:
             run.cancel()

@@ -65,12 +65,15 @@ def make_config(
 
 def start_run(app: AppContext, session: str, model: str, recipe: str, config: TuneConfig) -> Iterator[RunView]:
     """Submit a run for a session and follow it. InputError if it cannot begin."""
-    entry = app.pool.get(model)
-    run = entry.server.submit(app.target(model, recipe), config)
+    entry, target = app.pool.get(model), app.target(model, recipe)
+    run = entry.server.submit(target, config)
     app.sessions.begin(session, run)
     try:
-        with closing(watch_run(run)) as views:
-            yield from views
+        with closing(watch_run(run, lambda: app.floors.marks(entry.lm, target))) as views:
+            for view in views:
+                if view.result is not None:
+                    app.sessions.note_result(session, model, target.recipe, view.result)
+                yield view
     finally:
         app.sessions.end(session, run)
 
