@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,9 @@ from torch import Tensor
 # converted, used and overwritten instead, which costs no more than reading the float32 head once.
 BLOCK_ELEMENTS = {"cpu": 2**20}
 DEFAULT_BLOCK_ELEMENTS = 2**25
+COVARIANCE_ROWS = 8192
+COVARIANCE_WORK = 2e11
+"""Multiplications: some seconds."""
 
 
 class HeadProducts:
@@ -57,6 +62,19 @@ class HeadProducts:
         for start, stop, block in self._blocks():
             out += w[:, start:stop] @ block
         return self.centre(out)
+
+    @cached_property
+    def covariance(self) -> Tensor | None:
+        """Covariance of A's rows, `(hidden hidden)` float32; None where a processor would take long over it."""
+        work = self.vocab_size * self.hidden_size**2
+        if self.matrix.device.type == "cpu" and work > COVARIANCE_WORK:
+            return None
+        mean = self.matrix.mean(0, keepdim=True)
+        total = torch.zeros(self.hidden_size, self.hidden_size, device=self.matrix.device)
+        for rows in self.matrix.split(COVARIANCE_ROWS):
+            centred = self.centre((rows - mean).to(torch.float32))
+            total += centred.T @ centred
+        return total / self.vocab_size
 
     def row_norms(self) -> Tensor:
         """Upper bounds on the length of each row of A, `(vocab,)` float64."""

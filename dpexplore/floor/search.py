@@ -9,6 +9,8 @@ gradients on the ball.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,9 @@ SMALLEST = 1e-300
 SPHERE_PROGRESS = 1e-6
 """On the sphere, where nothing is certified, a target is done when a step gains less than this many nats."""
 CHOLESKY_TRIES = 40
+MOST_BLEND = 0.9
+BLEND_FROM, BLEND_OVER = 0.7, 0.25
+"""Shares of the largest entropy, log(vocab): where the covariance starts to stand in, and over how much it grows."""
 
 
 def sampled_hessian(products: HeadProducts, q: Tensor) -> Tensor:
@@ -57,6 +62,20 @@ def sampled_hessian(products: HeadProducts, q: Tensor) -> Tensor:
         rows = rows - rows.mean(1, keepdim=True)
     rows = rows * weights.sqrt()[:, None]
     return rows.T @ rows
+
+
+def preconditioner(products: HeadProducts, q: Tensor) -> Tensor:
+    """The sampled Hessian at q `(vocab,)`, blended with the covariance of A's rows where q is spread out.
+
+    A spread q hardly knows A, so its Hessian is close to a multiple of the covariance, which holds no sampling noise.
+    """
+    hessian = sampled_hessian(products, q)
+    spread = torch.special.entr(q.double()).sum() / math.log(max(products.vocab_size, 2))
+    blend = MOST_BLEND * ((spread - BLEND_FROM) / BLEND_OVER).clamp(0, 1).float()
+    if products.covariance is None or blend == 0:
+        return hessian
+    scale = hessian.trace() / products.covariance.trace().clamp_min(1e-30)
+    return (1 - blend) * hessian + blend * scale * products.covariance
 
 
 def _unit(vectors: Tensor) -> Tensor:
@@ -163,7 +182,7 @@ class Search:
         share = (0.5 * self.log_probs).softmax(-1)
         moved = (share * (self.log_probs - self.hessian_log_probs).abs()).sum(-1)
         for row in (~(moved <= REFRESH)).nonzero()[:, 0].tolist():
-            self.hessians[row] = sampled_hessian(self.products, q[row])
+            self.hessians[row] = preconditioner(self.products, q[row])
             self.hessian_log_probs[row] = self.log_probs[row]
         multiplier = -(gradient * points).sum(-1) / self.radius**2
         if not self.sphere:
