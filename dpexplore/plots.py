@@ -124,7 +124,7 @@ def base_layout(title: str, x_title: str, y_title: str, dark: bool = False) -> g
 def figure_json(figure: go.Figure) -> str:
     """A figure as one line of JSON, without Plotly's large default template."""
     figure = go.Figure(figure).update_layout(template=None)
-    return figure.to_json().replace("\n", " ")
+    return str(figure.to_json()).replace("\n", " ")
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class FloorPoint:
 def floor_curve(
     families: Mapping[str, Sequence[FloorPoint]], here: FloorPoint | None = None, dark: bool = False
 ) -> go.Figure:
-    """Certified floor over entropy, one line for each kind of target; the first one leads and shows its head optimum."""
+    """Certified floor over entropy, a line for each kind of target; the first one leads, with its head optimum."""
     figure = go.Figure(
         layout=base_layout(
             "What this model can never say: the certified floor over entropy",

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gradio_client import Client
@@ -192,7 +193,7 @@ def test_a_program_tunes_through_the_named_endpoints(address: str) -> None:
     assert target["vocab_size"] == 49_152
     assert sum(row["p"] for row in target["top"]) < 1
     job = client.submit('capture("I love")', "hard", 2, 1, 4, api_name="/tune")
-    rows = list(job)
+    rows: list[Any] = list(job)
     assert rows[-1]["event"] == "result"
     assert len(rows[-1]["prompt_ids"]) == 2
     assert {row["event"] for row in rows[:-1]} <= {"step"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +72,9 @@ def test_shares_of_all_tokens_sum_to_the_kl(size: int, seed: int) -> None:
     seen = target > 0
     kl = float((target[seen] * np.log(target[seen] / achieved[seen])).sum())
     assert sum(share.kl_nats for share in shares) == pytest.approx(kl, abs=1e-9)
-    assert [max(s.target, s.achieved) for s in shares] == sorted((max(s.target, s.achieved) for s in shares), reverse=True)
+    assert [max(s.target, s.achieved) for s in shares] == sorted(
+        (max(s.target, s.achieved) for s in shares), reverse=True
+    )
 
 
 def test_shares_hold_the_costliest_token_though_it_is_not_likely() -> None:
@@ -94,10 +97,11 @@ def test_colours_mean_one_thing_each() -> None:
 def test_floor_curve_holds_every_family_in_order_and_the_target() -> None:
     vanilla = [FloorPoint(9, 2.2, 2.4), FloorPoint(1, 0.0, 0.0)]
     figure = floor_curve({"vanilla": vanilla, "1 outlier": [FloorPoint(9, 0.1)]}, here=FloorPoint(7, 1.8))
-    names = [trace.name for trace in figure.data]
+    traces: Any = figure.data
+    names = [trace.name for trace in traces]
     assert names == ["vanilla", "head optimum (estimate)", "1 outlier", "your target"]
-    assert list(figure.data[0].x) == [1, 9]
-    assert list(figure.data[0].y) == [0.0, 2.2]
+    assert list(traces[0].x) == [1, 9]
+    assert list(traces[0].y) == [0.0, 2.2]
     assert figure.layout.xaxis.title.text
     assert figure.layout.yaxis.title.text
     line = figure_json(figure)

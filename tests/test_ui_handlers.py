@@ -24,10 +24,10 @@ from dpexplore.ui.model_pool import INTERNAL_ERROR, ModelPool
 from dpexplore.ui.recipes import entropy_recipe, prompt_recipe
 from dpexplore.ui.result_view import result_html, shares_html
 from dpexplore.ui.target_panel import add_transform, nudge, open_tab, read_recipe, set_base, set_stack, show_target
-from dpexplore.ui.tune_panel import CUSTOM, apply_preset, make_config, start_run, tune
+from dpexplore.ui.tune_panel import CHANGED, apply_preset, make_config, mark_changed, start_run, tune
 
-SOFT = ("soft", CUSTOM, "", 2, 2, 6, 0)
-HARD = ("hard", CUSTOM, "", 2, 2, 4, 0)
+SOFT = ("soft", "paper", "", 2, 2, 6, 0)
+HARD = ("hard", "paper", "", 2, 2, 4, 0)
 LIVE, RANKS, STATUS, RESULT, SHARES, CAPSULE, TUNE, STOP = range(8)
 
 
@@ -89,7 +89,7 @@ def test_a_hard_run_shows_ids_text_and_both_kls(app: AppContext) -> None:
 
 
 def test_stop_keeps_the_best_so_far_and_reaches_its_own_session_only(app: AppContext) -> None:
-    long = ("soft", CUSTOM, "", 2, 1, 100_000, 0)
+    long = ("soft", "paper", "", 2, 1, 100_000, 0)
     one = tune(app, "one", "tiny", "entropy(bits=3, seed=0)", *long)
     two = tune(app, "two", "tiny", "entropy(bits=4, seed=0)", *long)
     for views in (one, two):
@@ -104,7 +104,7 @@ def test_stop_keeps_the_best_so_far_and_reaches_its_own_session_only(app: AppCon
 
 
 def test_a_closed_generator_stops_its_run(app: AppContext) -> None:
-    config = make_config("soft", CUSTOM, "", 2, 1, 100_000, 0)
+    config = make_config("soft", "paper", "", 2, 1, 100_000, 0)
     views = start_run(app, "gone", "tiny", "entropy(bits=3)", config)
     next(views)
     run = app.sessions._runs["gone"]
@@ -121,11 +121,11 @@ def test_a_closed_generator_stops_its_run(app: AppContext) -> None:
         ("entropy(bits=99)", SOFT, "99 was asked for"),
         ("entropy(bit=3)", SOFT, "takes no `bit`"),
         ('file("/etc/passwd.csv")', SOFT, "uploaded files only"),
-        ("entropy(bits=3)", ("soft", CUSTOM, "", 2, 0, 5, 0), "restarts is 0"),
-        ("entropy(bits=3)", ("soft", CUSTOM, "", 2, None, 5, 0), "restarts is empty"),
-        ("entropy(bits=3)", ("soft", CUSTOM, "", 2.5, 1, 5, 0), "length is 2.5"),
-        ("entropy(bits=3)", ("hybrid", CUSTOM, "soft*", 2, 1, 5, 0), "Slots"),
-        ("entropy(bits=3)", ("soft", CUSTOM, "", 50_000, 1, 5, 0), "."),
+        ("entropy(bits=3)", ("soft", "paper", "", 2, 0, 5, 0), "restarts is 0"),
+        ("entropy(bits=3)", ("soft", "paper", "", 2, None, 5, 0), "restarts is empty"),
+        ("entropy(bits=3)", ("soft", "paper", "", 2.5, 1, 5, 0), "length is 2.5"),
+        ("entropy(bits=3)", ("hybrid", "paper", "soft*", 2, 1, 5, 0), "Slots"),
+        ("entropy(bits=3)", ("soft", "paper", "", 50_000, 1, 5, 0), "."),
     ],
 )
 def test_what_cannot_run_is_one_sentence_and_tune_works_again(
@@ -146,7 +146,10 @@ def test_no_traceback_ever_reaches_the_page(app: AppContext, monkeypatch: pytest
 
 
 def test_presets_fill_the_numbers() -> None:
-    assert apply_preset("paper") == [5, 5, 500]
+    assert apply_preset("paper")[1:] == [5, 5, 500]
+    assert apply_preset("paper")[0]["value"] == "paper"
+    assert mark_changed("fast")["value"] == mark_changed("fast" + CHANGED)["value"] == "fast" + CHANGED
+    assert make_config("hard", "fast" + CHANGED, "", 5, 1, 30, 0).hard_rule == "search"
     assert make_config("soft", "paper", "", 5, 5, 500, 0).patience == 20
 
 

@@ -110,6 +110,6 @@ def test_the_pages_recipes_open_uploads_only(text: str, tmp_path: Path) -> None:
         (recipes.file_recipe, (None,)),
     ],
 )
-def test_empty_controls_are_answered_by_one_sentence(make, values: tuple) -> None:  # noqa: ANN001
+def test_empty_controls_are_answered_by_one_sentence(make, values: tuple) -> None:
     with pytest.raises(InputError):
         make(*values)

@@ -1,4 +1,4 @@
-"""Named endpoints for programs: /models, /target, /floor, /tune. Strings are checked here; Gradio does not check them."""
+"""Named endpoints for programs: /models, /target, /floor, /tune. What they are given is checked here, not by Gradio."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 import torch
+from gradio.events import api
 
 from dpexplore.errors import InputError
 from dpexplore.models import describe_models
@@ -133,10 +134,10 @@ def add_endpoints(app: AppContext) -> None:
         except Exception as error:
             raise gr.Error(sentence(error), print_exception=False) from None
 
-    gr.api(models, api_name="models", concurrency_limit=None)
-    gr.api(target, api_name="target", concurrency_limit=None)
-    gr.api(floor, api_name="floor", concurrency_limit=None)
-    gr.api(tune, api_name="tune", concurrency_limit=None)
+    api(models, api_name="models", concurrency_limit=None)
+    api(target, api_name="target", concurrency_limit=None)
+    api(floor, api_name="floor", concurrency_limit=None)
+    api(tune, api_name="tune", concurrency_limit=None)
 
 
 def _answer(make: Any) -> Any:

@@ -135,7 +135,7 @@ def draw_curve(app: AppContext, model: str, recipe: str) -> Iterator[list[Any]]:
         yield [message(sentence(error), "error"), gr.skip()]
         return
     yield [
-        "<p class='dpx-note'>Each point is a certificate: no prompt gets below it. Kept for this model from now on.</p>",
+        "<p class='dpx-note'>Each point is a certificate: no prompt gets below it. Kept for this model.</p>",
         gr.skip(),
     ]
 
@@ -164,7 +164,7 @@ def build_why_card(told: gr.HTML, ladder: gr.HTML) -> FloorPanel:
         with gr.Column(min_width=280):
             draw = gr.Button("Draw this model's floor over all entropies", size="sm", elem_id="draw-curve")
             progress = view(live=True, elem_id="curve-progress")
-            empty = "One click: the certified floor for every entropy, and for the paper's kinds of target. No tuning needed."
+            empty = "One click: the floor at every entropy, for the paper's kinds of target. No tuning needed."
             curve = chart("figure", [("dpx-figure", "")], empty, elem_id="floor-curve")
     return FloorPanel(told, ladder, why, draw, progress, curve)
 

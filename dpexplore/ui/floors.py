@@ -45,7 +45,7 @@ class Floors:
         return future
 
     def marks(self, lm: LanguageModel, target: Target) -> dict[str, float | None] | None:
-        """Lines for the KL chart, in nats: `floor` and `head`; none for a model without a floor; None if not yet known."""
+        """Lines for the KL chart in nats, `floor` and `head`; empty if the model has none, None if not yet known."""
         future = self.start(lm, target)
         if not future.done():
             return None

@@ -47,9 +47,10 @@ def progress_bar(text: str, fraction: float | None) -> str:
     )
     width = "" if fraction is None else f" style='width:{max(0.0, min(1.0, fraction)) * 100:.1f}%'"
     percent = "" if fraction is None else f" <b>{fraction:.0%}</b>"
+    kind = "dpx-bar is-unknown" if fraction is None else "dpx-bar"
     return (
         f"<div class='dpx-progress'><span>{escape(text)}{percent}</span>"
-        f"<div class='dpx-bar{' is-unknown' if fraction is None else ''}' role='progressbar' aria-label='{escape(text)}'{share}>"
+        f"<div class='{kind}' role='progressbar' aria-label='{escape(text)}'{share}>"
         f"<div{width}></div></div></div>"
     )
 
@@ -71,4 +72,7 @@ def table(headers: list[tuple[str, str]], rows: list[list[str]], caption: str) -
 
 def bar(share: float, role: str) -> str:
     """A bar of a share from 0 to 1 in a role's colour, read by its number beside it."""
-    return f"<span class='dpx-share' aria-hidden='true'><span class='is-{role}' style='width:{100 * max(0.0, min(1.0, share)):.1f}%'></span></span>"
+    width = 100 * max(0.0, min(1.0, share))
+    return (
+        f"<span class='dpx-share' aria-hidden='true'><span class='is-{role}' style='width:{width:.1f}%'></span></span>"
+    )

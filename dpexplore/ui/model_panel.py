@@ -39,7 +39,8 @@ def memory_text(count: int) -> str:
 
 def choice_label(info: ModelInfo) -> str:
     fits = "" if info.fits else " · too large here"
-    return f"{info.name} · {parameters_text(info.parameters)} · {info.vocab_size:,} tokens{' · gated' if info.gated else ''}{fits}"
+    gated = " · gated" if info.gated else ""
+    return f"{info.name} · {parameters_text(info.parameters)} · {info.vocab_size:,} tokens{gated}{fits}"
 
 
 def models_table(infos: list[ModelInfo]) -> str:
@@ -50,12 +51,17 @@ def models_table(infos: list[ModelInfo]) -> str:
             f"<b>{info.name}</b>{' <small>gated</small>' if info.gated else ''}",
             parameters_text(info.parameters),
             f"{info.vocab_size:,}",
-            f"<span class='{'is-good' if info.fits else 'is-bad'}'>{memory_text(info.bytes_needed)} {'✓' if info.fits else '✗'}</span>",
+            _memory_cell(info),
         ]
         for info in infos
     ]
     headers = [("model", "is-token"), ("parameters", "is-num"), ("vocabulary", "is-num"), ("needs", "is-num")]
     return table(headers, rows, f"Curated models; {present} of memory is free here")
+
+
+def _memory_cell(info: ModelInfo) -> str:
+    css, sign = ("is-good", "✓") if info.fits else ("is-bad", "✗")
+    return f"<span class='{css}'>{memory_text(info.bytes_needed)} {sign}</span>"
 
 
 def ready_label(lm: LanguageModel) -> str:

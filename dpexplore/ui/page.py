@@ -58,7 +58,7 @@ def build(app: AppContext | None = None) -> gr.Blocks:
                 with gr.Column(elem_classes="dpx-card", elem_id="why-card"):
                     floor = build_why_card(told, ladder)
         wire_target_panel(app, target, models.name)
-        wire_tune_panel(app, tuning, shown, models.name, target.recipe)
+        wire_tune_panel(app, demo, tuning, shown, models.name, target.recipe)
         wire_floor_panel(app, floor, target, shown.result, models.name)
         _wire_models(app, demo, models, target, tuning)
         add_endpoints(app)

@@ -45,7 +45,8 @@ def preview(lm: LanguageModel, target: Target) -> Preview:
 def tokens_html(lm: LanguageModel, target: Target) -> str:
     top = [item for item in top_tokens(target, lm, SHOWN_TOKENS) if item.probability > 0]
     rows = "".join(
-        f"<li>{token(item.token)}{bar(item.probability / top[0].probability, 'target')}<b>{probability(item.probability)}</b></li>"
+        f"<li>{token(item.token)}{bar(item.probability / top[0].probability, 'target')}"
+        f"<b>{probability(item.probability)}</b></li>"
         for item in top
     )
     return f"<ol class='dpx-top' aria-label='Most probable tokens of the target'>{rows}</ol>"
@@ -117,7 +118,8 @@ def pos_bars(app: AppContext, model: str, tag: str, mode: str) -> Any:
         return message(sentence(error), "error")
     top = max(counts.values(), default=1)
     rows = "".join(
-        f"<li class='{'is-chosen' if name == tag else ''}'><code>{escape(name)}</code>{bar(n / top, 'target')}<b>{n:,}</b></li>"
+        f"<li class='{'is-chosen' if name == tag else ''}'><code>{escape(name)}</code>"
+        f"{bar(n / top, 'target')}<b>{n:,}</b></li>"
         for name, n in list(counts.items())[:8]
     )
     return f"<ol class='dpx-top is-pos' aria-label='Tokens of each part of speech'>{rows}</ol>"

@@ -130,13 +130,15 @@ def _spread(result: TuneResult) -> str:
     low, high = min(values), max(values)
     width = max(high - low, 1e-9)
     dots = "".join(
-        f"<i class='{'is-best' if i == result.best_restart else ''}' style='left:{100 * (value - low) / width:.1f}%'></i>"
+        f"<i class='{'is-best' if i == result.best_restart else ''}' "
+        f"style='left:{100 * (value - low) / width:.1f}%'></i>"
         for i, value in enumerate(result.kl_nats_per_restart)
         if value is not None
     )
     return (
         f"<div class='dpx-spread'><span>{len(values)} restarts: best {quantity(low, 'kl')}, mean "
-        f"{quantity(float(np.mean(values)), 'kl')}, worst {quantity(high, 'kl')}</span><div aria-hidden='true'>{dots}</div></div>"
+        f"{quantity(float(np.mean(values)), 'kl')}, worst {quantity(high, 'kl')}</span>"
+        f"<div aria-hidden='true'>{dots}</div></div>"
     )
 
 

@@ -9,8 +9,11 @@ from dpexplore.tuning import Run, TuneResult
 
 
 class Sessions:
-    """The latest run of each session; a new run replaces, and stops, the one before. And whose turn it is at the
-    target: of several answers on their way to one page only the latest question's may arrive."""
+    """The latest run of each session: a new run replaces, and stops, the one before.
+
+    And whose turn it is at the target: of several answers on their way to one page only the one to
+    the latest question may arrive. And the session's best results, as rungs of the gap ladder.
+    """
 
     def __init__(self) -> None:
         self._runs: dict[str, Run] = {}
@@ -26,7 +29,7 @@ class Sessions:
             before.cancel()
 
     def note_result(self, session: str, model: str, recipe: str, result: TuneResult) -> None:
-        """Remember a run's KL as a rung of the gap ladder, if it is the session's best of its method for this target."""
+        """A run's KL becomes a rung of the gap ladder if it is the session's best of its method for this target."""
         if not math.isfinite(result.kl_nats):
             return
         method = f"best {result.capsule['config']['method']}"

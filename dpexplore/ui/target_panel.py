@@ -191,7 +191,7 @@ def wire_target_panel(app: AppContext, panel: TargetPanel, model: gr.State) -> N
     outputs = panel.outputs
 
     def on(events: list[Any], action: Callable[..., Changes], names: list[str]) -> None:
-        """`action(model, recipe, *values of names)` follows the events; answers overtaken by later events are dropped."""
+        """`action(model, recipe, *values of names)` follows the events; answers that are overtaken are dropped."""
 
         def follow(request: gr.Request, *values: Any) -> dict[Component, Any]:
             session = request.session_hash or ""

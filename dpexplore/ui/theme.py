@@ -4,28 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gradio as gr
 import plotly
+from gradio.themes import Base, Monochrome
+from gradio.themes.utils import colors, sizes
+from gradio.themes.utils.fonts import LocalFont
 
 from dpexplore.plots import COLOURS, DASHES
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
-PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+PLOTLY_JS = Path(plotly.__path__[0]) / "package_data" / "plotly.min.js"
 CHARTS_JS = ASSETS / "charts.js"
 PAGE_JS = ASSETS / "page.js"
 PAGE_CSS = ASSETS / "page.css"
 
 
-def theme() -> gr.themes.ThemeClass:
+def theme() -> Base:
     """Monochrome passes axe's contrast rules in light and dark; only shapes, type and greys are changed."""
-    return gr.themes.Monochrome(
-        neutral_hue=gr.themes.colors.stone,
-        primary_hue=gr.themes.colors.stone,
-        radius_size=gr.themes.sizes.radius_md,
-        spacing_size=gr.themes.sizes.spacing_sm,
-        text_size=gr.themes.sizes.text_sm,
-        font=[gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), "system-ui", "sans-serif"],
-        font_mono=[gr.themes.LocalFont("IBM Plex Mono", weights=(400, 700)), "ui-monospace", "monospace"],
+    return Monochrome(
+        neutral_hue=colors.stone,
+        primary_hue=colors.stone,
+        radius_size=sizes.radius_md,
+        spacing_size=sizes.spacing_sm,
+        text_size=sizes.text_sm,
+        font=[LocalFont("IBM Plex Sans", weights=(400, 700)), "system-ui", "sans-serif"],
+        font_mono=[LocalFont("IBM Plex Mono", weights=(400, 700)), "ui-monospace", "monospace"],
     ).set(
         body_background_fill="#F6F5F1",
         body_background_fill_dark="#121316",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,8 @@ from dpexplore.ui.target_panel import QUIET
 from dpexplore.ui.watch import RunView, watch_run
 from dpexplore.ui.widgets import chart, legend, segmented, view
 
-CUSTOM = "custom"
+CHANGED = ", changed"
+"""Follows a preset's name once a number of it was changed; its rules stay."""
 PRESET_FIELDS = ("length", "restarts", "steps")
 DEFAULT_SLOTS = "soft*3 hard*2"
 
@@ -59,11 +60,12 @@ def make_config(
         if value is None:
             raise InputError(f"{name} is empty; a whole number is needed.")
     whole = {name: int(value) if value == int(value) else value for name, value in numbers.items()}
-    base = preset if preset in PRESETS else "paper"
-    return TuneConfig.preset(base, method=method, slots=slots.strip() if method == "hybrid" else None, **whole)
+    return TuneConfig.preset(
+        preset.removesuffix(CHANGED), method=method, slots=slots.strip() if method == "hybrid" else None, **whole
+    )
 
 
-def start_run(app: AppContext, session: str, model: str, recipe: str, config: TuneConfig) -> Iterator[RunView]:
+def start_run(app: AppContext, session: str, model: str, recipe: str, config: TuneConfig) -> Generator[RunView]:
     """Submit a run for a session and follow it. InputError if it cannot begin."""
     entry, target = app.pool.get(model), app.target(model, recipe)
     run = entry.server.submit(target, config)
@@ -114,8 +116,15 @@ def _finished(app: AppContext, model: str, recipe: str, view: RunView) -> list[A
 
 
 def apply_preset(name: str) -> list[Any]:
-    """Values for `PRESET_FIELDS`."""
-    return [PRESETS.get(name, {}).get(field, gr.skip()) for field in PRESET_FIELDS]
+    """Values for (preset, *PRESET_FIELDS)."""
+    preset = PRESETS.get(name, {})
+    return [gr.update(choices=list(PRESETS), value=name), *(preset.get(field, gr.skip()) for field in PRESET_FIELDS)]
+
+
+def mark_changed(name: str) -> Any:
+    """A number of the preset was changed by hand."""
+    changed = name.removesuffix(CHANGED) + CHANGED
+    return gr.update(choices=[*PRESETS, changed], value=changed)
 
 
 def show_method(method: str) -> list[Any]:
@@ -125,7 +134,7 @@ def show_method(method: str) -> list[Any]:
 
 def build_tune_panel() -> TunePanel:
     paper = PRESETS["paper"]
-    number = {"precision": 0, "scale": 1, "min_width": 66}
+    number: dict[str, Any] = {"precision": 0, "scale": 1, "min_width": 66}
     with gr.Row(elem_classes="dpx-inline", elem_id="tune-row"):
         method = gr.Radio(list(METHODS), value="soft", label="Method", elem_id="method", scale=3, min_width=214)
         slots = gr.Textbox(DEFAULT_SLOTS, label="Slots", visible=False, elem_id="slots", scale=2, min_width=130)
@@ -133,9 +142,7 @@ def build_tune_panel() -> TunePanel:
         restarts = gr.Number(paper["restarts"], label="Restarts", minimum=1, elem_id="restarts", **number)
         steps = gr.Number(paper["steps"], label="Steps", minimum=1, elem_id="steps", **number)
         seed = gr.Number(0, label="Seed", minimum=0, elem_id="seed", **number)
-        preset = gr.Dropdown(
-            [*PRESETS, CUSTOM], value="paper", label="Preset", elem_id="preset", scale=1, min_width=100
-        )
+        preset = gr.Dropdown(list(PRESETS), value="paper", label="Preset", elem_id="preset", scale=1, min_width=100)
         go = gr.Button("Tune", variant="primary", interactive=False, elem_id="tune", scale=1, min_width=104)
         halt = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop", scale=0, min_width=72)
     status = view(message("The model is being prepared.", "info"), live=True, elem_id="status")
@@ -167,7 +174,9 @@ def build_result_panel(live: gr.HTML, ranks: gr.HTML, shares: gr.HTML) -> Result
     return ResultPanel(live, ranks, result, shares, capsule)
 
 
-def wire_tune_panel(app: AppContext, panel: TunePanel, shown: ResultPanel, model: gr.State, recipe: gr.Textbox) -> None:
+def wire_tune_panel(
+    app: AppContext, demo: gr.Blocks, panel: TunePanel, shown: ResultPanel, model: gr.State, recipe: gr.Textbox
+) -> None:
     def run(request: gr.Request, model: str, recipe: str, *settings: Any) -> Iterator[list[Any]]:
         yield from tune(app, request.session_hash or "", model, recipe, *settings)
 
@@ -187,9 +196,9 @@ def wire_tune_panel(app: AppContext, panel: TunePanel, shown: ResultPanel, model
         api_visibility="private",
     )
     panel.stop.click(halt, None, None, queue=False, api_visibility="private")
-    panel.preset.input(apply_preset, panel.preset, [panel.length, panel.restarts, panel.steps], **QUIET)
-    gr.on([panel.length.input, panel.restarts.input, panel.steps.input], lambda: CUSTOM, None, panel.preset, **QUIET)
+    panel.preset.input(apply_preset, panel.preset, [panel.preset, panel.length, panel.restarts, panel.steps], **QUIET)
+    gr.on(
+        [panel.length.input, panel.restarts.input, panel.steps.input], mark_changed, panel.preset, panel.preset, **QUIET
+    )
     panel.method.input(show_method, panel.method, [panel.slots, panel.length], **QUIET)
-    context = gr.context.Context.root_block
-    assert context is not None
-    context.unload(leave)
+    demo.unload(leave)

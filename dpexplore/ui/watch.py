@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from html import escape
 
@@ -41,7 +41,7 @@ class RunView:
     """At the last view, unless the run failed."""
 
 
-def watch_run(run: Run, marks: Marks = lambda: None) -> Iterator[RunView]:
+def watch_run(run: Run, marks: Marks = lambda: None) -> Generator[RunView]:
     """Views of a served run until it has ended; closing the iterator stops the run.
 
     `marks` is asked for the lines across the KL chart (`floor`, `head`, in nats) until it has them.
@@ -98,7 +98,8 @@ def status_line(run: Run, step: TuneStep | None) -> str:
         return f"<p class='dpx-message is-busy'>{text}</p>"
     active = sum(kl is not None for kl in step.kl_nats)
     return (
-        f"<p class='dpx-message is-busy' data-step='{step.step}'><b>Running</b> · step {step.step} of {run.config.steps} · "
+        f"<p class='dpx-message is-busy' data-step='{step.step}'><b>Running</b> · "
+        f"step {step.step} of {run.config.steps} · "
         f"best {quantity(step.best_kl_nats, 'kl', 3)} (restart {step.best_restart + 1}) · "
         f"{active} of {run.config.restarts} restarts active</p>"
     )

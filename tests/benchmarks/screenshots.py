@@ -1,0 +1,94 @@
+"""The README's pictures, taken from the page itself after a real run: `python -m tests.benchmarks.screenshots`.
+
+Writes assets/screenshot.png (light), screenshot-dark.png, screenshot-phone.png and screenshot-hard.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from dpexplore.ui.context import AppContext
+from dpexplore.ui.page import build, launch_settings
+from tests.browser import chromium_path
+
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+PATIENCE = 600_000
+DESKTOP, PHONE = (1440, 900), (390, 844)
+
+
+@contextmanager
+def serve() -> Iterator[str]:
+    app = AppContext()
+    app.pool.load(app.model)
+    demo = build(app)
+    _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, **launch_settings())
+    try:
+        yield url
+    finally:
+        demo.close()
+        app.close()
+
+
+def open_page(browser: Browser, url: str, size: tuple[int, int], dark: bool) -> Page:
+    scale = 2 if size == PHONE else 1.5
+    page = browser.new_page(
+        viewport={"width": size[0], "height": size[1]},
+        device_scale_factor=scale,
+        color_scheme="dark" if dark else "light",
+    )
+    page.goto(url)
+    expect(page.locator("#floor [data-floor]")).to_be_visible()
+    return page
+
+
+def run(page: Page, recipe: str, **settings: int | str) -> None:
+    """Set the target and the numbers, press Tune, wait for the result and its rung on the ladder."""
+    page.fill("#recipe textarea", recipe)
+    expect(page.locator("#target-problem p")).to_have_count(0)
+    page.get_by_label(str(settings.pop("method", "soft")), exact=True).check()
+    for name, value in settings.items():
+        page.fill(f"#{name} input", str(value))
+        page.keyboard.press("Tab")
+    page.click("#tune")
+    expect(page.locator("#status [data-status]")).to_be_visible()
+    expect(page.locator("#ladder")).to_contain_text("best")
+    page.mouse.move(5, 5)
+    page.wait_for_timeout(800)
+
+
+def picture(page: Page, name: str, full: bool = False) -> None:
+    page.screenshot(path=ASSETS / name, full_page=full, animations="disabled")
+    print(f"assets/{name}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--restarts", type=int, default=5)
+    options = parser.parse_args()
+    soft = 'entropy(bits=7, seed=0, method="temperature")'
+    with serve() as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium_path(), args=["--no-sandbox"])
+        expect.set_options(timeout=PATIENCE)
+        page = open_page(browser, url, DESKTOP, dark=False)
+        run(page, soft, steps=options.steps, restarts=options.restarts)
+        picture(page, "screenshot.png")
+        page.click("[data-dark]")
+        page.wait_for_timeout(800)
+        picture(page, "screenshot-dark.png")
+        page.click("[data-dark]")
+        run(page, 'capture("I love")', method="hard", steps=options.steps, restarts=options.restarts)
+        picture(page, "screenshot-hard.png")
+        phone = open_page(browser, url, PHONE, dark=False)
+        run(phone, 'capture("I love")', method="hard", steps=min(40, options.steps), restarts=2)
+        picture(phone, "screenshot-phone.png", full=True)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
