@@ -156,12 +156,13 @@ def test_people_get_text(folder: str) -> None:
         (("tune", "--target", "entropy(bits=2)", "--length", "65"), "at most 64"),
         (("tune", "--target", "entropy(bits=2)", "--out", "/no/such/folder/c.json"), "does not exist"),
         (("target", "--target", "entropy(bits=99)"), "99"),
-        (("target", "--target", "entropy(bits=2"), "entropy"),
+        (("target", "--target", "entropy(bits=2"), "never closed"),
         (("target", "--target", "__import__('os')"), "__import__"),
         (("target", "--target", "capture('')"), "empty"),
-        (("tune", "--target", "entropy(bits=2)", "--restarts", "many"), "many"),
+        (("tune", "--target", "entropy(bits=2)", "--restarts", "many"), "'--restarts'"),
         (("tune",), "--target"),
         (("fly",), "fly"),
+        ((), "command"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(folder: str, arguments: tuple[str, ...], sentence: str) -> None:
