@@ -9,18 +9,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
+from typer.exceptions import Abort, TyperException
 
 import dpexplore as dp
 from dpexplore.targets import NATS_PER_BIT, save_target, top_tokens
-from dpexplore.tuning import PRESETS
+from dpexplore.tuning import PRESETS, load_capsule
+from dpexplore.tuning import replay as replay_capsule
+from dpexplore.tuning import resume as resume_capsule
+from dpexplore.tuning.config import HARD_RULES, INITS, SOFT_RULES
+from dpexplore.tuning.objective import DIVERGENCES
+from dpexplore.tuning.policy import POLICIES
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -28,7 +34,6 @@ TOP_SHOWN = 20
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
     help="See, touch and measure what a language model can and cannot say as a probability distribution.",
 )
@@ -130,38 +135,99 @@ def floor(
 
 @app.command()
 def tune(
-    target: TargetOption,
+    context: typer.Context,
+    target: Annotated[str | None, typer.Option(help="The target's recipe; --replay and --resume bring theirs.")] = None,
     model: ModelOption = dp.DEFAULT_MODEL,
     method: Annotated[str, typer.Option(help="soft, hard or hybrid.")] = "soft",
     preset: Annotated[str, typer.Option(help=f"{', '.join(PRESETS)}.")] = "paper",
     slots: Annotated[str | None, typer.Option(help="""The prompt's slots, such as '"Q:" soft*3 hard*2'.""")] = None,
     length: Annotated[int | None, typer.Option(help="Number of virtual tokens, where there are no slots.")] = None,
     restarts: Annotated[int | None, typer.Option(help="Prompt initialisations; the best one counts.")] = None,
-    steps: Annotated[int | None, typer.Option(help="At most so many evaluations for each restart.")] = None,
-    seed: Annotated[int, typer.Option(help="Seeds the initialisations.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="At most so many steps for each restart.")] = None,
+    evaluations: Annotated[int | None, typer.Option(help="At most so many prompts scored for each restart.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seeds the initialisations; default 0.")] = None,
+    objective: Annotated[str | None, typer.Option(help=f"{', '.join(DIVERGENCES)}.")] = None,
+    soft_rule: Annotated[str | None, typer.Option(help=f"{', '.join(SOFT_RULES)}.")] = None,
+    hard_rule: Annotated[str | None, typer.Option(help=f"{', '.join(HARD_RULES)}.")] = None,
+    candidates: Annotated[int | None, typer.Option(help="Prompts scored in a step (gcg, search).")] = None,
+    top: Annotated[int | None, typer.Option(help="Best-ranked tokens they are drawn from (gcg, search).")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="AdamW's learning rate.")] = None,
     patience: Annotated[int | None, typer.Option(help="Steps without improvement that end a restart.")] = None,
-    init: Annotated[str | None, typer.Option(help="vocab or gaussian.")] = None,
+    init: Annotated[str | None, typer.Option(help=f"{', '.join(INITS)}.")] = None,
+    init_text: Annotated[str | None, typer.Option(help="The text that --init text begins at.")] = None,
+    screen: Annotated[int | None, typer.Option(help="Random prompts scored to choose each beginning.")] = None,
+    policy: Annotated[str | None, typer.Option(help=f"Tokens of hard slots: {', '.join(POLICIES)}.")] = None,
+    allow: Annotated[list[str] | None, typer.Option(help="A token that hard slots may hold; repeat it.")] = None,
+    forbid: Annotated[list[str] | None, typer.Option(help="A token that they may not hold; repeat it.")] = None,
+    round_trip: Annotated[bool | None, typer.Option(help="Only prompts whose text encodes to the same ids.")] = None,
+    chat: Annotated[bool | None, typer.Option(help="Slots in the user's turn of the chat template.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the capsule (JSON) to this file.")] = None,
+    replay: Annotated[Path | None, typer.Option(help="Score this capsule's prompt again, and tune nothing.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Carry this capsule's restarts on.")] = None,
     as_json: JsonOption = False,
     device: DeviceOption = None,
 ) -> None:
     """Search a prompt whose next-token distribution comes close to a target. Ctrl-C keeps the best so far."""
-    asked = {
-        "length": length,
-        "restarts": restarts,
-        "steps": steps,
-        "learning_rate": learning_rate,
-        "patience": patience,
-        "init": init,
-    }
-    changes = {name: value for name, value in asked.items() if value is not None}
-    config = dp.TuneConfig.preset(preset, method=method, slots=slots, seed=seed, **changes)
-    recipe = dp.parse_recipe(target)
+    asked = {name: value for name, value in locals().items() if name in _CONFIG_OPTIONS and value is not None}
+    given = {name for name in (*asked, "target", "model", "method", "preset") if _was_given(context, name)}
     if out is not None and not out.absolute().parent.is_dir():
         raise dp.InputError(f"The folder of {out} does not exist; --out takes a file in a folder that does.")
+    taken_up = replay or resume
+    if taken_up is not None:
+        _replay_or_resume(taken_up, given, asked, model, device, out, as_json, only_score=replay is not None)
+        return
+    if target is None:
+        raise dp.InputError("Missing option --target; a recipe such as 'entropy(bits=7, seed=0)' is accepted.")
+    config = dp.TuneConfig.preset(preset, method=method, **asked)
+    recipe = dp.parse_recipe(target)
     lm = _load(model, device)
-    run = dp.tune(lm, recipe.build(lm), config)
+    _tune_and_show(dp.tune(lm, recipe.build(lm), config), out, as_json)
+
+
+_CONFIG_OPTIONS = {field.name for field in dataclasses.fields(dp.TuneConfig)} - {"method"}
+
+
+def _was_given(context: typer.Context, option: str) -> bool:
+    """Whether an option stands on the command line, rather than its default."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _replay_or_resume(
+    path: Path,
+    given: set[str],
+    asked: dict[str, Any],
+    model: str,
+    device: str | None,
+    out: Path | None,
+    as_json: bool,
+    *,
+    only_score: bool,
+) -> None:
+    """--replay and --resume: the capsule says what is tuned, on its own model unless another is named."""
+    fixed = given - {"model"} if only_score else given & {"target", "method", "preset", "slots", "length", "restarts"}
+    if fixed:
+        name = sorted(fixed)[0].replace("_", "-")
+        raise dp.InputError(
+            f"--{name} cannot be changed for a capsule; --model, --device and, to resume, limits such as --steps can."
+        )
+    capsule = load_capsule(path)
+    lm = _load(model if "model" in given else capsule["model"]["name"], device)
+    if not only_score:
+        _tune_and_show(resume_capsule(lm, capsule, **asked), out, as_json)
+        return
+    found = replay_capsule(lm, capsule)
+    if as_json:
+        _emit({"event": "replay", **dataclasses.asdict(found), "agrees": found.agrees})
+        return
+    print(f"KL(p‖q) {found.kl_nats:.6f} nats; the capsule says {found.recorded_kl_nats:.6f}")
+    print("the two agree within 0.001" if found.agrees else "the two differ by more than 0.001")
+    print(f"the weights are {'the same' if found.same_weights else 'others'}")
+    print(f"the libraries are {'the same' if found.same_libraries else 'of other versions'}")
+
+
+def _tune_and_show(run: dp.Run, out: Path | None, as_json: bool) -> None:
+    """Follow a run to its end, show its result and write its capsule."""
     _follow(run, _emit_step if as_json else _show_step)
     result = run.result
     if out is not None:
@@ -189,7 +255,10 @@ def _follow(run: dp.Run, show: Callable[[dp.TuneStep], None]) -> None:
 
 
 def _emit_step(step: dp.TuneStep) -> None:
-    _emit({"event": "step", "step": step.step, "kl_nats": step.kl_nats, "entropy_nats": step.entropy_nats})
+    _emit({"event": "step", **{name: getattr(step, name) for name in _STEP_FIELDS}})
+
+
+_STEP_FIELDS = ("step", "kl_nats", "entropy_nats", "evaluations")
 
 
 def _show_step(step: dp.TuneStep) -> None:
@@ -211,6 +280,11 @@ def _result_event(result: dp.TuneResult) -> dict[str, Any]:
         "prompt_ids": result.prompt_ids,
         "prompt_text": result.prompt_text,
         "kl_reencoded_nats": result.kl_reencoded_nats,
+        "objective": result.objective,
+        "distances": {kind: value if math.isfinite(value) else None for kind, value in result.distances.items()},
+        "top_overlap": result.top_overlap,
+        "kl_float32_nats": result.kl_float32_nats,
+        "evaluations": result.evaluations,
         "capsule": result.capsule,
     }
 
@@ -221,6 +295,12 @@ def _show_result(result: dp.TuneResult) -> None:
         f"entropy of q {result.entropy_nats / NATS_PER_BIT:.3f} bits, "
         f"of the target {result.target_entropy_nats / NATS_PER_BIT:.3f} bits"
     )
+    low, mean, high = result.spread_nats
+    print(f"over the restarts {low:.4f} to {high:.4f} nats, mean {mean:.4f}; {result.evaluations:,} prompts scored")
+    others = ", ".join(f"{kind} {value:.4f}" for kind, value in result.distances.items() if kind != "kl")
+    print(f"other distances: {others}; {result.top_overlap:.0%} of the target's ten likeliest tokens are the prompt's")
+    if result.precision_warning:
+        print(result.precision_warning)
     if result.prompt_ids is not None:
         print(f"prompt {result.prompt_text!r}, ids {result.prompt_ids}")
         again = result.kl_reencoded_nats
@@ -260,12 +340,9 @@ def main(arguments: list[str] | None = None) -> int:
         return app(arguments, standalone_mode=False) or 0
     except dp.InputError as error:
         return _refuse(str(error))
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        return BAD_INPUT
-    except click.ClickException as error:
-        return _refuse(error.format_message())
-    except (KeyboardInterrupt, click.Abort):
+    except TyperException as error:  # what typer's own parser refuses
+        return _refuse(f"{error.format_message().rstrip('.')}. `python -m dpexplore --help` says what is accepted.")
+    except (KeyboardInterrupt, Abort):
         return INTERRUPTED
     except OSError as error:
         return _refuse(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))

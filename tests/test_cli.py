@@ -136,6 +136,24 @@ def test_control_c_keeps_the_best_so_far(folder: str) -> None:
         assert process.wait() == 0
 
 
+def test_a_capsule_replays_and_goes_on(folder: str, tmp_path: Path) -> None:
+    path, further = tmp_path / "capsule.json", tmp_path / "further.json"
+    hard = ("--preset", "fast", "--method", "hard", "--restarts", "2", "--steps", "4", "--candidates", "8")
+    words = ("--objective", "js", "--policy", "words", "--round-trip", "--screen", "2")
+    ask = ("--model", folder, "--target", "entropy(bits=5, seed=0)", *hard, *words)
+    *steps, result = records(call("tune", *ask, "--out", str(path), "--json"))
+    assert result["objective"] == "js"
+    assert set(result["distances"]) == {"kl", "reverse_kl", "js", "tv"}
+    assert result["kl_reencoded_nats"] == pytest.approx(result["kl_nats"], abs=1e-4)
+    assert all(before < after for before, after in zip(steps[0]["evaluations"], steps[-1]["evaluations"], strict=True))
+    (replayed,) = records(call("tune", "--replay", str(path), "--json"))
+    assert replayed["agrees"]
+    assert replayed["kl_nats"] == pytest.approx(result["kl_nats"], abs=1e-3)
+    *_, again = records(call("tune", "--resume", str(path), "--steps", "6", "--out", str(further), "--json"))
+    assert again["distances"]["js"] <= result["distances"]["js"] + 1e-5
+    assert json.loads(further.read_text())["resumed_from"]["evaluations"] == result["evaluations"]
+
+
 def test_people_get_text(folder: str) -> None:
     done = call("tune", "--model", folder, "--target", "entropy(bits=5)", "--method", "hard", "--steps", "3")
     assert done.returncode == 0
@@ -155,6 +173,11 @@ def test_people_get_text(folder: str) -> None:
         (("tune", "--target", "entropy(bits=2)", "--slots", "sift*2"), "sift"),
         (("tune", "--target", "entropy(bits=2)", "--length", "65"), "at most 64"),
         (("tune", "--target", "entropy(bits=2)", "--out", "/no/such/folder/c.json"), "does not exist"),
+        (("tune", "--target", "entropy(bits=2)", "--policy", "nice"), "'printable'"),
+        (("tune", "--target", "entropy(bits=2)", "--objective", "cosine"), "'reverse_kl'"),
+        (("tune", "--target", "entropy(bits=2)", "--soft-rule", "sgd"), "'lbfgs'"),
+        (("tune", "--replay", "/no/such/capsule.json"), "cannot be read"),
+        (("tune", "--replay", "/no/such/capsule.json", "--steps", "3"), "--steps cannot be changed"),
         (("target", "--target", "entropy(bits=99)"), "99"),
         (("target", "--target", "entropy(bits=2"), "never closed"),
         (("target", "--target", "__import__('os')"), "__import__"),

@@ -3,6 +3,7 @@
 from dpexplore.tuning.config import METHODS, PRESETS, TuneConfig, fig4_slots
 from dpexplore.tuning.engine import Engine, Run, tune
 from dpexplore.tuning.records import NearestToken, TuneResult, TuneStep
+from dpexplore.tuning.replay import Replay, load_capsule, replay, resume
 from dpexplore.tuning.server import EngineServer
 from dpexplore.tuning.slots import Slot, Slots
 
@@ -12,6 +13,7 @@ __all__ = [
     "Engine",
     "EngineServer",
     "NearestToken",
+    "Replay",
     "Run",
     "Slot",
     "Slots",
@@ -19,5 +21,8 @@ __all__ = [
     "TuneResult",
     "TuneStep",
     "fig4_slots",
+    "load_capsule",
+    "replay",
+    "resume",
     "tune",
 ]

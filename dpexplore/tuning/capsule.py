@@ -35,11 +35,8 @@ def make_capsule(run: Run, result: TuneResult) -> dict[str, Any]:
             "device": run.lm.device.type,
             "dtype": str(run.lm.dtype).removeprefix("torch."),
         },
-        "libraries": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-        },
+        "libraries": library_versions(),
+        "resumed_from": run.resumed_from,
         "target": {
             "recipe": run.target.recipe,
             "provenance": run.target.provenance,
@@ -70,6 +67,15 @@ def make_capsule(run: Run, result: TuneResult) -> dict[str, Any]:
             "entropy_nats": [[_rounded(nats) for nats in step.entropy_nats] for step in run.steps],
             "evaluations": run.steps[-1].evaluations if run.steps else [],
         },
+    }
+
+
+def library_versions() -> dict[str, str]:
+    """What a result may depend on beside the weights."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
     }
 
 

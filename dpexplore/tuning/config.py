@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "length": 5,
         "steps": 300,
         "patience": 40,
-        "restarts": 3,
+        "restarts": 5,
         "init": "vocab",
         "soft_rule": "lbfgs",
         "hard_rule": "search",

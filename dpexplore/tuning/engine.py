@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import queue
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -34,12 +35,19 @@ class Engine:
         self._runs: list[Run] = []  # in order of arrival; only the stepping thread touches these two
         self._stacks: dict[tuple[int, Rules], RowStack] = {}  # by prompt length and rules
 
-    def submit(self, target: Target, config: TuneConfig, starts: Sequence[Start] | None = None) -> Run:
+    def submit(
+        self,
+        target: Target,
+        config: TuneConfig,
+        starts: Sequence[Start] | None = None,
+        resumed_from: dict[str, Any] | None = None,
+    ) -> Run:
         """Queue a run. InputError if the target, the prompt's length, the policy or the memory do not allow it.
 
-        `starts` are the beginnings of the restarts in place of random ones: ids `(pos,)`, embeddings `(pos hidden)`.
+        `starts` are the beginnings of the restarts in place of random ones: ids `(pos,)`, embeddings `(pos hidden)`;
+        `resumed_from` is what the capsule shall say of the run that they come from.
         """
-        run = Run(self.lm, target, config, None if self._served else self.step, starts)
+        run = Run(self.lm, target, config, None if self._served else self.step, starts, resumed_from)
         self.capacity.check(len(run.layout), config.restarts, config.steps)
         self._arrivals.put(run)
         return run

@@ -32,6 +32,12 @@ PAIRS = 8
 """Prompts of two or more swaps at once that are scored after the single swaps."""
 PER_POSITION = 3
 """The best so many swaps of each position are paired."""
+KICK_AFTER = 6
+"""After so many steps without improvement a search goes on from its best prompt with a few tokens drawn anew."""
+KICKED = 2
+"""So many."""
+WIDEST = 4096
+"""`top` doubles with every step without improvement, up to so many tokens."""
 SURVIVORS_FROM = 4
 """With a round trip asked for, so many times the candidates wanted are proposed."""
 SURVIVORS_AMONG = 256
@@ -53,6 +59,8 @@ class SearchMemory:
     """Prompts scored, `(prompts pos)` a step."""
     losses: list[Tensor] = field(default_factory=list)
     """Their losses, `(prompts,)` a step."""
+    failures: int = 0
+    """Steps in a row that brought no better prompt than the one they began with."""
     slope: Tensor | None = None
     """`(hard hidden)`: running mean of unit gradients at the hard positions."""
 
@@ -115,7 +123,7 @@ class GCG:
             row = stack.rows[i]
             slopes = found.grad[i, row.run.layout.hard.nonzero()[:, 0]]
             scores = -(slopes.to(table.dtype) @ table.T).float()
-            proposals[i] = _swaps(stack, i, _best_tokens(row, scores), set())
+            proposals[i] = _swaps(stack, i, _best_tokens(row, scores, row.run.config.top), set())
         scored = yield from _score(stack, present, proposals)
         for i, (ids, losses) in scored.items():
             _move(stack, i, present, ids[losses.argmin()])
@@ -125,7 +133,8 @@ class Search:
     """GCG's candidates, ranked by more than one gradient, never scored twice, combined, and kept only if better.
 
     A single gradient ranks distant tokens hardly above chance. The mean over the steps before ranks them better, and so
-    does a ridge regression of the losses already paid for on the tokens' directions.
+    does a ridge regression of the losses already paid for on the tokens' directions. GCG stops improving long before
+    its evaluations are spent; where this search stops, it looks among more tokens, and then elsewhere.
     """
 
     def turn(self, stack: RowStack, present: Tensor, found: Evaluation, rows: Tensor) -> Turn:
@@ -139,7 +148,8 @@ class Search:
             where = row.run.layout.hard.nonzero()[:, 0]
             scores = _rank(stack.lm, row, found.grad[i, where], where)
             row.memory.seen.add(tuple(stack.ids[i].tolist()))
-            singles[i] = _swaps(stack, i, _best_tokens(row, scores), row.memory.seen)
+            wider = min(max(WIDEST, row.run.config.top), row.run.config.top * 2**row.memory.failures)
+            singles[i] = _swaps(stack, i, _best_tokens(row, scores, wider), row.memory.seen)
         scored = yield from _score(stack, present, singles)
         combined = yield from _score(
             stack, present, {i: _combine(stack, i, *scored[i], losses[i]) for i in scored if _room(stack, i) > 0}
@@ -149,8 +159,15 @@ class Search:
                 ids, values = torch.cat([ids, combined[i][0]]), torch.cat([values, combined[i][1]])
             _learn(stack.rows[i], ids, values)
             best = int(values.argmin())
+            row = stack.rows[i]
+            row.memory.failures += 1
             if values[best] < losses[i]:
+                row.memory.failures = 0
                 _move(stack, i, present, ids[best])
+            elif row.memory.failures >= KICK_AFTER and not row.run.layout.soft.any():
+                row.memory.failures = 0
+                row.memory.slope = None
+                _move(stack, i, present, _kicked(stack, i))
 
 
 def _active(stack: RowStack, rows: Tensor) -> list[int]:
@@ -178,8 +195,8 @@ def _rank(lm: LanguageModel, row: Row, grad: Tensor, where: Tensor) -> Tensor:
     """What is thought of each token at each hard position, `(hard vocab)`, high is good; grad `(hard hidden)`."""
     memory = row.memory
     unit = grad / torch.linalg.vector_norm(grad).clamp_min(1e-12)
-    memory.slope = unit if memory.slope is None else SLOPE_DECAY * memory.slope + unit
-    scores = -_by_direction(lm, memory.slope)
+    slope = memory.slope = unit if memory.slope is None else SLOPE_DECAY * memory.slope + unit
+    scores = -_by_direction(lm, slope)
     scores = scores / scores.std().clamp_min(1e-12)
     if memory.ids:
         learnt = -_by_direction(lm, _regress(lm, memory, where))
@@ -209,9 +226,26 @@ def _learn(row: Row, ids: Tensor, losses: Tensor) -> None:
     row.memory.seen.update(map(tuple, ids.tolist()))
 
 
-def _best_tokens(row: Row, scores: Tensor) -> Tensor:
+def _kicked(stack: RowStack, i: int) -> Tensor:
+    """A row's best prompt with a few of its hard tokens drawn anew, `(pos,)`; the best itself if none lasts."""
+    row, best = stack.rows[i], stack.state["best_ids"][i]
+    layout = row.run.layout
+    where, rng = layout.hard.nonzero()[:, 0], row.memory.rng
+    prompts: list[Prompt] = []
+    for _ in range(DRAWS):
+        prompt = best.cpu().clone()
+        places = where[torch.randperm(len(where), generator=rng)[:KICKED]]
+        prompt[places] = layout.allowed[torch.randint(len(layout.allowed), (len(places),), generator=rng)]
+        prompts.append(tuple(prompt.tolist()))
+        if not row.run.config.round_trip:
+            break
+    lasting = _lasting(stack.lm, row, prompts)
+    return torch.tensor(lasting[0], device=best.device) if lasting else best
+
+
+def _best_tokens(row: Row, scores: Tensor, top: int) -> Tensor:
     """The `top` best allowed tokens of each hard position, `(hard top)`, from scores `(hard vocab)`."""
-    count = min(row.run.config.top, len(row.run.layout.allowed))
+    count = min(top, len(row.run.layout.allowed))
     return scores.masked_fill(row.run.barred, -torch.inf).topk(count, dim=-1).indices.cpu()
 
 
@@ -247,10 +281,10 @@ def _combine(stack: RowStack, i: int, ids: Tensor, losses: Tensor, before: float
         here = (ids[:, place] != base[place]) & (losses < before)
         found = zip(losses[here].tolist(), ids[here, place].tolist(), strict=True)
         better += [(loss, place, token) for loss, token in sorted(found)[:PER_POSITION]]
-    pairs = [
-        (one[0] + two[0], (one, two)) for one, two in itertools.combinations(sorted(better), 2) if one[1] != two[1]
-    ]
-    groups = [group for _, group in sorted(pairs)[: PAIRS - 1]]
+    pairs = sorted(
+        (one[0] + two[0], one, two) for one, two in itertools.combinations(sorted(better), 2) if one[1] != two[1]
+    )
+    groups: list[tuple[tuple[float, int, int], ...]] = [(one, two) for _, one, two in pairs[: PAIRS - 1]]
     firsts = {place: swap for swap in sorted(better, reverse=True) for place in [swap[1]]}
     if len(firsts) > 2:
         groups.append(tuple(firsts.values()))

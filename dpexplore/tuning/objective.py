@@ -48,7 +48,7 @@ def all_divergences(probs: Tensor, log_q: Tensor) -> dict[str, float]:
     """The four distances in float64; the reverse KL is infinite where q gives mass to what p excludes."""
     probs, log_q = probs.double(), log_q.double()
     log_p = log_probs_of(probs)
-    found = {kind: float(divergence(kind, probs, log_p, log_q)) for kind in DIVERGENCES}
+    found = {str(kind): float(divergence(kind, probs, log_p, log_q)) for kind in DIVERGENCES}
     if (log_q.exp()[probs == 0] > 0).any():
         found["reverse_kl"] = math.inf
     return found
@@ -96,7 +96,7 @@ class NextTokenObjective:
                 f"KL(q‖p) is infinite for every prompt, because the target gives 0 to {excluded:,} tokens; the "
                 "objectives kl, js and tv accept such a target."
             )
-        self.kind = kind
+        self.kind: Divergence = kind
         self.probs = target.probs.to(lm.device, torch.float32)
         self.log_p = None if kind == "kl" else log_probs_of(target.probs).to(lm.device, torch.float32)
         self.entropy_nats = target.entropy_nats

@@ -19,6 +19,8 @@ NO_TOKEN = -1
 TRIES = 20
 """Prompts begun before it is said that none survives; at each position so many times as many tokens are drawn."""
 
+LEAST_WEIGHT = 1e-12  # a target may give 0 to every allowed token
+
 USER_TURN = "\N{REPLACEMENT CHARACTER}"  # marks the slots' place in the chat template
 
 
@@ -72,12 +74,14 @@ class Layout:
 
 
 def initial_prompt(
-    lm: LanguageModel, layout: Layout, config: TuneConfig, restart: int, draw: int = 0
+    lm: LanguageModel, layout: Layout, config: TuneConfig, restart: int, draw: int = 0, probs: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The prompt at which a restart begins: ids `(pos,)` and embeddings `(pos hidden)` float32, on the model's device.
 
     Free positions draw ordinary vocabulary tokens (App. B.1), hard ones allowed tokens; in id space, because strings of
-    random tokens merge when they are encoded. The draw depends on the seed, the restart and `draw` alone.
+    random tokens merge when they are encoded. With a target's `probs` `(vocab,)` every other `draw` takes the hard
+    tokens from it instead: models tend to go on with words akin to the prompt's. The draw
+    depends on the seed, the restart, `draw` and the target alone.
     InputError if the run asks for a round trip and no prompt survives it.
     """
     entropy = [config.seed, restart] + [draw] * (draw > 0)
@@ -85,6 +89,10 @@ def initial_prompt(
     rng = torch.Generator().manual_seed(state >> 1)
     free = layout.soft | layout.hard
     ids = torch.where(free, _draw(lm, layout, rng), layout.ids)
+    if probs is not None and draw % 2 and layout.hard.any():
+        weights = probs[layout.allowed].float().clamp_min(LEAST_WEIGHT)
+        picks = torch.multinomial(weights, len(ids), replacement=True, generator=rng)
+        ids = torch.where(layout.hard, layout.allowed[picks], ids)
     if config.init == "text":
         ids = _from_text(lm, layout, config, ids, keep_all=restart == 0 and draw == 0, rng=rng)
     if config.round_trip and not survives(lm, [ids.tolist()], len(layout.bos_ids))[0]:

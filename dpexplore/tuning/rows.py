@@ -186,7 +186,8 @@ class RowStack:
             run = row.run
             if step == 0 and run.config.screen > 1 and run.starts is None:
                 draws = range(1, run.config.screen)
-                others = [initial_prompt(self.lm, run.layout, run.config, row.restart, draw) for draw in draws]
+                probs = run.target.probs
+                others = [initial_prompt(self.lm, run.layout, run.config, row.restart, n, probs) for n in draws]
                 drawn[i] = [(state["ids"][i], state["embeds"][i]), *others]
         if not drawn:
             return

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class Run:
         config: TuneConfig,
         drive: Callable[[], object] | None,
         starts: Sequence[Start] | None = None,
+        resumed_from: dict[str, Any] | None = None,
     ) -> None:
         """InputError if the target is over another vocabulary, the prompt too long or no token allowed."""
         self.lm = lm
@@ -54,7 +55,10 @@ class Run:
         self.config = config
         self.layout = Layout.of(lm, config)
         self.objective = NextTokenObjective(lm, target, config.objective)
+        if starts is not None and any(len(ids) != len(self.layout) for ids, _ in starts):
+            raise InputError(f"The prompts to go on from do not have the {len(self.layout)} tokens of the slots.")
         self.starts = starts
+        self.resumed_from = resumed_from
         self.barred = torch.ones(lm.embedding_table.shape[0], dtype=torch.bool, device=lm.device)
         """`(vocab,)`: the tokens that hard slots may not hold."""
         self.barred[self.layout.allowed.to(lm.device)] = False

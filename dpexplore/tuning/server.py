@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target
 from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.engine import Engine
-from dpexplore.tuning.run import Run
+from dpexplore.tuning.run import Run, Start
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +32,18 @@ class EngineServer:
     def lm(self) -> LanguageModel:
         return self.engine.lm
 
-    def submit(self, target: Target, config: TuneConfig) -> Run:
+    def submit(
+        self,
+        target: Target,
+        config: TuneConfig,
+        starts: Sequence[Start] | None = None,
+        resumed_from: dict[str, Any] | None = None,
+    ) -> Run:
         """Queue a run; it moves by itself. InputError as `Engine.submit`, or if the server is closed."""
         with self._gate:
             if self._closing:
                 raise InputError(f"The model {self.lm.name} has been released; choose it again.")
-            run = self.engine.submit(target, config)
+            run = self.engine.submit(target, config, starts, resumed_from)
         self._wake.set()
         return run
 
