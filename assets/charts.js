@@ -85,7 +85,9 @@
       if (marks.floor != null && !(log && marks.floor <= 0)) {
         const y = marks.floor * u.kl.per;
         lines.unshift(level(y, "floor", u.kl.name, "certified floor", log ? {} : { fill: "tozeroy", fillcolor: tint(colour("floor"), 0.12) }));
-        notes.push(note(`certified floor ${fixed(y)} ${u.kl.name}`, "floor", place(y), { yanchor: marks.head - marks.floor < 0.3 ? "top" : "bottom" }));
+        const flat = !log && y < 0.08 * Math.max(...kl.flat().filter(Number.isFinite)) * u.kl.per; // no room under the line
+        const where = flat ? { x: 0.01, xanchor: "left" } : marks.head - marks.floor < 0.3 ? { yanchor: "top" } : {};
+        notes.push(note(`certified floor ${fixed(y)} ${u.kl.name}`, "floor", place(y), where));
       }
       if (marks.head != null && !(log && marks.head <= 0)) {
         const y = marks.head * u.kl.per;

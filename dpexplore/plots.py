@@ -116,7 +116,7 @@ def base_layout(title: str, x_title: str, y_title: str, dark: bool = False) -> g
         margin={"l": 56, "r": 16, "t": 40, "b": 44},
         xaxis={**axis, "title": {"text": x_title}},
         yaxis={**axis, "title": {"text": y_title}, "rangemode": "tozero"},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"},
+        legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0, "xanchor": "left"},
         hovermode="closest",
     )
 
@@ -158,14 +158,10 @@ def floor_curve(
             x=bits,
             y=[point.floor_nats for point in points],
             name=name,
-            mode="lines" if number == 0 else "lines+markers",
-            line={
-                "color": colour("floor", dark),
-                "width": 3 if number == 0 else 1.2,
-                "dash": "solid" if number == 0 else "dot",
-            },
-            marker={"symbol": markers[number % len(markers)], "size": 7},
-            opacity=1 if number == 0 else 0.75,
+            mode="lines" if number == 0 else "markers",
+            line={"color": colour("floor", dark), "width": 3},
+            marker={"symbol": markers[number % len(markers)], "size": 7, "color": colour("floor", dark)},
+            opacity=1 if number == 0 else 0.7,
             fill="tozeroy" if number == 0 else None,
             fillcolor=_tint(colour("floor", dark), 0.10),
         )

@@ -63,7 +63,7 @@ def ladder_html(floor: FloorResult, tuned: dict[str, float]) -> str:
         for name in ("best soft", "best hybrid", "best hard", "re-encoded")
         if name in tuned
     ]
-    top = max(max(nats for _, _, nats in rungs), 1e-9)
+    top = max(max(nats for _, _, nats in rungs), 10 * NEGLIGIBLE_NATS)
     goal = min((nats for name, nats in tuned.items() if name != "re-encoded"), default=None)
     rows = "".join(
         f"<li><span>{name}</span>{bar(nats / top, role)}<b>{quantity(nats, 'kl')}</b>"

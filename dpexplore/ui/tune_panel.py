@@ -18,7 +18,7 @@ from dpexplore.ui.target_panel import QUIET
 from dpexplore.ui.watch import RunView, watch_run
 from dpexplore.ui.widgets import chart, legend, segmented, view
 
-CHANGED = ", changed"
+CHANGED = " *"
 """Follows a preset's name once a number of it was changed; its rules stay."""
 PRESET_FIELDS = ("length", "restarts", "steps")
 DEFAULT_SLOTS = "soft*3 hard*2"
@@ -83,24 +83,19 @@ def start_run(app: AppContext, session: str, model: str, recipe: str, config: Tu
 def tune(app: AppContext, session: str, model: str, recipe: str, *settings: Any) -> Iterator[list[Any]]:
     """Values for (live, ranks, status, result, shares, capsule, tune, stop)."""
     idle = [gr.update(interactive=True), gr.update(interactive=False)]
-    stay = [gr.skip()] * 4
+    busy = [gr.update(interactive=False), gr.update(interactive=True)]
+    # The last result stays until there is something of the new run to show.
+    nothing: list[Any] = [EMPTY_RESULT, "", gr.update(interactive=False)]
+    stay: list[Any] = [gr.skip()] * 5
     try:
         config = make_config(*settings)
         with closing(start_run(app, session, model, recipe, config)) as views:
             for view in views:
-                if view.result is not None:
-                    yield [view.live, view.ranks, view.status, *_finished(app, model, recipe, view), *idle]
+                if view.result is None:
+                    yield [view.live, view.ranks, view.status, *nothing, *busy]
+                    nothing = [gr.skip()] * 3
                 else:
-                    yield [
-                        view.live,
-                        view.ranks,
-                        view.status,
-                        gr.skip(),
-                        gr.skip(),
-                        gr.skip(),
-                        gr.update(interactive=False),
-                        gr.update(interactive=True),
-                    ]
+                    yield [view.live, view.ranks, view.status, *_finished(app, model, recipe, view), *idle]
         if view.result is None:
             yield [*stay[:2], view.status, *stay[:3], *idle]
     except Exception as error:

@@ -51,24 +51,27 @@ def run(page: Page, recipe: str, **settings: int | str) -> None:
     page.fill("#recipe textarea", recipe)
     expect(page.locator("#target-problem p")).to_have_count(0)
     page.get_by_label(str(settings.pop("method", "soft")), exact=True).check()
+    page.click("#preset input")
+    page.get_by_role("option", name="fast").first.click()
     for name, value in settings.items():
         page.fill(f"#{name} input", str(value))
         page.keyboard.press("Tab")
     page.click("#tune")
+    expect(page.locator("#status [data-status]")).to_have_count(0)
     expect(page.locator("#status [data-status]")).to_be_visible()
     expect(page.locator("#ladder")).to_contain_text("best")
     page.mouse.move(5, 5)
     page.wait_for_timeout(800)
 
 
-def picture(page: Page, name: str, full: bool = False) -> None:
-    page.screenshot(path=ASSETS / name, full_page=full, animations="disabled")
+def picture(page: Page, name: str) -> None:
+    page.screenshot(path=ASSETS / name, animations="disabled")
     print(f"assets/{name}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--restarts", type=int, default=5)
     options = parser.parse_args()
     soft = 'entropy(bits=7, seed=0, method="temperature")'
@@ -86,7 +89,9 @@ def main() -> None:
         picture(page, "screenshot-hard.png")
         phone = open_page(browser, url, PHONE, dark=False)
         run(phone, 'capture("I love")', method="hard", steps=min(40, options.steps), restarts=2)
-        picture(phone, "screenshot-phone.png", full=True)
+        phone.locator("#tune").scroll_into_view_if_needed()
+        phone.evaluate("document.querySelector('#tune-card').scrollIntoView()")
+        picture(phone, "screenshot-phone.png")
         browser.close()
 
 
