@@ -551,3 +551,18 @@ def test_configs_round_trip_through_json() -> None:
 
 def test_fig4_goes_from_all_hard_to_all_soft() -> None:
     assert fig4_slots() == ("hard*5", "soft*1 hard*4", "soft*2 hard*3", "soft*3 hard*2", "soft*4 hard*1", "soft*5")
+
+
+def test_search_goes_elsewhere_when_everything_near_has_been_scored(lm: LanguageModel, target: Target) -> None:
+    """Two allowed tokens at two places are four prompts: all are found, none is scored twice, and the run goes on."""
+    allow = tuple(allowed_ids(lm, "words").tolist()[:2])
+    config = TuneConfig(
+        method="hard", hard_rule="search", length=2, restarts=1, steps=30, patience=None, allow=allow, candidates=8
+    )
+    result = tune(lm, target, config).result
+    prefix = lm.bos_ids
+    four = torch.tensor([[*prefix, first, second] for first in allow for second in allow])
+    losses = NextTokenObjective.score(lm, lm.embed(four), [NextTokenObjective(lm, target)] * 4).loss
+    assert result.kl_nats == pytest.approx(float(losses.min()), abs=1e-4)
+    assert result.evaluations <= 30 + 4
+    assert result.steps == 30

@@ -48,7 +48,7 @@ class Engine:
         `resumed_from` is what the capsule shall say of the run that they come from.
         """
         run = Run(self.lm, target, config, None if self._served else self.step, starts, resumed_from)
-        self.capacity.check(len(run.layout), config.restarts, config.steps)
+        self.capacity.check(len(run.layout), config.restarts, config.steps, rules_of(run)[2])
         self._arrivals.put(run)
         return run
 
@@ -98,7 +98,7 @@ class Engine:
                 key = length, rules_of(run)
                 stack = self._stacks.setdefault(key, RowStack(self.lm, key[1]))
                 here = sum(len(other) for (n, _), other in self._stacks.items() if n == length)
-                joining = min(run.waiting_rows, self.capacity.rows(length) - here)
+                joining = min(run.waiting_rows, self.capacity.rows(length, key[1][2]) - here)
                 if joining > 0:
                     self._join(stack, run, joining)
             run.queue_position = 0 if run.begun else ahead
@@ -172,17 +172,15 @@ class Engine:
             if not is_out_of_memory(error):
                 raise
         else:
-            losses, kls = scores.loss.detach(), scores.kl
-            entropies = torch.full_like(losses, math.nan)
-            best = list(range(len(owners))) if batch.grad else _best_of_each(owners, losses.tolist())
+            losses, kls = scores.loss.detach().tolist(), scores.kl.tolist()
+            entropies = torch.full_like(scores.kl, math.nan)
+            best = list(range(len(owners))) if batch.grad else _best_of_each(owners, losses)
             entropies[best] = entropy_of(scores.log_q if batch.grad else scores.log_q[best])
             for i in best:
                 if losses[i] < runs[i].best_loss:
-                    row = stack.rows[owners[i]]
-                    runs[i].note_best(
-                        float(losses[i]), float(kls[i]), row.restart, scores.log_q[i], batch.ids[start + i]
-                    )
-            return Evaluation(losses, kls, entropies, grad)
+                    restart = stack.rows[owners[i]].restart
+                    runs[i].note_best(losses[i], kls[i], restart, scores.log_q[i], batch.ids[start + i])
+            return Evaluation(scores.loss.detach(), scores.kl, entropies, grad)
         if self.lm.device.type == "cuda":
             torch.cuda.empty_cache()
         return None

@@ -154,20 +154,27 @@ class Search:
         combined = yield from _score(
             stack, present, {i: _combine(stack, i, *scored[i], losses[i]) for i in scored if _room(stack, i) > 0}
         )
-        for i, (ids, values) in scored.items():
-            if i in combined:
-                ids, values = torch.cat([ids, combined[i][0]]), torch.cat([values, combined[i][1]])
-            _learn(stack.rows[i], ids, values)
+        for i in singles:
+            parts = [part[i] for part in (scored, combined) if i in part]
+            self._choose(stack, i, present, losses[i], parts)
+
+    @staticmethod
+    def _choose(stack: RowStack, i: int, present: Tensor, before: float, parts: list[tuple[Tensor, Tensor]]) -> None:
+        """Go on from the best candidate if it is better than the prompt before, and sometimes from elsewhere if not."""
+        row, memory = stack.rows[i], stack.rows[i].memory
+        memory.failures += 1
+        if parts:  # none where everything around the prompt has been scored
+            ids, values = (torch.cat(column) for column in zip(*parts, strict=True))
+            _learn(row, ids, values)
             best = int(values.argmin())
-            row = stack.rows[i]
-            row.memory.failures += 1
-            if values[best] < losses[i]:
-                row.memory.failures = 0
+            if values[best] < before:
+                memory.failures = 0
                 _move(stack, i, present, ids[best])
-            elif row.memory.failures >= KICK_AFTER and not row.run.layout.soft.any():
-                row.memory.failures = 0
-                row.memory.slope = None
-                _move(stack, i, present, _kicked(stack, i))
+                return
+        if memory.failures >= KICK_AFTER and not row.run.layout.soft.any():
+            memory.failures = 0
+            memory.slope = None
+            _move(stack, i, present, _kicked(stack, i))
 
 
 def _active(stack: RowStack, rows: Tensor) -> list[int]:
