@@ -88,6 +88,17 @@ def test_a_hard_run_shows_ids_text_and_both_kls(app: AppContext) -> None:
     assert "target p" in final[SHARES]
 
 
+def test_a_hybrid_prompt_shows_its_fixed_text_its_ids_and_its_soft_tokens(app: AppContext) -> None:
+    final = last(
+        tune(app, "session", "tiny", "entropy(bits=3)", "hybrid", "fast", '"I love" soft*1 hard*1', 5, 1, 3, 0)
+    )
+    assert "Soft tokens are free vectors" in final[RESULT]
+    lm = app.pool.get("tiny").lm
+    exact = re.findall(r"is-exact'>.*?<small>(\d+)</small>", final[RESULT])
+    assert [int(i) for i in exact[:-1]] == lm.encode("I love", bos=False)
+    assert len(exact) == len(lm.encode("I love", bos=False)) + 1
+
+
 def test_stop_keeps_the_best_so_far_and_reaches_its_own_session_only(app: AppContext) -> None:
     long = ("soft", "paper", "", 2, 1, 100_000, 0)
     one = tune(app, "one", "tiny", "entropy(bits=3, seed=0)", *long)

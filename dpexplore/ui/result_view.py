@@ -14,6 +14,8 @@ from dpexplore.models import LanguageModel
 from dpexplore.plots import TokenShare, token_shares
 from dpexplore.targets import Target
 from dpexplore.tuning import TuneResult
+from dpexplore.tuning.records import NearestToken
+from dpexplore.tuning.results import nearest_tokens
 from dpexplore.ui.markup import bar, probability, quantity, table, token
 
 STATUS_TEXT = {
@@ -104,7 +106,11 @@ def _prompt(lm: LanguageModel, result: TuneResult) -> str:
             f"<button type='button' data-copy=\"{escape(text)}\">Copy text</button>"
             f"<button type='button' data-copy='{result.prompt_ids}'>Copy ids</button></div>"
         )
-    chips = "".join(_soft_chip(near, lm, position) for position, near in enumerate(result.nearest))
+    # Between soft tokens stand fixed and hard ones: their embedding is a token's own.
+    own = nearest_tokens(lm, result.prompt_embeds, 1) if None in result.nearest else []
+    chips = "".join(
+        _soft_chip(near) if near else _exact_chip(own[position]) for position, near in enumerate(result.nearest)
+    )
     return (
         f"<ol class='dpx-chips is-soft' aria-label='The prompt, position by position'>{chips}</ol>"
         "<p class='dpx-note'>Soft tokens are free vectors. The words are their nearest vocabulary tokens with the "
@@ -112,9 +118,13 @@ def _prompt(lm: LanguageModel, result: TuneResult) -> str:
     )
 
 
-def _soft_chip(near: list | None, lm: LanguageModel, position: int) -> str:
-    if not near:
-        return f"<li class='dpx-chip is-fixed'><small>{position + 1}</small> fixed</li>"
+def _exact_chip(own: list[NearestToken]) -> str:
+    if not own or own[0].cosine < 0.999:  # a special token
+        return "<li class='dpx-chip is-exact'>special</li>"
+    return f"<li class='dpx-chip is-exact'>{token(own[0].token)}<small>{own[0].token_id}</small></li>"
+
+
+def _soft_chip(near: list[NearestToken]) -> str:
     first, *others = near
     rest = "".join(f"<span>{token(item.token)} <small>{item.cosine:.2f}</small></span>" for item in others[:3])
     return (

@@ -52,7 +52,7 @@ def run(page: Page, recipe: str, **settings: int | str) -> None:
     expect(page.locator("#target-problem p")).to_have_count(0)
     page.get_by_label(str(settings.pop("method", "soft")), exact=True).check()
     page.click("#preset input")
-    page.get_by_role("option", name="fast").first.click()
+    page.get_by_role("option", name=str(settings.pop("preset", "paper")), exact=True).click()
     for name, value in settings.items():
         page.fill(f"#{name} input", str(value))
         page.keyboard.press("Tab")
@@ -71,7 +71,7 @@ def picture(page: Page, name: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--restarts", type=int, default=5)
     options = parser.parse_args()
     soft = 'entropy(bits=7, seed=0, method="temperature")'
@@ -79,16 +79,16 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=chromium_path(), args=["--no-sandbox"])
         expect.set_options(timeout=PATIENCE)
         page = open_page(browser, url, DESKTOP, dark=False)
-        run(page, soft, steps=options.steps, restarts=options.restarts)
+        run(page, soft, preset="fast", steps=options.steps, restarts=options.restarts)
         picture(page, "screenshot.png")
         page.click("[data-dark]")
         page.wait_for_timeout(800)
         picture(page, "screenshot-dark.png")
         page.click("[data-dark]")
-        run(page, 'capture("I love")', method="hard", steps=options.steps, restarts=options.restarts)
+        run(page, 'capture("I love")', method="hard", steps=min(40, options.steps), restarts=options.restarts)
         picture(page, "screenshot-hard.png")
         phone = open_page(browser, url, PHONE, dark=False)
-        run(phone, 'capture("I love")', method="hard", steps=min(40, options.steps), restarts=2)
+        run(phone, 'capture("I love")', method="hard", steps=min(20, options.steps), restarts=2)
         phone.locator("#tune").scroll_into_view_if_needed()
         phone.evaluate("document.querySelector('#tune-card').scrollIntoView()")
         picture(phone, "screenshot-phone.png")
