@@ -34,8 +34,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {
         "length": 5,
         "steps": 300,
+        "evaluations": 1500,
         "patience": 40,
-        "restarts": 5,
+        "restarts": 3,
         "init": "vocab",
         "soft_rule": "lbfgs",
         "hard_rule": "search",
@@ -45,6 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "thorough": {
         "length": 5,
         "steps": 1000,
+        "evaluations": 10_000,
         "patience": 100,
         "restarts": 10,
         "init": "vocab",
