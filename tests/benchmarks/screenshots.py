@@ -53,6 +53,7 @@ def run(page: Page, recipe: str, **settings: int | str) -> None:
     page.get_by_label(str(settings.pop("method", "soft")), exact=True).check()
     page.click("#preset input")
     page.get_by_role("option", name=str(settings.pop("preset", "paper")), exact=True).click()
+    page.wait_for_timeout(3000)  # the preset writes its numbers; ours come after them
     for name, value in settings.items():
         page.fill(f"#{name} input", str(value))
         page.keyboard.press("Tab")
