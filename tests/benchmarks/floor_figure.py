@@ -90,8 +90,11 @@ def main() -> None:
     with CSV.open(newline="", encoding="utf-8") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     draw(rows)
-    explained = [row["floor_nats"] / row["soft_nats"] for row in rows if row["soft_nats"] > 0.1]
-    print(f"the floor explains {min(explained):.0%} to {max(explained):.0%} of the loss of those above 0.1 nats")
+    for row in rows:
+        share = row["floor_nats"] / row["soft_nats"]
+        print(
+            f"{row['entropy_bits']:5.1f} bits: the certified floor is {share:4.0%} of the {row['soft_nats']:.2f} nats reached"
+        )
 
 
 if __name__ == "__main__":
