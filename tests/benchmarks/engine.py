@@ -29,7 +29,8 @@ def seconds(work: Callable[[], object]) -> float:
 
 def paired(a: Callable[[], object], b: Callable[[], object], pairs: int) -> tuple[float, float, float]:
     """Medians of a, of b and of their ratio a/b over interleaved pairs, after one pair that is not counted."""
-    a(), b()
+    a()
+    b()
     times = [(seconds(a), seconds(b)) for _ in range(pairs)]
     return (
         statistics.median(x for x, _ in times),

@@ -84,7 +84,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.draw:
         with CSV.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer = csv.DictWriter[str](file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(measure(options.seed))
     with CSV.open(newline="", encoding="utf-8") as file:
