@@ -9,9 +9,11 @@ is held against the model on prompts near and far from any text.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import get_ident
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,13 +124,19 @@ def _trace(lm: LanguageModel) -> list[tuple[nn.Module, Tensor]]:
             calls.append((module, args[0]))
 
     leaves = [module for module in lm.model.modules() if not any(True for _ in module.children())]
-    handles = [module.register_forward_hook(record) for module in leaves]
+    handles = [module.register_forward_hook(_here_only(record)) for module in leaves]
     try:
         _logits(lm, next(_test_prompts(lm)))
     finally:
         for handle in handles:
             handle.remove()
     return calls
+
+
+def _here_only(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook for passes of this thread alone: others may be tuning on the model at the same time."""
+    owner = get_ident()
+    return lambda *arguments: hook(*arguments) if get_ident() == owner else None
 
 
 def _final_norm(
@@ -187,7 +195,7 @@ def _norm_replaced(norm: _Norm, output: Tensor) -> Iterator[None]:
         flat = output.to(y)
         return flat[:, None].expand_as(y) if y.ndim == 3 else flat.repeat_interleave(len(y) // len(flat), 0)
 
-    handle = norm.module.register_forward_hook(replace)
+    handle = norm.module.register_forward_hook(_here_only(replace))
     try:
         yield
     finally:
@@ -275,7 +283,7 @@ def _matrix(
 def _verify(lm: LanguageModel, norm: _Norm, head: SoftmaxHead) -> None:
     """Rebuild the logits of the test prompts from what the norm saw: NoHead if they differ or u leaves the ball."""
     seen: list[Tensor] = []
-    handle = norm.module.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    handle = norm.module.register_forward_pre_hook(_here_only(lambda _module, args: seen.append(args[0])))
     try:
         for embeds in _test_prompts(lm):
             seen.clear()
