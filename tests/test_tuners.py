@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target, entropy
-from dpexplore.tuning import Engine, TuneConfig, fig4_slots, load_capsule, replay, resume, tune
+from dpexplore.tuning import KNOBS, Engine, TuneConfig, fig4_slots, load_capsule, replay, resume, tune
 from dpexplore.tuning.hard_rules import SearchMemory, _regress
 from dpexplore.tuning.objective import (
     DIVERGENCES,
@@ -566,3 +566,20 @@ def test_search_goes_elsewhere_when_everything_near_has_been_scored(lm: Language
     assert result.kl_nats == pytest.approx(float(losses.min()), abs=1e-4)
     assert result.evaluations <= 30 + 4
     assert result.steps == 30
+
+
+# The knobs.
+
+
+def test_every_setting_describes_itself_and_its_limits_are_the_ones_checked() -> None:
+    paper = TuneConfig()
+    assert set(KNOBS) == set(paper.to_dict())
+    assert TuneConfig.preset("paper") == paper
+    rules = {*KNOBS["soft_rule"].choices, *KNOBS["hard_rule"].choices}
+    for name, knob in KNOBS.items():
+        assert knob.text.endswith(".")
+        assert set(knob.rules) <= rules
+        assert not knob.choices or getattr(paper, name) in knob.choices
+        if knob.high is not None:
+            with pytest.raises(InputError, match=name):
+                TuneConfig(**{name: knob.high + 1})

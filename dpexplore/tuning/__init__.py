@@ -1,17 +1,20 @@
 """Tuning prompts: config, the batched engine, decoding and the run's record."""
 
-from dpexplore.tuning.config import METHODS, PRESETS, TuneConfig, fig4_slots
+from dpexplore.tuning.config import PRESETS, TuneConfig, fig4_slots
 from dpexplore.tuning.engine import Engine, Run, tune
+from dpexplore.tuning.knobs import KNOBS, METHODS, Knob
 from dpexplore.tuning.records import NearestToken, TuneResult, TuneStep
 from dpexplore.tuning.replay import Replay, load_capsule, replay, resume
 from dpexplore.tuning.server import EngineServer
 from dpexplore.tuning.slots import Slot, Slots
 
 __all__ = [
+    "KNOBS",
     "METHODS",
     "PRESETS",
     "Engine",
     "EngineServer",
+    "Knob",
     "NearestToken",
     "Replay",
     "Run",

@@ -8,14 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dpexplore.errors import InputError
-from dpexplore.tuning.objective import DIVERGENCES, Divergence
-from dpexplore.tuning.policy import POLICIES, TokenPolicy
+from dpexplore.tuning.knobs import KNOBS
+from dpexplore.tuning.objective import Divergence
+from dpexplore.tuning.policy import TokenPolicy
 from dpexplore.tuning.slots import Slots
-
-METHODS = ("soft", "hard", "hybrid")
-INITS = ("vocab", "gaussian", "text")
-SOFT_RULES = ("adamw", "lbfgs")
-HARD_RULES = ("eq4", "gcg", "search")
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Distribution Prompting, App. B, to the letter.
@@ -59,60 +55,38 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """Settings of one run; the defaults are the paper's (Distribution Prompting, App. B)."""
+    """Settings of one run; the defaults are the paper's (Distribution Prompting, App. B).
+
+    What each of them does, and what it accepts, is told by `KNOBS`.
+    """
 
     method: Literal["soft", "hard", "hybrid"] = "soft"
-    """soft: free vectors by AdamW (Eq. 5); hard: vocabulary ids by Eq. 4; hybrid: both, as `slots` says."""
     length: int = 5
-    """Number of virtual tokens, where `slots` does not say it."""
     slots: str | None = None
-    """The prompt's slots, e.g. `"Q:" soft*3 hard*2`; None means `length` tokens of the method's kind."""
     restarts: int = 5
-    """Independent prompt initialisations; the result is the best of them."""
     steps: int = 500
-    """At most so many steps for each restart: evaluations of loss and gradient, each with its candidates if any."""
     seed: int = 0
-    """Seeds the initialisations and the search; restart i of seed s is the same whatever else runs."""
     learning_rate: float = 0.1
-    """AdamW's, constant."""
     patience: int | None = 20
-    """A restart ends after so many steps in a row without improvement; None: never."""
     init: Literal["vocab", "gaussian", "text"] = "vocab"
-    """Soft tokens start at random vocabulary embeddings, Gaussian at the embeddings' mean and spread, or at a text."""
     bos: bool = True
-    """Put in front what the tokenizer itself puts in front of a text (nothing for GPT-2 and SmolLM2)."""
     objective: Divergence = "kl"
-    """What is minimised: KL(p‖q) as in the paper, KL(q‖p), Jensen-Shannon (nats), or total variation (0 to 1)."""
     soft_rule: Literal["adamw", "lbfgs"] = "adamw"
-    """adamw: the paper's; lbfgs: limited-memory BFGS with a line search."""
     hard_rule: Literal["eq4", "gcg", "search"] = "eq4"
-    """eq4: the paper's, unchecked; gcg: Greedy Coordinate Gradient; search: see `hard_rules.Search`."""
     candidates: int = 64
-    """gcg, search: prompts scored in each step."""
     top: int = 128
-    """gcg, search: candidates are drawn from so many best-ranked tokens of a position."""
     memory: int = 50
-    """lbfgs: pairs of step and gradient change that a row remembers."""
     screen: int = 1
-    """Random prompts scored to choose the beginning of each restart; 1: the first one is taken, as in the paper."""
     init_text: str | None = None
-    """init 'text': what the free slots start from, repeated or cut to their number."""
     policy: TokenPolicy = "no_special"
-    """What hard slots may hold: any, no_special (tokens that stand for text), printable, ascii, words."""
     allow: tuple[str | int, ...] = ()
-    """Texts or ids of the only tokens that hard slots may hold, in the policy's place."""
     forbid: tuple[str | int, ...] = ()
-    """Texts or ids of tokens that hard slots may not hold."""
     round_trip: bool = False
-    """Search only prompts whose text encodes to the same ids again."""
     chat: bool = False
-    """Put the slots into the user's turn of the model's chat template."""
     evaluations: int | None = None
-    """A restart ends after so many prompts scored, gradients and candidates counted alike; None: `steps` decides."""
 
     def __post_init__(self) -> None:
-        self._check_choices()
-        self._check_numbers()
+        self._check_values()
         for name in ("allow", "forbid"):
             object.__setattr__(self, name, _tokens(name, getattr(self, name)))
         slots = self.parsed_slots()
@@ -131,33 +105,16 @@ class TuneConfig:
         if (self.init == "text") != (self.init_text is not None):
             raise InputError("init 'text' and init_text go together: the one names the other's use.")
 
-    def _check_choices(self) -> None:
-        _one_of("method", self.method, METHODS)
-        _one_of("init", self.init, INITS)
-        _one_of("objective", self.objective, DIVERGENCES)
-        _one_of("soft_rule", self.soft_rule, SOFT_RULES)
-        _one_of("hard_rule", self.hard_rule, HARD_RULES)
-        _one_of("policy", self.policy, POLICIES)
+    def _check_values(self) -> None:
+        for name, knob in KNOBS.items():
+            value = getattr(self, name)
+            if knob.choices:
+                _one_of(name, value, knob.choices)
+            elif knob.low is not None and knob.high is not None and not (knob.optional and value is None):
+                _whole(name, value, knob.low, knob.high)
         for name in ("bos", "round_trip", "chat"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} is {getattr(self, name)!r}; accepted are True and False.")
-
-    def _check_numbers(self) -> None:
-        limits = {
-            "length": 100_000,
-            "restarts": 1_000_000,
-            "steps": 10_000_000,
-            "candidates": 1_000_000,
-            "top": 10_000_000,
-            "memory": 1000,
-            "screen": 1_000_000,
-        }
-        for name, high in limits.items():
-            _whole(name, getattr(self, name), 1, high)
-        _whole("seed", self.seed, 0, 2**63 - 1)
-        for name in ("patience", "evaluations"):
-            if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), 1, 10**12)
         rate = self.learning_rate
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
             raise InputError(f"learning_rate is {rate!r}; it is a number above 0, 0.1 in the paper.")
