@@ -19,6 +19,7 @@ from dpexplore.targets.sources import (
     source_models,
     tokens,
 )
+from dpexplore.targets.strings import Strings, StringTarget, strings
 from dpexplore.targets.target import NATS_PER_BIT, Target, entropy_nats
 from dpexplore.targets.vanilla import vanilla_target, vanilla_targets
 from dpexplore.targets.vocabulary import FoundToken, search_tokens, token_id
@@ -28,6 +29,8 @@ __all__ = [
     "FoundToken",
     "OutlierRange",
     "Recipe",
+    "StringTarget",
+    "Strings",
     "Target",
     "TopToken",
     "build_many",
@@ -47,6 +50,7 @@ __all__ = [
     "search_tokens",
     "source_files",
     "source_models",
+    "strings",
     "token_id",
     "tokens",
     "tokens_by_pos",

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from dpexplore.errors import InputError
 from dpexplore.targets.recipe import MAX_PARTS, Recipe
 from dpexplore.targets.sources import capture, entropy, file, pos, random_prompt, tokens
+from dpexplore.targets.strings import strings
 
 MAX_CHARACTERS = 50_000
 MAX_DEPTH = 30  # brackets within brackets; deeper than any recipe of MAX_PARTS parts needs to be
@@ -27,6 +28,7 @@ CONSTRUCTORS: dict[str, Callable[..., Recipe]] = {
     "pos": pos,
     "tokens": tokens,
     "file": file,
+    "strings": strings,
 }
 TRANSFORMS: dict[str, Callable[..., Recipe]] = {
     "shuffle": Recipe.shuffle,

@@ -26,4 +26,4 @@ def top_tokens(target: Target, lm: LanguageModel, n: int = 20) -> list[TopToken]
     ids = likeliest(target.probs, n)
     ids = ids[target.probs[ids] > 0]
     pairs = zip(ids.tolist(), target.probs[ids].tolist(), strict=True)
-    return [TopToken(i, lm.token_text(i), p) for i, p in pairs]
+    return [TopToken(i, target.label(i, lm), p) for i, p in pairs]

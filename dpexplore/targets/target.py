@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dpexplore.errors import InputError
+
+if TYPE_CHECKING:
+    from dpexplore.models.language_model import LanguageModel
 
 NATS_PER_BIT = math.log(2)
 
@@ -58,3 +61,7 @@ class Target:
     @property
     def entropy_bits(self) -> float:
         return self.entropy_nats / NATS_PER_BIT
+
+    def label(self, index: int, lm: LanguageModel) -> str:
+        """What `probs[index]` is the probability of, as a person reads it."""
+        return lm.token_text(index)
