@@ -34,6 +34,8 @@ from dpexplore.targets import (
 )
 from dpexplore.tuning import Engine, EngineServer, Run, TuneConfig, TuneResult, TuneStep, tune
 
+__version__ = "0.1.0"
+
 __all__ = [
     "DEFAULT_MODEL",
     "Engine",
