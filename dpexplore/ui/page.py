@@ -1,39 +1,24 @@
-"""The page: where each panel stands, and which event reaches which."""
+"""The page: its header, its tabs, and how it is served."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import gradio as gr
 
+from dpexplore.ui.about import build_about
 from dpexplore.ui.api import add_endpoints
 from dpexplore.ui.context import AppContext
-from dpexplore.ui.floor_panel import build_floor_card, build_why_card, wire_floor_panel
-from dpexplore.ui.markup import message
-from dpexplore.ui.model_panel import ModelPanel, build_model_panel, use_model
-from dpexplore.ui.target_panel import TargetPanel, build_target_panel, entropy_limits, show_target, wire_target_panel
+from dpexplore.ui.explore import build_explore
 from dpexplore.ui.theme import CHARTS_JS, PAGE_JS, PLOTLY_JS, css, theme
-from dpexplore.ui.tune_panel import (
-    ResultPanel,
-    TunePanel,
-    achieved_chart,
-    build_result_panel,
-    build_tune_panel,
-    live_chart,
-    wire_tune_panel,
-)
-from dpexplore.ui.widgets import card_title, legend, segmented, view
+from dpexplore.ui.widgets import segmented, view
 
 UNITS = [("KL nats, H bits", "mixed"), ("nats", "nats"), ("bits", "bits")]
 HEADER = (
-    "<header class='dpx-header'><div><h1>dpexplore</h1>"
-    "<p>Design a next-token distribution. Find the prompt that makes a model say it.</p></div>"
+    "<header class='dpx-header'><h1>dpexplore</h1>"
     f"<div class='dpx-tools'>{segmented('Units', UNITS, 'units', 'mixed')}"
     "<button type='button' class='dpx-round' data-dark aria-label='Light or dark'>◐</button></div></header>"
 )
-BY = [("by rank", "achieved-chart:by:rank"), ("by token", "achieved-chart:by:token")]
 
 
 def build(app: AppContext | None = None) -> gr.Blocks:
@@ -43,76 +28,16 @@ def build(app: AppContext | None = None) -> gr.Blocks:
     with gr.Blocks(title="dpexplore", analytics_enabled=False, fill_width=True, delete_cache=(3600, 7200)) as demo:
         view(HEADER, elem_id="header")
         strip = view(live=True, elem_id="model-strip")
-        with gr.Row(elem_id="page"):
-            with gr.Column(elem_id="left", scale=0, min_width=320):
-                with gr.Column(elem_classes="dpx-card", elem_id="model-card"):
-                    models = build_model_panel(app, strip)
-                with gr.Column(elem_classes="dpx-card", elem_id="target-card"):
-                    target = build_target_panel()
-                with gr.Column(elem_classes="dpx-card", elem_id="floor-card"):
-                    told, ladder = build_floor_card()
-            with gr.Column(elem_id="right", scale=1, min_width=320):
-                with gr.Column(elem_classes="dpx-card", elem_id="tune-card"):
-                    tuning = build_tune_panel()
-                shown = _results()
-                with gr.Column(elem_classes="dpx-card", elem_id="why-card"):
-                    floor = build_why_card(told, ladder)
-        wire_target_panel(app, target, models.name)
-        wire_tune_panel(app, demo, tuning, shown, models.name, target.recipe)
-        wire_floor_panel(app, floor, target, shown.result, models.name)
-        _wire_models(app, demo, models, target, tuning)
+        # Gradio draws a tab's components when it is first opened, so that further tabs cost the first load nothing.
+        # Compare, Strings and Experiments stand between Explore and Lessons, each one line that calls its module's
+        # build function: build_compare(app, demo), build_strings(app, demo, model), build_experiments(app, demo).
+        with gr.Tabs(elem_id="nav"):
+            with gr.Tab("Explore", id="explore"):
+                build_explore(app, demo, strip)
+            with gr.Tab("About", id="about"):
+                build_about()
         add_endpoints(app)
     return demo.queue(max_size=256, default_concurrency_limit=8)
-
-
-def _results() -> ResultPanel:
-    with gr.Column(elem_classes="dpx-card", elem_id="live-card"):
-        live = live_chart()
-    with gr.Row(elem_id="lower"):
-        with gr.Column(elem_classes="dpx-card", elem_id="achieved-card", min_width=300):
-            switch = segmented("Order of tokens", BY, "switch", BY[0][1])
-            card_title("Target and achieved", legend([("target", "target"), ("achieved", "achieved")]) + switch)
-            ranks = achieved_chart()
-            shares = view(elem_id="shares")
-        with gr.Column(elem_classes="dpx-card", elem_id="result-card", min_width=300):
-            card_title("Result")
-            return build_result_panel(live, ranks, shares)
-
-
-def _wire_models(app: AppContext, demo: gr.Blocks, models: ModelPanel, target: TargetPanel, tuning: TunePanel) -> None:
-    """Opening the page and choosing a model load it; whatever depends on the model follows."""
-    outputs = [models.strip, models.name, models.picker]
-    quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
-
-    def follow(wanted: str, current: str) -> Iterator[tuple]:
-        yield from use_model(app, wanted or "", current)
-
-    def opened(current: str) -> Iterator[tuple]:
-        yield from use_model(app, app.model, current)
-
-    demo.load(opened, models.name, outputs, **quiet)
-    models.choice.input(follow, [models.choice, models.name], outputs, **quiet)
-    gr.on([models.load.click, models.custom.submit], follow, [models.custom, models.name], outputs, **quiet)
-    after = models.name.change(
-        partial(_model_ready, app),
-        models.name,
-        [tuning.tune, tuning.status, target.controls["bits"], target.controls["outlier_bits"]],
-        **quiet,
-    )
-    shown = {name: target.outputs[name] for name in ("chart", "tokens", "facts", "problem")}
-
-    def first_preview(model: str, recipe: str) -> dict[Any, Any]:
-        return {shown[name]: value for name, value in show_target(app, model, recipe).items()}
-
-    after.then(first_preview, [models.name, target.recipe], list(shown.values()), **quiet)
-
-
-def _model_ready(app: AppContext, model: str) -> list[Any]:
-    """Values for (tune, status, both entropy sliders)."""
-    if not model:
-        return [gr.skip()] * 4
-    text = "Ready. Set a target, then press Tune."
-    return [gr.update(interactive=True), message(text, "ready"), *entropy_limits(app, model)]
 
 
 def launch_settings() -> dict[str, Any]:

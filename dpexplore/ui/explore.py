@@ -1,0 +1,100 @@
+"""Explore, the main page: model, target and floor on the left, the run and what came of it on the right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from dpexplore.ui.context import AppContext
+from dpexplore.ui.floor_panel import build_floor_card, build_why_card, wire_floor_panel
+from dpexplore.ui.markup import message
+from dpexplore.ui.model_panel import ModelPanel, build_model_panel, use_model
+from dpexplore.ui.target_panel import TargetPanel, build_target_panel, entropy_limits, show_target, wire_target_panel
+from dpexplore.ui.tune_panel import (
+    ResultPanel,
+    TunePanel,
+    achieved_chart,
+    build_result_panel,
+    build_tune_panel,
+    live_chart,
+    wire_tune_panel,
+)
+from dpexplore.ui.widgets import card_title, legend, segmented, view
+
+BY = [("by rank", "achieved-chart:by:rank"), ("by token", "achieved-chart:by:token")]
+
+
+def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML) -> gr.State:
+    """The tab's content; gives the name of the model that the page works with. `strip` shows its loading."""
+    with gr.Row(elem_id="page"):
+        with gr.Column(elem_id="left", scale=0, min_width=320):
+            with gr.Column(elem_classes="dpx-card", elem_id="model-card"):
+                models = build_model_panel(app, strip)
+            with gr.Column(elem_classes="dpx-card", elem_id="target-card"):
+                target = build_target_panel()
+            with gr.Column(elem_classes="dpx-card", elem_id="floor-card"):
+                told, ladder = build_floor_card()
+        with gr.Column(elem_id="right", scale=1, min_width=320):
+            with gr.Column(elem_classes="dpx-card", elem_id="tune-card"):
+                tuning = build_tune_panel()
+            shown = _results()
+            with gr.Column(elem_classes="dpx-card", elem_id="why-card"):
+                floor = build_why_card(told, ladder)
+    wire_target_panel(app, target, models.name)
+    wire_tune_panel(app, demo, tuning, shown, models.name, target.recipe)
+    wire_floor_panel(app, floor, target, shown.result, models.name)
+    _wire_models(app, demo, models, target, tuning)
+    return models.name
+
+
+def _results() -> ResultPanel:
+    with gr.Column(elem_classes="dpx-card", elem_id="live-card"):
+        live = live_chart()
+    with gr.Row(elem_id="lower"):
+        with gr.Column(elem_classes="dpx-card", elem_id="achieved-card", min_width=300):
+            switch = segmented("Order of tokens", BY, "switch", BY[0][1])
+            card_title("Target and achieved", legend([("target", "target"), ("achieved", "achieved")]) + switch)
+            ranks = achieved_chart()
+            shares = view(elem_id="shares")
+        with gr.Column(elem_classes="dpx-card", elem_id="result-card", min_width=300):
+            card_title("Result")
+            return build_result_panel(live, ranks, shares)
+
+
+def _wire_models(app: AppContext, demo: gr.Blocks, models: ModelPanel, target: TargetPanel, tuning: TunePanel) -> None:
+    """Opening the page and choosing a model load it; whatever depends on the model follows."""
+    outputs = [models.strip, models.name, models.picker]
+    quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
+
+    def follow(wanted: str, current: str) -> Iterator[tuple]:
+        yield from use_model(app, wanted or "", current)
+
+    def opened(current: str) -> Iterator[tuple]:
+        yield from use_model(app, app.model, current)
+
+    demo.load(opened, models.name, outputs, **quiet)
+    models.choice.input(follow, [models.choice, models.name], outputs, **quiet)
+    gr.on([models.load.click, models.custom.submit], follow, [models.custom, models.name], outputs, **quiet)
+    after = models.name.change(
+        partial(_model_ready, app),
+        models.name,
+        [tuning.tune, tuning.status, target.controls["bits"], target.controls["outlier_bits"]],
+        **quiet,
+    )
+    shown = {name: target.outputs[name] for name in ("chart", "tokens", "facts", "problem")}
+
+    def first_preview(model: str, recipe: str) -> dict[Any, Any]:
+        return {shown[name]: value for name, value in show_target(app, model, recipe).items()}
+
+    after.then(first_preview, [models.name, target.recipe], list(shown.values()), **quiet)
+
+
+def _model_ready(app: AppContext, model: str) -> list[Any]:
+    """Values for (tune, status, both entropy sliders)."""
+    if not model:
+        return [gr.skip()] * 4
+    text = "Ready. Set a target, then press Tune."
+    return [gr.update(interactive=True), message(text, "ready"), *entropy_limits(app, model)]
