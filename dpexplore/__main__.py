@@ -20,6 +20,8 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 import dpexplore as dp
+from dpexplore.experiments import commands as experiment_commands
+from dpexplore.space.commands import app as space_commands
 from dpexplore.targets import NATS_PER_BIT, save_target, top_tokens
 from dpexplore.tuning import PRESETS, load_capsule
 from dpexplore.tuning import replay as replay_capsule
@@ -37,6 +39,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="See, touch and measure what a language model can and cannot say as a probability distribution.",
 )
+
+app.add_typer(space_commands, name="space")
 
 ModelOption = Annotated[
     str, typer.Option(help="Registry name, Hub id, local folder, .gguf file, or random:<name or config folder>.")
@@ -331,6 +335,9 @@ def _emit(record: dict[str, Any]) -> None:
 def _refuse(sentence: str) -> int:
     print(f"dpexplore: {' '.join(sentence.split())}", file=sys.stderr)
     return BAD_INPUT
+
+
+experiment_commands.register(app)
 
 
 def main(arguments: list[str] | None = None) -> int:
