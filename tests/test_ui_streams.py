@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpexplore.ui.frames import Frames
 from dpexplore.ui.streams import SHOWN_RESTARTS, LiveStream, RankStream
 
 
@@ -63,9 +64,10 @@ def test_rank_frames_are_small_and_agree_with_the_distributions() -> None:
     target, achieved = np.maximum(target, 1e-11), np.maximum(achieved, 1e-11)
     stream = RankStream("run", target, lambda i: f"<b>{i}</b>")
     start = len(stream.text)
-    stream.add_frame(7, np.log(achieved))
+    stream.add_frame(7, np.log(achieved), 0.123456789)
     assert len(stream.text) - start < 2_000
     head, frame = rows(stream.text)
+    assert (frame["s"], frame["k"]) == (7, 0.12346)
     ranks = np.array(head["ranks"])
     order = np.argsort(-target, kind="stable")
     for sent, wanted in (
@@ -79,3 +81,18 @@ def test_rank_frames_are_small_and_agree_with_the_distributions() -> None:
 def test_tokens_without_mass_are_gaps_in_the_curve() -> None:
     stream = RankStream("run", np.array([0.5, 0.5, 0.0]), str)
     assert rows(stream.text)[0]["p"] == [-30, -30, None]
+
+
+@given(st.integers(1, 200), st.sampled_from([4, 6, 8]))
+def test_frames_are_bounded_spread_evenly_and_end_with_the_last(count: int, most: int) -> None:
+    frames = Frames(3, most)
+    probs = np.random.default_rng(count).dirichlet(np.ones(3), count)
+    for step in range(1, count + 1):
+        frames.add(step, np.log(probs[step - 1]), last=step == count)
+    assert len(frames.steps) <= most
+    assert (frames.steps[0], frames.steps[-1]) == (1, count)
+    gaps = np.diff(frames.steps)
+    assert gaps.size == 0 or gaps.max() <= max(2, 4 * count / most)
+    for token in range(3):
+        told = [probs[step - 1, token] for step in frames.steps]
+        assert np.allclose(frames.follow(token), told, rtol=0.02)

@@ -2,7 +2,7 @@
 
 First line: an object with `run`, the stream's name. The live chart then reads rows
 `[step, [KL in nats], [entropy in nats], best restart]` and objects with marks (`floor`, `head`, `end`);
-the rank chart reads frames `{"s": step, "q": […], "t": […]}`. Probabilities travel as hundredths of
+the rank chart reads frames `{"s": step, "k": KL in nats, "q": […], "t": […]}`, all kept for its scrubber. Probabilities travel as hundredths of
 their base-10 logarithm: two digits after the point are more than a picture shows, and short to send.
 """
 
@@ -83,10 +83,15 @@ class RankStream:
             }
         )
 
-    def add_frame(self, step: int, log_achieved: np.ndarray) -> None:
+    def add_frame(self, step: int, log_achieved: np.ndarray, kl_nats: float) -> None:
         """log q `(vocab,)`: by its own rank, and at the tokens of the target's ranks."""
         by_rank = -np.sort(-log_achieved)[self._ranks - 1]
         self.frames += 1
         self.text += _line(
-            {"s": step, "q": _hundredths(np.exp(by_rank)), "t": _hundredths(np.exp(log_achieved[self._ids]))}
+            {
+                "s": step,
+                "k": _number(kl_nats),
+                "q": _hundredths(np.exp(by_rank)),
+                "t": _hundredths(np.exp(log_achieved[self._ids])),
+            }
         )

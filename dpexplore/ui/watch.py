@@ -11,6 +11,7 @@ from html import escape
 
 from dpexplore.errors import InputError
 from dpexplore.tuning import Run, TuneResult, TuneStep
+from dpexplore.ui.frames import Frames
 from dpexplore.ui.markup import message, quantity
 from dpexplore.ui.model_pool import INTERNAL_ERROR
 from dpexplore.ui.streams import LiveStream, RankStream
@@ -20,7 +21,9 @@ logger = logging.getLogger(__name__)
 UPDATE_SECONDS = 0.15
 """The page is told at most this often; faster updates cost the server and show nothing more."""
 FRAME_SECONDS = 0.5
-"""The achieved distribution is sent at most this often."""
+"""The achieved distribution is sent at most this often,"""
+FRAMES_BEFORE_SLOWING = 40
+"""and half as often after every so many: the page keeps them all."""
 
 Marks = Callable[[], dict[str, float | None] | None]
 
@@ -39,6 +42,8 @@ class RunView:
     """The latest step, once there is one."""
     result: TuneResult | None = None
     """At the last view, unless the run failed."""
+    frames: Frames | None = None
+    """With the result: what the run said on its way."""
 
 
 def watch_run(run: Run, marks: Marks = lambda: None) -> Generator[RunView]:
@@ -49,6 +54,7 @@ def watch_run(run: Run, marks: Marks = lambda: None) -> Generator[RunView]:
     name = uuid.uuid4().hex[:12]
     live = LiveStream(name, run.config.restarts, run.config.steps, run.target.entropy_nats)
     ranks = RankStream(name, run.target.probs.numpy(), run.lm.token_text)
+    frames = Frames(run.lm.vocab_size)
     latest: TuneStep | None = None
     seen, shown_best, last_frame, marked = 0, float("inf"), -FRAME_SECONDS, False
     try:
@@ -60,10 +66,12 @@ def watch_run(run: Run, marks: Marks = lambda: None) -> Generator[RunView]:
                 live.add_step(step.step, step.kl_nats, step.entropy_nats, step.best_restart)
             seen += len(steps)
             best = run.best_log_probs()
-            due = ended or time.monotonic() - last_frame >= FRAME_SECONDS
+            pause = FRAME_SECONDS * 2 ** (ranks.frames // FRAMES_BEFORE_SLOWING)
+            due = ended or time.monotonic() - last_frame >= pause
             if best is not None and steps and due and steps[-1].best_kl_nats < shown_best:
                 shown_best, last_frame = steps[-1].best_kl_nats, time.monotonic()
-                ranks.add_frame(steps[-1].step, best.numpy())
+                ranks.add_frame(steps[-1].step, best.numpy(), shown_best)
+                frames.add(steps[-1].step, best.numpy())
             if not marked and (lines := marks()) is not None:
                 marked = True
                 live.mark(**lines)
@@ -72,12 +80,12 @@ def watch_run(run: Run, marks: Marks = lambda: None) -> Generator[RunView]:
             latest = steps[-1] if steps else latest
             yield RunView(live.text, ranks.text, status_line(run, latest), latest)
             time.sleep(UPDATE_SECONDS / 2 if steps else 0)
-        yield _last_view(run, live, ranks)
+        yield _last_view(run, live, ranks, frames)
     finally:
         run.cancel()
 
 
-def _last_view(run: Run, live: LiveStream, ranks: RankStream) -> RunView:
+def _last_view(run: Run, live: LiveStream, ranks: RankStream, frames: Frames) -> RunView:
     try:
         result = run.result
     except InputError as error:
@@ -86,8 +94,9 @@ def _last_view(run: Run, live: LiveStream, ranks: RankStream) -> RunView:
         logger.exception("scoring the result of a run failed")
         return RunView(live.text, ranks.text, message(INTERNAL_ERROR, "error"))
     live.mark(end=result.status)
-    ranks.add_frame(result.steps, result.log_probs.numpy())
-    return RunView(live.text, ranks.text, ended_line(run, result), result=result)
+    ranks.add_frame(result.steps, result.log_probs.numpy(), result.kl_nats)
+    frames.add(result.steps, result.log_probs.numpy(), last=True)
+    return RunView(live.text, ranks.text, ended_line(run, result), result=result, frames=frames)
 
 
 def status_line(run: Run, step: TuneStep | None) -> str:
