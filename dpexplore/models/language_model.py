@@ -84,8 +84,15 @@ class LanguageModel:
         embeds `(rows pos hidden)` -> `(rows vocab)` float32; differentiable in `embeds`. No cache is used.
         """
         embeds = embeds.to(device=self.device, dtype=self.dtype)
-        output = self.model(inputs_embeds=embeds, use_cache=False, **self._last_position_only)
+        output = self.model(inputs_embeds=embeds, use_cache=False, **self.keep_logits(1))
         return output.logits[:, -1].float().log_softmax(dim=-1)
+
+    def keep_logits(self, count: int) -> dict[str, int]:
+        """What tells the model to compute the logits of the last `count` positions alone.
+
+        Models that cannot be told compute all of them: right, but slow and large.
+        """
+        return {"logits_to_keep": count} if self._keeps_logits else {}
 
     def log_probs_of_ids(self, ids: Tensor) -> Tensor:
         """ids `(rows pos)` -> `(rows vocab)` float32, without gradient."""
@@ -145,10 +152,8 @@ class LanguageModel:
         return module
 
     @cached_property
-    def _last_position_only(self) -> dict[str, int]:
-        # Without this argument a forward pass computes all positions' logits: right, but slow and large.
-        accepts = "logits_to_keep" in inspect.signature(self.model.forward).parameters
-        return {"logits_to_keep": 1} if accepts else {}
+    def _keeps_logits(self) -> bool:
+        return "logits_to_keep" in inspect.signature(self.model.forward).parameters
 
     @cached_property
     def _tokens(self) -> TokenTable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -90,16 +91,22 @@ class OutcomeTree:
         """Tokens of the longest outcome, without its prefix."""
         return self.paths.shape[-1]
 
-    def sequence(self, prefix: int, outcome: int) -> list[int]:
-        """The ids of one outcome with its prefix in front."""
+    @cached_property
+    def height(self) -> int:
+        """Tokens of the longest sequence behind the prompt, prefix included."""
+        return 1 + int(self.depths.max()) + 1 if len(self.depths) else 1
+
+    def sequence(self, prefix: int, outcome: int) -> tuple[list[int], list[int]]:
+        """The ids of a prefix, and those of an outcome behind it."""
         path = [edge for edge in self.paths[prefix, outcome].tolist() if edge < len(self.tokens)]
         before: list[int] = []
         node = int(self.sources[path[0]]) - 1
         while node != ROOT:
             before.insert(0, int(self.inputs[node]))
             node = int(self.parents[node])
-        return before + self.tokens[path].tolist()
+        return before, self.tokens[path].tolist()
 
+    @cached_property
     def sight(self) -> Tensor:
         """Which nodes each node attends to: itself and its ancestors, `(nodes nodes)` bool."""
         seen = torch.eye(len(self.inputs), dtype=torch.bool)

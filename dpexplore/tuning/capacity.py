@@ -32,10 +32,11 @@ class Capacity:
         self._calm_steps = 0
         self._bytes: tuple[float, float] | None = None
 
-    def bytes_per_row(self, length: int, pairs: int = 0) -> int:
+    def bytes_per_row(self, length: int, pairs: int = 0, behind: int = 0) -> int:
         """Bytes that one row of `length` positions needs in a forward and backward pass.
 
-        `pairs` are those of step and gradient change that L-BFGS remembers of it.
+        `pairs` are those of step and gradient change that L-BFGS remembers of it; `behind` are positions that the
+        objective computes behind it, with their logits.
         """
         if self._bytes is None:
             first, second = (self._probe(n) for n in PROBE_LENGTHS)
@@ -43,18 +44,18 @@ class Capacity:
             self._bytes = (first - slope * PROBE_LENGTHS[0], slope)
         base, slope = self._bytes
         # State of a row: prompt, best prompt, gradient and two moments; some eight copies of q live at once.
-        state = (6 + 2 * pairs) * length * self.lm.hidden_size * 4 + 8 * self.lm.vocab_size * 4
-        return int(base + slope * length + state)
+        state = (6 + 2 * pairs) * length * self.lm.hidden_size * 4 + 8 * (1 + behind) * self.lm.vocab_size * 4
+        return int(base + slope * (length + behind) + state)
 
-    def rows(self, length: int, pairs: int = 0) -> int:
+    def rows(self, length: int, pairs: int = 0, behind: int = 0) -> int:
         """How many rows of this length fit now, at least 1."""
-        fit = int(USABLE * memory_present(self.lm.device) // self.bytes_per_row(length, pairs))
+        fit = int(USABLE * memory_present(self.lm.device) // self.bytes_per_row(length, pairs, behind))
         return max(1, fit if self._limit is None else min(fit, self._limit))
 
-    def check(self, length: int, restarts: int, steps: int, pairs: int = 0) -> None:
+    def check(self, length: int, restarts: int, steps: int, pairs: int = 0, behind: int = 0) -> None:
         """InputError, with the numbers, if one row of this length, or what the restarts leave behind, cannot fit."""
         present = memory_present(self.lm.device)
-        needed = self.bytes_per_row(length, pairs)
+        needed = self.bytes_per_row(length, pairs, behind)
         if needed > present:
             raise InputError(
                 f"A prompt of {length:,} tokens needs {needed / 2**30:.1f} GiB to tune and "

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import queue
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +17,15 @@ from dpexplore.models import LanguageModel
 from dpexplore.targets import Target
 from dpexplore.tuning.capacity import Capacity, is_out_of_memory
 from dpexplore.tuning.config import TuneConfig
-from dpexplore.tuning.objective import NextTokenObjective, entropy_of
+from dpexplore.tuning.fairness import Pace, fair_shares
+from dpexplore.tuning.objective import entropy_of
 from dpexplore.tuning.passes import Batch, Evaluation
 from dpexplore.tuning.rows import Row, RowStack, Rules, rules_of
 from dpexplore.tuning.run import RowReport, Run, Start
+
+logger = logging.getLogger(__name__)
+
+INTERNAL_ERROR = "The run ended on an internal error, which the server has logged; try again."
 
 
 class Engine:
@@ -31,9 +39,10 @@ class Engine:
         self.lm = lm
         self.capacity = Capacity(lm, max_rows)
         self._served = served
+        self._pace = Pace()
         self._arrivals: queue.SimpleQueue[Run] = queue.SimpleQueue()
         self._runs: list[Run] = []  # in order of arrival; only the stepping thread touches these two
-        self._stacks: dict[tuple[int, Rules], RowStack] = {}  # by prompt length and rules
+        self._stacks: dict[tuple[int, Rules, Hashable], RowStack] = {}  # by prompt length, rules, objective's group
 
     def submit(
         self,
@@ -41,14 +50,16 @@ class Engine:
         config: TuneConfig,
         starts: Sequence[Start] | None = None,
         resumed_from: dict[str, Any] | None = None,
+        owner: str = "",
     ) -> Run:
         """Queue a run. InputError if the target, the prompt's length, the policy or the memory do not allow it.
 
         `starts` are the beginnings of the restarts in place of random ones: ids `(pos,)`, embeddings `(pos hidden)`;
-        `resumed_from` is what the capsule shall say of the run that they come from.
+        `resumed_from` is what the capsule shall say of the run that they come from. Runs of one `owner` share what is
+        a fair part of the rows while other owners want some too.
         """
-        run = Run(self.lm, target, config, None if self._served else self.step, starts, resumed_from)
-        self.capacity.check(len(run.layout), config.restarts, config.steps, rules_of(run)[2])
+        run = Run(self.lm, target, config, None if self._served else self.step, starts, resumed_from, owner)
+        self.capacity.check(len(run.layout), config.restarts, config.steps, rules_of(run)[2], run.objective.behind)
         self._arrivals.put(run)
         return run
 
@@ -64,8 +75,18 @@ class Engine:
         self._admit()
         if not self.active_rows:
             return False
-        for stack in list(self._stacks.values()):
-            self._step_stack(stack)
+        began, rows = time.monotonic(), self.active_rows
+        for key, stack in list(self._stacks.items()):
+            try:
+                self._step_stack(stack)
+            except Exception:
+                if not self._served:
+                    raise
+                logger.exception("a step of %d rows failed", len(stack))
+                del self._stacks[key]
+                for run in {row.run for row in stack.rows}:
+                    run.finish(InputError(INTERNAL_ERROR))
+        self._pace.note(time.monotonic() - began, rows)
         self.capacity.went_well(full=any(run.waiting_rows for run in self._runs))
         self._let_go()
         return True
@@ -90,19 +111,50 @@ class Engine:
             self._runs.append(self._arrivals.get())
 
     def _admit(self) -> None:
-        """Waiting rows join in order of arrival, as many as fit; queue positions follow."""
-        ahead = 0
-        for run in self._runs:
-            length = len(run.layout)
-            if run.waiting_rows and not ahead:
-                key = length, rules_of(run)
-                stack = self._stacks.setdefault(key, RowStack(self.lm, key[1]))
-                here = sum(len(other) for (n, _), other in self._stacks.items() if n == length)
-                joining = min(run.waiting_rows, self.capacity.rows(length, key[1][2]) - here)
-                if joining > 0:
-                    self._join(stack, run, joining)
-            run.queue_position = 0 if run.begun else ahead
-            ahead += run.waiting_rows
+        """Rows join, or make room, so that every owner has a fair share of what fits; queue positions follow.
+
+        What fits is bounded by the memory and, where owners share, by the time that a step may take.
+        """
+        runs = [run for run in self._runs if not run.ending and run.waiting_rows + run.active_rows]
+        wanted = _wanted(runs)
+        room = self._pace.room(len(wanted)) if len(wanted) > 1 else wanted.total()
+        if any(run.waiting_rows for run in runs) or wanted.total() > room:
+            shares = dict(zip(wanted, fair_shares([*wanted.values()], room), strict=True))
+            for length in dict.fromkeys(len(run.layout) for run in runs):
+                self._deal([run for run in runs if len(run.layout) == length], shares)
+        for place, run in enumerate(runs):
+            run.queue_position = 0 if run.begun else _rows_ahead(runs, place)
+
+    def _deal(self, runs: list[Run], shares: dict[str, int]) -> None:
+        """Deal the rows of one prompt length to its runs, in order of arrival within what their owners have left."""
+        wanted = _wanted(runs)
+        wants = [min(want, shares[owner]) for owner, want in wanted.items()]
+        room = self.capacity.rows(len(runs[0].layout), max(rules_of(run)[2] for run in runs))
+        if len(wanted) == 1:  # nobody gains if rows that run already make room
+            room = max(room, sum(run.active_rows for run in runs))
+        for owner, share in zip(wanted, fair_shares(wants, room), strict=True):
+            shares[owner] -= share
+            for run in runs:
+                if run.owner == owner:
+                    given = min(run.waiting_rows + run.active_rows, share)
+                    share -= given
+                    self._give(run, given)
+
+    def _give(self, run: Run, rows: int) -> None:
+        """Let so many of a run's rows be in the batches."""
+        more = rows - run.active_rows
+        if more < 0:
+            run.parked += self._stack_of(run).park(run, -more)
+        elif more > 0:
+            self._stack_of(run).resume(run.parked[:more])
+            fresh = more - len(run.parked[:more])
+            del run.parked[:more]
+            if fresh:
+                self._join(self._stack_of(run), run, fresh)
+
+    def _stack_of(self, run: Run) -> RowStack:
+        key = len(run.layout), rules_of(run)
+        return self._stacks.setdefault(key, RowStack(self.lm, key[1]))
 
     def _join(self, stack: RowStack, run: Run, count: int) -> None:
         """Some of a run's restarts begin; a run whose prompts have no beginning ends with a sentence."""
@@ -115,6 +167,10 @@ class Engine:
 
     def _let_go(self) -> None:
         """Rows that have ended leave, and with its last row a run ends."""
+        for run in self._runs:
+            if run.ending and run.parked:
+                self._stack_of(run).resume(run.parked)
+                run.parked = []
         for key, stack in list(self._stacks.items()):
             for row, outcome in stack.leave():
                 row.run.outcomes[row.restart] = outcome
@@ -142,14 +198,24 @@ class Engine:
     def _evaluate(self, stack: RowStack, batch: Batch) -> Evaluation:
         """Everything asked of a batch, in as many passes as memory asks for."""
         parts: list[Evaluation] = []
-        start, length = 0, batch.ids.shape[1]
+        start, length, most = 0, batch.ids.shape[1], len(batch)
         while start < len(batch):
-            size = min(self.capacity.rows(length), len(batch) - start)
-            evaluated = self._try_pass(stack, batch, start, start + size)
-            if evaluated is None and size > 1:
-                self.capacity.ran_out(size)
-                continue
-            parts.append(evaluated or self._give_up(stack, batch, start))
+            size = min(self.capacity.rows(length), len(batch) - start, most)
+            try:
+                evaluated = self._try_pass(stack, batch, start, start + size)
+            except Exception:
+                if not self._served:
+                    raise
+                if size > 1:  # one prompt's trouble is not the others': look for it
+                    most = size // 2
+                    continue
+                logger.exception("scoring a prompt of %d tokens failed", length)
+                parts.append(self._give_up(stack, batch, start, INTERNAL_ERROR))
+            else:
+                if evaluated is None and size > 1:
+                    self.capacity.ran_out(size)
+                    continue
+                parts.append(evaluated or self._give_up(stack, batch, start, self._too_long(length)))
             start += size
         grads = [part.grad for part in parts if part.grad is not None]
         return Evaluation(
@@ -166,7 +232,7 @@ class Engine:
         try:
             with torch.set_grad_enabled(batch.grad):
                 embeds = batch.part(self.lm, start, stop).requires_grad_(batch.grad)
-                scores = NextTokenObjective.score(self.lm, embeds, [run.objective for run in runs])
+                scores = runs[0].objective.score(self.lm, embeds, [run.objective for run in runs])
                 grad = torch.autograd.grad(scores.loss.sum(), embeds)[0] if batch.grad else None
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -185,13 +251,15 @@ class Engine:
             torch.cuda.empty_cache()
         return None
 
-    def _give_up(self, stack: RowStack, batch: Batch, index: int) -> Evaluation:
-        """Not even this one prompt fits: its run ends with a sentence, the others go on."""
-        run = stack.rows[int(batch.owners[index])].run
-        run.error = InputError(
-            f"The memory does not hold a single prompt of {len(run.layout):,} tokens for {self.lm.name}; "
+    def _too_long(self, length: int) -> str:
+        return (
+            f"The memory does not hold a single prompt of {length:,} tokens for {self.lm.name}; "
             "a shorter prompt or a smaller model is accepted."
         )
+
+    def _give_up(self, stack: RowStack, batch: Batch, index: int, reason: str) -> Evaluation:
+        """This one prompt cannot be scored: its run ends with a sentence, the others go on."""
+        stack.rows[int(batch.owners[index])].run.error = InputError(reason)
         nothing = torch.full((1,), math.nan, device=self.lm.device)
         grad = torch.full_like(batch.embeds[:1], math.nan) if batch.grad else None
         return Evaluation(nothing, nothing, nothing, grad)
@@ -206,6 +274,28 @@ class Engine:
             told.setdefault(row.run, {})[row.restart] = RowReport(*shown, evaluations)
         for run, reports in told.items():
             run.note_step(reports)
+
+
+def _wanted(runs: list[Run]) -> Counter[str]:
+    """Rows that each owner has or waits for, owners in order of arrival."""
+    wanted = Counter[str]()
+    for run in runs:
+        wanted[run.owner] += run.waiting_rows + run.active_rows
+    return wanted
+
+
+def _rows_ahead(runs: list[Run], place: int) -> int:
+    """Rows that get a place before the first one of `runs[place]`: the owner with the fewest rows is next."""
+    run = runs[place]
+    ahead = sum(other.waiting_rows for other in runs[:place] if other.owner == run.owner)
+    own = ahead + sum(other.active_rows for other in runs if other.owner == run.owner)
+    owners = list(_wanted(runs))
+    for owner in owners:
+        if owner != run.owner:
+            theirs = [other for other in runs if other.owner == owner]
+            turns = own - sum(other.active_rows for other in theirs) + (owners.index(owner) < owners.index(run.owner))
+            ahead += max(0, min(sum(other.waiting_rows for other in theirs), turns))
+    return ahead
 
 
 def _best_of_each(owners: list[int], losses: list[float]) -> list[int]:

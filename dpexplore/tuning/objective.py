@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -78,11 +78,32 @@ class Scores:
     """`(rows vocab)` float32, detached."""
 
 
+class Objective(Protocol):
+    """What a run minimises. Rows of one stack have objectives of one class and one group, and are scored together."""
+
+    entropy_nats: float
+    """Entropy of the target."""
+    token_probs: Tensor | None
+    """`(vocab,)` where the target is over single tokens."""
+    group: Hashable
+    """Rows of different groups are never scored in one pass."""
+    behind: int
+    """Positions that are computed, with their logits, behind each prompt."""
+
+    @staticmethod
+    def score(lm: LanguageModel, embeds: Tensor, objectives: Sequence[Any]) -> Scores:
+        """embeds `(rows pos hidden)` float32, one objective a row."""
+        ...
+
+
 class NextTokenObjective:
     """A distance between the target p and q at the last position, KL(p‖q) unless told otherwise.
 
     KL(p‖q) = Σ p log p − Σ p log q, from log-probabilities (Distribution Prompting, §3).
     """
+
+    group: Hashable = None
+    behind = 0
 
     def __init__(self, lm: LanguageModel, target: Target, kind: Divergence = "kl") -> None:
         """InputError if the target is over another vocabulary than the model's, or excludes tokens under reverse KL."""
@@ -100,6 +121,7 @@ class NextTokenObjective:
         self.probs = target.probs.to(lm.device, torch.float32)
         self.log_p = None if kind == "kl" else log_probs_of(target.probs).to(lm.device, torch.float32)
         self.entropy_nats = target.entropy_nats
+        self.token_probs: Tensor | None = target.probs
 
     @staticmethod
     def score(lm: LanguageModel, embeds: Tensor, objectives: Sequence[NextTokenObjective]) -> Scores:

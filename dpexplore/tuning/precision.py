@@ -10,7 +10,7 @@ from torch import Tensor
 from dpexplore.models import LanguageModel
 from dpexplore.models.registry import memory_present
 from dpexplore.targets import Target
-from dpexplore.tuning.objective import NextTokenObjective
+from dpexplore.tuning.sequence import objective_for
 
 BYTES_FLOAT32 = 4
 USABLE = 0.5  # share of the free memory that the second copy may take; other runs go on beside it
@@ -27,4 +27,5 @@ def kl_in_float32(lm: LanguageModel, target: Target, embeds: Tensor, ids: list[i
     exact = LanguageModel(lm.name, copy.deepcopy(lm.model).float(), lm.tokenizer, lm.identity)
     with torch.no_grad():
         prompt = embeds[None].to(lm.device) if ids is None else exact.embed(torch.tensor([ids]))
-        return float(NextTokenObjective.score(exact, prompt, [NextTokenObjective(exact, target)]).kl)
+        objective = objective_for(exact, target)
+        return float(objective.score(exact, prompt, [objective]).kl)

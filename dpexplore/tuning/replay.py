@@ -15,8 +15,8 @@ from dpexplore.targets import Target, parse_recipe
 from dpexplore.tuning.capsule import FORMAT, FORMAT_VERSION, decode_array, library_versions
 from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.engine import Engine
-from dpexplore.tuning.objective import NextTokenObjective
 from dpexplore.tuning.run import Run, Start
+from dpexplore.tuning.sequence import objective_for
 from dpexplore.tuning.server import EngineServer
 
 REPLAY_TOLERANCE_NATS = 1e-3
@@ -66,14 +66,14 @@ def replay(lm: LanguageModel, capsule: dict[str, Any], target: Target | None = N
 
     `target` spares building it again. InputError if the prompt does not fit the model.
     """
-    objective = NextTokenObjective(lm, target or target_of(lm, capsule))
+    objective = objective_for(lm, target or target_of(lm, capsule))
     result = capsule["result"]
     with torch.no_grad():
         if result["prompt_ids"] is not None:
             embeds = lm.embed(torch.tensor([_known(lm, result["prompt_ids"])]))
         else:
             embeds = _fitting(lm, decode_array(result["prompt_embeds"]))[None].to(lm.device)
-        kl = float(NextTokenObjective.score(lm, embeds.float(), [objective]).kl)
+        kl = float(objective.score(lm, embeds.float(), [objective]).kl)
     libraries = capsule["libraries"]
     same = all(libraries.get(name) == now for name, now in library_versions().items())
     return Replay(result["kl_nats"], kl, capsule["model"]["identity"] == lm.identity, same)

@@ -11,7 +11,6 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.tuning.capsule import make_capsule
 from dpexplore.tuning.objective import (
-    NextTokenObjective,
     Scores,
     all_divergences,
     entropy_of,
@@ -97,7 +96,7 @@ def nearest_tokens(lm: LanguageModel, embeds: Tensor, count: int = NEAREST_SHOWN
 
 def _score(run: Run, embeds: Tensor) -> Scores:
     with torch.no_grad():
-        return NextTokenObjective.score(run.lm, embeds[None].to(run.lm.device), [run.objective])
+        return run.objective.score(run.lm, embeds[None].to(run.lm.device), [run.objective])
 
 
 def _encode_again(run: Run, text: str) -> list[int] | None:

@@ -34,6 +34,10 @@ class Row:
     """What a search over tokens remembers of its own prompts."""
 
 
+ParkedRow = tuple[Row, dict[str, Tensor]]
+"""A row that waits for its turn, with its state: one entry of every tensor of a stack."""
+
+
 @dataclass(frozen=True, eq=False)
 class RowOutcome:
     """What a row leaves behind."""
@@ -86,12 +90,24 @@ class RowStack:
 
     def admit(self, rows: list[Row]) -> None:
         """Let rows join, each at its own beginning. InputError if one has none (see `initial_prompt`)."""
-        fresh = [self._begin(row) for row in rows]
-        stacked = {name: torch.stack([state[name] for state in fresh]) for name in fresh[0]}
+        self.resume([(row, self._begin(row)) for row in rows])
+
+    def resume(self, parked: list[ParkedRow]) -> None:
+        """Let parked rows go on from where they stood."""
+        if not parked:
+            return
+        stacked = {name: torch.stack([state[name] for _, state in parked]) for name in parked[0][1]}
         if self.rows:
             stacked = {name: torch.cat([self.state[name], tensor]) for name, tensor in stacked.items()}
         self.state = stacked
-        self.rows = self.rows + rows
+        self.rows = self.rows + [row for row, _ in parked]
+
+    def park(self, run: Run, count: int) -> list[ParkedRow]:
+        """Take out the last `count` rows of a run with all that they know; what they would do next stays the same."""
+        index = [i for i, row in enumerate(self.rows) if row.run is run][-count:]
+        parked = [(self.rows[i], {name: tensor[i].clone() for name, tensor in self.state.items()}) for i in index]
+        self._keep([i for i in range(len(self.rows)) if i not in set(index)])
+        return parked
 
     def step(self) -> Generator[Batch, Evaluation, None]:
         """Ask for the evaluations of one step and move on by them; rows that have ended stay until `leave`."""
@@ -150,10 +166,14 @@ class RowStack:
             else:
                 gone.append((row, self._outcome(i, reason)))
         if gone:
-            index = torch.tensor(keep, dtype=torch.long, device=self.lm.device)
-            self.state = {name: tensor[index] for name, tensor in self.state.items()}
-            self.rows = [self.rows[i] for i in keep]
+            self._keep(keep)
         return gone
+
+    def _keep(self, keep: list[int]) -> None:
+        """Let go of all other rows."""
+        index = torch.tensor(keep, dtype=torch.long, device=self.lm.device)
+        self.state = {name: tensor[index] for name, tensor in self.state.items()}
+        self.rows = [self.rows[i] for i in keep]
 
     def _begin(self, row: Row) -> dict[str, Tensor]:
         run = row.run
@@ -186,7 +206,7 @@ class RowStack:
             run = row.run
             if step == 0 and run.config.screen > 1 and run.starts is None:
                 draws = range(1, run.config.screen)
-                probs = run.target.probs
+                probs = run.objective.token_probs
                 others = [initial_prompt(self.lm, run.layout, run.config, row.restart, n, probs) for n in draws]
                 drawn[i] = [(state["ids"][i], state["embeds"][i]), *others]
         if not drawn:

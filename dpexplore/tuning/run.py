@@ -15,11 +15,11 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target
 from dpexplore.tuning.config import TuneConfig
-from dpexplore.tuning.objective import NextTokenObjective
 from dpexplore.tuning.prompt import NO_TOKEN, Layout, initial_prompt
 from dpexplore.tuning.records import Status, TuneResult, TuneStep
 from dpexplore.tuning.results import build_result
-from dpexplore.tuning.rows import RowOutcome
+from dpexplore.tuning.rows import ParkedRow, RowOutcome
+from dpexplore.tuning.sequence import objective_for
 
 Start = tuple[Tensor, Tensor]
 """Ids `(pos,)`, `NO_TOKEN` at soft positions, and embeddings `(pos hidden)` at which a restart begins."""
@@ -48,17 +48,20 @@ class Run:
         drive: Callable[[], object] | None,
         starts: Sequence[Start] | None = None,
         resumed_from: dict[str, Any] | None = None,
+        owner: str = "",
     ) -> None:
         """InputError if the target is over another vocabulary, the prompt too long or no token allowed."""
         self.lm = lm
         self.target = target
         self.config = config
         self.layout = Layout.of(lm, config)
-        self.objective = NextTokenObjective(lm, target, config.objective)
+        self.objective = objective_for(lm, target, config.objective)
         if starts is not None and any(len(ids) != len(self.layout) for ids, _ in starts):
             raise InputError(f"The prompts to go on from do not have the {len(self.layout)} tokens of the slots.")
         self.starts = starts
         self.resumed_from = resumed_from
+        self.owner = owner
+        """Whose run it is: owners have fair shares of the rows."""
         self.barred = torch.ones(lm.embedding_table.shape[0], dtype=torch.bool, device=lm.device)
         """`(vocab,)`: the tokens that hard slots may not hold."""
         self.barred[self.layout.allowed.to(lm.device)] = False
@@ -69,6 +72,8 @@ class Run:
         """Rows ahead of this run's first row; 0 once one of its rows runs."""
         self.begun = 0
         """Restarts whose rows have joined the engine."""
+        self.parked: list[ParkedRow] = []
+        """Rows that have begun and made room for other owners."""
         self.error: InputError | None = None
         self.outcomes: dict[int, RowOutcome] = {}
         self.started = time.monotonic()
@@ -156,8 +161,18 @@ class Run:
 
     @property
     def waiting_rows(self) -> int:
-        """Restarts that have not begun."""
-        return 0 if self.error or self.cancel_requested else self.config.restarts - self.begun
+        """Restarts that have not begun, or wait to go on."""
+        return 0 if self.ending else self.config.restarts - self.begun + len(self.parked)
+
+    @property
+    def active_rows(self) -> int:
+        """Restarts that are in the engine's batches."""
+        return self.begun - len(self.outcomes) - len(self.parked)
+
+    @property
+    def ending(self) -> bool:
+        """Its rows leave at the next step, whatever they would still do."""
+        return self.error is not None or self.cancel_requested
 
     @property
     def best_loss(self) -> float:
