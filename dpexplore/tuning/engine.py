@@ -129,7 +129,8 @@ class Engine:
         """Deal the rows of one prompt length to its runs, in order of arrival within what their owners have left."""
         wanted = _wanted(runs)
         wants = [min(want, shares[owner]) for owner, want in wanted.items()]
-        room = self.capacity.rows(len(runs[0].layout), max(rules_of(run)[2] for run in runs))
+        pairs, behind = max(rules_of(run)[2] for run in runs), max(run.objective.behind for run in runs)
+        room = self.capacity.rows(len(runs[0].layout), pairs, behind)
         if len(wanted) == 1:  # nobody gains if rows that run already make room
             room = max(room, sum(run.active_rows for run in runs))
         for owner, share in zip(wanted, fair_shares(wants, room), strict=True):
@@ -153,7 +154,7 @@ class Engine:
                 self._join(self._stack_of(run), run, fresh)
 
     def _stack_of(self, run: Run) -> RowStack:
-        key = len(run.layout), rules_of(run)
+        key = len(run.layout), rules_of(run), (type(run.objective), run.objective.group)
         return self._stacks.setdefault(key, RowStack(self.lm, key[1]))
 
     def _join(self, stack: RowStack, run: Run, count: int) -> None:
@@ -199,8 +200,9 @@ class Engine:
         """Everything asked of a batch, in as many passes as memory asks for."""
         parts: list[Evaluation] = []
         start, length, most = 0, batch.ids.shape[1], len(batch)
+        behind = stack.rows[0].run.objective.behind
         while start < len(batch):
-            size = min(self.capacity.rows(length), len(batch) - start, most)
+            size = min(self.capacity.rows(length, behind=behind), len(batch) - start, most)
             try:
                 evaluated = self._try_pass(stack, batch, start, start + size)
             except Exception:

@@ -11,7 +11,7 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target
 from dpexplore.tuning.config import TuneConfig
-from dpexplore.tuning.engine import Engine
+from dpexplore.tuning.engine import INTERNAL_ERROR, Engine
 from dpexplore.tuning.run import Run, Start
 
 logger = logging.getLogger(__name__)
@@ -38,12 +38,13 @@ class EngineServer:
         config: TuneConfig,
         starts: Sequence[Start] | None = None,
         resumed_from: dict[str, Any] | None = None,
+        owner: str = "",
     ) -> Run:
         """Queue a run; it moves by itself. InputError as `Engine.submit`, or if the server is closed."""
         with self._gate:
             if self._closing:
                 raise InputError(f"The model {self.lm.name} has been released; choose it again.")
-            run = self.engine.submit(target, config, starts, resumed_from)
+            run = self.engine.submit(target, config, starts, resumed_from, owner)
         self._wake.set()
         return run
 
@@ -62,9 +63,7 @@ class EngineServer:
                     pass
             except Exception:
                 logger.exception("the engine of %s failed", self.lm.name)
-                self.engine.fail(
-                    InputError("The run ended on an internal error, which the server has logged; try again.")
-                )
+                self.engine.fail(InputError(INTERNAL_ERROR))
             if not self._closing:
                 self._wake.wait()
         self.engine.cancel_all()
