@@ -1,0 +1,77 @@
+"""What a sweep would cost, before anything is loaded: parameters from the registry or a config, speed by a probe."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from dpexplore.errors import InputError
+from dpexplore.models.config import count_parameters, read_config
+from dpexplore.models.loading import RANDOM_PREFIX
+from dpexplore.models.random_model import BYTES_LLAMA, bytes_llama_config
+from dpexplore.models.registry import REGISTRY, default_device, default_dtype, memory_needed
+
+PROBE = 1024
+"""Side of the matrices whose product is timed."""
+SHARE_OF_PEAK = 0.5
+"""Of what a plain matrix product reaches, tuning reaches about so much (measured on two CPU cores)."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What is known of a model without its weights."""
+
+    parameters: int
+    vocab_size: int
+    hidden_size: int | None
+    memory_bytes: int
+
+
+def model_size(name: str, device: str | None = None) -> ModelSize | None:
+    """By the registry, or by the configuration in a folder; None for a model that would have to be fetched first."""
+    bare = name.removeprefix(RANDOM_PREFIX).strip()
+    dtype = default_dtype(default_device() if device is None else torch.device(device))
+    entry = REGISTRY.get(bare.lower())
+    if entry is not None:
+        needed = memory_needed(entry.parameters, dtype)
+        return ModelSize(entry.parameters, entry.vocab_size, None, needed)
+    try:
+        config = bytes_llama_config() if bare == BYTES_LLAMA else read_config(Path(bare).expanduser(), bare)
+    except InputError:
+        return None
+    parameters = count_parameters(config)
+    text = config.get_text_config()
+    return ModelSize(parameters, text.vocab_size, text.hidden_size, memory_needed(parameters, dtype))
+
+
+def seconds_of(size: ModelSize, positions: int, row_steps: int, device: str | None = None) -> float:
+    """Time for `positions` token positions in `row_steps` forward and backward passes.
+
+    A multiplication and an addition for each parameter forward, as many backward: no weight gradients are computed.
+    The unembedding is paid once a pass, not once a position.
+    """
+    head = size.vocab_size * (size.hidden_size or _hidden_guess(size))
+    body = max(size.parameters - head, 0)
+    operations = 4.0 * (body * positions + head * row_steps)
+    return operations / (SHARE_OF_PEAK * _operations_a_second(device))
+
+
+def _hidden_guess(size: ModelSize) -> int:
+    """Width of a model of which only the size is known: GPT-2 has 768 at 124 M, Llama 3 4,096 at 8 B."""
+    return round(768 * (size.parameters / 124e6) ** 0.4)
+
+
+@cache
+def _operations_a_second(device: str | None) -> float:
+    place = default_device() if device is None else torch.device(device)
+    left = torch.ones(PROBE, PROBE, device=place, dtype=default_dtype(place))
+    times = []
+    for _ in range(4):
+        began = time.perf_counter()
+        float((left @ left)[0, 0])  # reading a number waits for the device
+        times.append(time.perf_counter() - began)
+    return 2 * PROBE**3 / min(times)
