@@ -149,6 +149,7 @@ def tune(
     restarts: Annotated[int | None, typer.Option(help="Prompt initialisations; the best one counts.")] = None,
     steps: Annotated[int | None, typer.Option(help="At most so many steps for each restart.")] = None,
     evaluations: Annotated[int | None, typer.Option(help="At most so many prompts scored for each restart.")] = None,
+    seconds: Annotated[int | None, typer.Option(help="The run ends after so many seconds, with its best.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seeds the initialisations; default 0.")] = None,
     objective: Annotated[str | None, typer.Option(help=f"{', '.join(DIVERGENCES)}.")] = None,
     soft_rule: Annotated[str | None, typer.Option(help=f"{', '.join(SOFT_RULES)}.")] = None,

@@ -196,6 +196,16 @@ def test_same_seed_same_prompt(lm: LanguageModel, target: Target) -> None:
 # When rows and runs end.
 
 
+def test_a_run_ends_when_its_time_is_up_and_keeps_its_best(lm: LanguageModel, target: Target) -> None:
+    config = TuneConfig(length=2, restarts=2, steps=1_000_000, patience=None, seconds=2, learning_rate=1e-4)
+    run = tune(lm, target, config)
+    assert run.result.status == "cancelled"
+    assert run.out_of_time
+    assert run.seconds >= 2
+    assert run.result.steps < config.steps
+    assert run.result.kl_nats == pytest.approx(run.steps[-1].best_kl_nats, abs=1e-5)
+
+
 def test_a_row_leaves_after_its_patience(lm: LanguageModel, target: Target) -> None:
     run = tune(lm, target, TuneConfig(method="hard", length=2, restarts=3, steps=200, patience=5))
     steps = list(run)

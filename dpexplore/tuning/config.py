@@ -84,6 +84,7 @@ class TuneConfig:
     round_trip: bool = False
     chat: bool = False
     evaluations: int | None = None
+    seconds: int | None = None
 
     def __post_init__(self) -> None:
         self._check_values()

@@ -169,6 +169,8 @@ class Engine:
     def _let_go(self) -> None:
         """Rows that have ended leave, and with its last row a run ends."""
         for run in self._runs:
+            if run.out_of_time:
+                run.cancel()
             if run.ending and run.parked:
                 self._stack_of(run).resume(run.parked)
                 run.parked = []
@@ -247,7 +249,7 @@ class Engine:
             for i in best:
                 if losses[i] < runs[i].best_loss:
                     restart = stack.rows[owners[i]].restart
-                    runs[i].note_best(losses[i], kls[i], restart, scores.log_q[i], batch.ids[start + i])
+                    runs[i].note_best(losses[i], kls[i], restart, scores.log_q[i], batch.ids[start + i], embeds[i])
             return Evaluation(scores.loss.detach(), scores.kl, entropies, grad)
         if self.lm.device.type == "cuda":
             torch.cuda.empty_cache()

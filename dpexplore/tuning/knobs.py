@@ -90,6 +90,7 @@ _ALL = (
         high=10**12,
         optional=True,
     ),
+    Knob("seconds", "The run ends after so many seconds, with its best so far.", low=1, high=10**9, optional=True),
 )
 
 KNOBS: dict[str, Knob] = {knob.name: knob for knob in _ALL}

@@ -152,6 +152,13 @@ class Run:
             return None
         return best.ids.tolist()
 
+    def best_prompt(self) -> BestPrompt | None:
+        """The best prompt so far; None before the first step."""
+        best = self._best
+        if best is None:
+            return None
+        return BestPrompt(best.loss, best.kl_nats, best.restart, best.ids.cpu(), best.embeds.cpu())
+
     @property
     def steps(self) -> list[TuneStep]:
         """All steps so far."""
@@ -170,6 +177,12 @@ class Run:
         return self.begun - len(self.outcomes) - len(self.parked)
 
     @property
+    def out_of_time(self) -> bool:
+        """Whether it has lasted as long as its config allows, waiting included."""
+        most = self.config.seconds
+        return most is not None and (self.seconds or time.monotonic() - self.started) >= most
+
+    @property
     def ending(self) -> bool:
         """Its rows leave at the next step, whatever they would still do."""
         return self.error is not None or self.cancel_requested
@@ -186,9 +199,9 @@ class Run:
         ids, embeds = self.starts[restart]
         return ids.to(self.lm.device), embeds.to(self.lm.device, torch.float32)
 
-    def note_best(self, loss: float, kl_nats: float, restart: int, log_q: Tensor, ids: Tensor) -> None:
-        """A restart has reached a new lowest loss; log_q `(vocab,)`, ids `(pos,)`."""
-        self._best = _Best(loss, kl_nats, restart, log_q.clone(), ids.clone())
+    def note_best(self, loss: float, kl_nats: float, restart: int, log_q: Tensor, ids: Tensor, embeds: Tensor) -> None:
+        """A restart has reached a new lowest loss; log_q `(vocab,)`, ids `(pos,)`, embeds `(pos hidden)`."""
+        self._best = _Best(loss, kl_nats, restart, log_q.clone(), ids.clone(), embeds.detach().clone())
 
     def note_step(self, reports: dict[int, RowReport]) -> None:
         """The restarts that were evaluated in this step, with their numbers."""
@@ -225,6 +238,18 @@ class Run:
             self.wait(seen=seen)
 
 
+class BestPrompt(NamedTuple):
+    """The best prompt of a run that is still moving."""
+
+    loss: float
+    kl_nats: float
+    restart: int
+    ids: Tensor
+    """`(pos,)`, `NO_TOKEN` at soft positions."""
+    embeds: Tensor
+    """`(pos hidden)` float32 on the CPU."""
+
+
 class _Best(NamedTuple):
     """The best prompt of a run so far."""
 
@@ -233,3 +258,4 @@ class _Best(NamedTuple):
     restart: int
     log_q: Tensor
     ids: Tensor
+    embeds: Tensor
