@@ -4,7 +4,7 @@ from dpexplore.tuning.config import PRESETS, TuneConfig, fig4_slots
 from dpexplore.tuning.engine import Engine, Run, tune
 from dpexplore.tuning.knobs import KNOBS, METHODS, Knob
 from dpexplore.tuning.records import NearestToken, TuneResult, TuneStep
-from dpexplore.tuning.replay import Replay, load_capsule, replay, resume
+from dpexplore.tuning.replay import Replay, load_capsule, replay, restore, resume
 from dpexplore.tuning.server import EngineServer
 from dpexplore.tuning.slots import Slot, Slots
 
@@ -26,6 +26,7 @@ __all__ = [
     "fig4_slots",
     "load_capsule",
     "replay",
+    "restore",
     "resume",
     "tune",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import platform
+import time
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,8 @@ FORMAT = "dpexplore capsule"
 FORMAT_VERSION = 1
 
 
-def make_capsule(run: Run, result: TuneResult) -> dict[str, Any]:
-    """Everything that made a result and that came of it, as JSON-ready values; KL and entropy in nats."""
+def describe_run(run: Run) -> dict[str, Any]:
+    """The part of a capsule that is known when a run begins: what was asked for, of which model."""
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -43,6 +44,13 @@ def make_capsule(run: Run, result: TuneResult) -> dict[str, Any]:
             "entropy_nats": run.target.entropy_nats,
         },
         "config": run.config.to_dict(),
+    }
+
+
+def make_capsule(run: Run, result: TuneResult) -> dict[str, Any]:
+    """Everything that made a result and that came of it, as JSON-ready values; KL and entropy in nats."""
+    return {
+        **describe_run(run),
         "result": {
             "status": result.status,
             "kl_nats": result.kl_nats,
@@ -54,7 +62,7 @@ def make_capsule(run: Run, result: TuneResult) -> dict[str, Any]:
             "prompt_text": result.prompt_text,
             "kl_reencoded_nats": result.kl_reencoded_nats,
             "prompt_embeds": None if result.prompt_ids is not None else encode_array(result.prompt_embeds),
-            "distances": {kind: _finite(value) for kind, value in result.distances.items()},
+            "distances": {kind: finite(value) for kind, value in result.distances.items()},
             "top_overlap": result.top_overlap,
             "kl_float32_nats": result.kl_float32_nats,
             "steps": result.steps,
@@ -67,6 +75,59 @@ def make_capsule(run: Run, result: TuneResult) -> dict[str, Any]:
             "entropy_nats": [[_rounded(nats) for nats in step.entropy_nats] for step in run.steps],
             "evaluations": run.steps[-1].evaluations if run.steps else [],
         },
+    }
+
+
+def describe_best(run: Run) -> dict[str, Any] | None:
+    """The best prompt of a run that is still moving, as one of a capsule's `restarts`; None before the first step."""
+    best = run.best_prompt()
+    if best is None or not math.isfinite(best.loss):
+        return None
+    return {
+        "restart": best.restart,
+        "reason": "cancelled",
+        "steps": len(run.steps),
+        "evaluations": sum(run.steps[-1].evaluations) if run.steps else 0,
+        "seconds": round(time.monotonic() - run.started, 3),
+        "loss": best.loss,
+        "kl_nats": best.kl_nats,
+        "ids": best.ids.tolist(),
+        "embeds": encode_array(best.embeds) if bool((best.ids == NO_TOKEN).any()) else None,
+    }
+
+
+def interrupted_capsule(
+    head: dict[str, Any],
+    best: dict[str, Any],
+    kl_nats: list[list[float | None]],
+    entropy_nats: list[list[float | None]],
+) -> dict[str, Any]:
+    """The capsule of a run that was cut off, from what was kept of it: `describe_run`, `describe_best`, its steps.
+
+    What only the end of a run measures is missing; `replay.restore` measures it.
+    """
+    restarts = head["config"]["restarts"]
+    reached = [
+        min((row[i] for row in kl_nats if i < len(row) and row[i] is not None), default=None) for i in range(restarts)
+    ]
+    soft = best["embeds"] is not None
+    record = {key: value for key, value in best.items() if key != "restart"}
+    return {
+        **head,
+        "result": {
+            "status": "cancelled",
+            "kl_nats": best["kl_nats"],
+            "kl_nats_per_restart": reached,
+            "best_restart": best["restart"],
+            "prompt_ids": None if soft else best["ids"],
+            "prompt_embeds": best["embeds"],
+            "kl_float32_nats": None,
+            "steps": best["steps"],
+            "evaluations": best["evaluations"],
+            "seconds": best["seconds"],
+        },
+        "restarts": [record if i == best["restart"] else None for i in range(restarts)],
+        "history": {"kl_nats": kl_nats, "entropy_nats": entropy_nats, "evaluations": []},
     }
 
 
@@ -112,7 +173,8 @@ def _restart(run: Run, restart: int) -> dict[str, Any] | None:
     }
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """JSON knows no infinity: None stands for it."""
     return value if math.isfinite(value) else None
 
 

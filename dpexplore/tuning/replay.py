@@ -12,9 +12,13 @@ import torch
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target, parse_recipe
-from dpexplore.tuning.capsule import FORMAT, FORMAT_VERSION, decode_array, library_versions
+from dpexplore.tuning.capsule import FORMAT, FORMAT_VERSION, decode_array, finite, library_versions
 from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.engine import Engine
+from dpexplore.tuning.objective import Scores, all_divergences, entropy_of, top_overlap
+from dpexplore.tuning.prompt import Layout
+from dpexplore.tuning.records import TuneResult
+from dpexplore.tuning.results import encode_again, nearest_to_soft
 from dpexplore.tuning.run import Run, Start
 from dpexplore.tuning.sequence import objective_for
 from dpexplore.tuning.server import EngineServer
@@ -69,14 +73,89 @@ def replay(lm: LanguageModel, capsule: dict[str, Any], target: Target | None = N
     objective = objective_for(lm, target or target_of(lm, capsule))
     result = capsule["result"]
     with torch.no_grad():
-        if result["prompt_ids"] is not None:
-            embeds = lm.embed(torch.tensor([_known(lm, result["prompt_ids"])]))
-        else:
-            embeds = _fitting(lm, decode_array(result["prompt_embeds"]))[None].to(lm.device)
-        kl = float(objective.score(lm, embeds.float(), [objective]).kl)
+        kl = float(objective.score(lm, _prompt(lm, result)[None].to(lm.device), [objective]).kl)
     libraries = capsule["libraries"]
     same = all(libraries.get(name) == now for name, now in library_versions().items())
     return Replay(result["kl_nats"], kl, capsule["model"]["identity"] == lm.identity, same)
+
+
+def restore(lm: LanguageModel, capsule: dict[str, Any], target: Target | None = None) -> TuneResult:
+    """The result that a capsule records; what it leaves out, q above all, is measured again on `lm`.
+
+    `target` spares building it again. InputError if the capsule is damaged or does not fit the model.
+    """
+    try:
+        return _restore(lm, capsule, target or target_of(lm, capsule))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"The capsule is damaged ({type(error).__name__}: {error}); an unchanged one is accepted."
+        ) from error
+
+
+def _restore(lm: LanguageModel, capsule: dict[str, Any], target: Target) -> TuneResult:
+    config, record = TuneConfig.from_dict(capsule["config"]), capsule["result"]
+    best = capsule["restarts"][record["best_restart"]]
+    objective, layout_ids, ids = (
+        objective_for(lm, target, config.objective),
+        torch.tensor(best["ids"]),
+        record["prompt_ids"],
+    )
+    embeds = _prompt(lm, record)
+
+    def score(prompt: torch.Tensor) -> Scores:
+        with torch.no_grad():
+            return objective.score(lm, prompt[None].to(lm.device), [objective])
+
+    scores = score(embeds)
+    log_q = scores.log_q[0].cpu()
+    distances = all_divergences(target.probs, log_q)
+    text = None if ids is None else lm.decode(ids[len(Layout.of(lm, config).bos_ids) :])
+    again = None if text is None else encode_again(lm, text, config.bos)
+    measured = {
+        "entropy_nats": float(entropy_of(scores.log_q)),
+        "slots": str(config.parsed_slots()),
+        "prompt_text": text,
+        "kl_reencoded_nats": None if again is None else float(score(_embedded(lm, again)).kl),
+        "distances": {kind: finite(value) for kind, value in distances.items()},
+        "top_overlap": top_overlap(target.probs, log_q),
+    }
+    result = {**record, **{key: value for key, value in measured.items() if key not in record}}
+    return TuneResult(
+        status=result["status"],
+        kl_nats=float(result["kl_nats"]),
+        kl_nats_per_restart=result["kl_nats_per_restart"],
+        best_restart=result["best_restart"],
+        entropy_nats=result["entropy_nats"],
+        target_entropy_nats=target.entropy_nats,
+        slots=result["slots"],
+        prompt_ids=ids,
+        prompt_text=text,
+        kl_reencoded_nats=result["kl_reencoded_nats"],
+        reencoded_ids=again,
+        prompt_embeds=embeds.cpu(),
+        log_probs=log_q,
+        nearest=nearest_to_soft(lm, embeds.cpu(), layout_ids),
+        objective=config.objective,
+        distances=distances,
+        top_overlap=result["top_overlap"],
+        kl_float32_nats=result["kl_float32_nats"],
+        steps=result["steps"],
+        evaluations=result["evaluations"],
+        seconds=result["seconds"],
+        capsule={**capsule, "result": result},
+    )
+
+
+def _prompt(lm: LanguageModel, record: dict[str, Any]) -> torch.Tensor:
+    """The prompt of a capsule's `result`, `(pos hidden)` float32."""
+    if record["prompt_ids"] is not None:
+        return _embedded(lm, record["prompt_ids"])
+    return _fitting(lm, decode_array(record["prompt_embeds"]))
+
+
+def _embedded(lm: LanguageModel, ids: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        return lm.embed(torch.tensor([_known(lm, ids)]))[0].float()
 
 
 def resume(
@@ -118,8 +197,7 @@ def _start(lm: LanguageModel, record: dict[str, Any]) -> Start:
     ids = torch.tensor(record["ids"])
     if record["embeds"] is not None:
         return ids, _fitting(lm, decode_array(record["embeds"]))
-    with torch.no_grad():
-        return ids, lm.embed(torch.tensor([_known(lm, record["ids"])]))[0].float()
+    return ids, _embedded(lm, record["ids"])
 
 
 def _known(lm: LanguageModel, ids: list[int]) -> list[int]:

@@ -41,7 +41,7 @@ def build_result(run: Run) -> TuneResult:
     ids = None if (outcome.ids == NO_TOKEN).any() else outcome.ids.tolist()
     scores = _score(run, outcome.embeds) if ids is None else score_ids(run, ids)
     text = None if ids is None else run.lm.decode(ids[len(run.layout.bos_ids) :])
-    reencoded = None if text is None else _encode_again(run, text)
+    reencoded = None if text is None else encode_again(run.lm, text, run.config.bos)
     result = TuneResult(
         status=run.status or "cancelled",
         kl_nats=float(scores.kl),
@@ -56,7 +56,7 @@ def build_result(run: Run) -> TuneResult:
         reencoded_ids=reencoded,
         prompt_embeds=outcome.embeds,
         log_probs=scores.log_q[0].cpu(),
-        nearest=_nearest_to_soft(run.lm, outcome.embeds, outcome.ids),
+        nearest=nearest_to_soft(run.lm, outcome.embeds, outcome.ids),
         objective=run.config.objective,
         distances=all_divergences(run.target.probs, scores.log_q[0].cpu()),
         top_overlap=top_overlap(run.target.probs, scores.log_q[0].cpu()),
@@ -99,15 +99,16 @@ def _score(run: Run, embeds: Tensor) -> Scores:
         return run.objective.score(run.lm, embeds[None].to(run.lm.device), [run.objective])
 
 
-def _encode_again(run: Run, text: str) -> list[int] | None:
+def encode_again(lm: LanguageModel, text: str, bos: bool) -> list[int] | None:
     """The ids a reader of the text would feed; None where the text cannot be encoded (empty, say)."""
     try:
-        return run.lm.encode(text, bos=run.config.bos)
+        return lm.encode(text, bos=bos)
     except InputError:
         return None
 
 
-def _nearest_to_soft(lm: LanguageModel, embeds: Tensor, ids: Tensor) -> list[list[NearestToken] | None]:
+def nearest_to_soft(lm: LanguageModel, embeds: Tensor, ids: Tensor) -> list[list[NearestToken] | None]:
+    """For each position `(pos,)` the nearest tokens of a soft token; None where `ids` names a token."""
     soft = ids == NO_TOKEN
     found = iter(nearest_tokens(lm, embeds[soft])) if soft.any() else iter(())
     return [next(found) if is_soft else None for is_soft in soft.tolist()]
