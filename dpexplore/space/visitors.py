@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from huggingface_hub import HfApi
@@ -51,6 +51,11 @@ class VisitorRules:
     @property
     def limits(self) -> Limits:
         return self.manifest.limits[self.machine]
+
+    @property
+    def spare_bytes(self) -> int:
+        """Memory that is kept free: below it idle models are let go and no run begins."""
+        return round(self.manifest.server.free_memory_gigabytes * 2**30)
 
     def check_model(self, name: str) -> None:
         """Only the manifest's models, or, where it says so, ids of the Hub; nothing is downloaded before that."""
@@ -101,8 +106,8 @@ class VisitorRules:
                     f"The random prompt has {part.length:,} tokens; at most {self.limits.prompt_tokens} are accepted."
                 )
 
-    def check_run(self, lm: LanguageModel, config: TuneConfig) -> None:
-        """The size of a run."""
+    def bounded(self, lm: LanguageModel, config: TuneConfig) -> TuneConfig:
+        """The config with its time bounded, if the run is not too large."""
         limits, slots = self.limits, config.parsed_slots()
         self.check_text("The slots", str(slots))
         checked = config.rules[1] not in (None, "eq4")
@@ -120,13 +125,14 @@ class VisitorRules:
         length, most = len(Layout.of(lm, config)), 2 * limits.prompt_tokens
         if length > most:
             raise InputError(f"The prompt has {length:,} tokens with its fixed text; at most {most:,} are accepted.")
+        return replace(config, seconds=min(config.seconds or limits.seconds, limits.seconds))
 
     def check_room(self, running: int) -> None:
         """Whether the machine has room for one more run beside `running` others."""
         server = self.manifest.server
         if running >= server.runs:
             raise InputError(f"{running} runs are under way here, as many as fit; please try again in a minute.")
-        if memory_present(default_device()) < server.free_memory_gigabytes * 2**30:
+        if memory_present(default_device()) < self.spare_bytes:
             raise InputError("The server is short of memory just now; please try again in a minute.")
         if free_disk() < server.free_disk_gigabytes * 2**30:
             raise InputError("The server is short of disk space just now; please try again later.")

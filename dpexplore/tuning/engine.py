@@ -64,6 +64,11 @@ class Engine:
         return run
 
     @property
+    def running(self) -> int:
+        """Runs that have not ended; from any thread a number of a moment ago."""
+        return len(self._runs) + self._arrivals.qsize()
+
+    @property
     def active_rows(self) -> int:
         """Rows that the next pass would hold."""
         return sum(map(len, self._stacks.values()))

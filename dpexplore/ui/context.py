@@ -9,8 +9,10 @@ from pathlib import Path
 from gradio.utils import get_upload_folder
 
 from dpexplore.errors import InputError
-from dpexplore.models import DEFAULT_MODEL
+from dpexplore.models import DEFAULT_MODEL, LanguageModel
+from dpexplore.space import VisitorRules
 from dpexplore.targets import Target, parse_recipe
+from dpexplore.tuning import TuneConfig
 from dpexplore.ui.floors import Floors
 from dpexplore.ui.model_pool import INTERNAL_ERROR, ModelPool
 from dpexplore.ui.recipes import check_files
@@ -26,12 +28,26 @@ class AppContext:
     floors: Floors = field(default_factory=Floors)
     model: str = DEFAULT_MODEL
     """The model that a page begins with."""
+    rules: VisitorRules | None = None
+    """What visitors may do; None where whoever reaches the page is trusted."""
 
     def target(self, model: str, recipe_text: str) -> Target:
         """A recipe's target for a loaded model. InputError for what cannot be built, or may not be read."""
+        if self.rules:
+            self.rules.check_text("The recipe", recipe_text)
         recipe = parse_recipe(recipe_text)
         check_files(recipe, Path(get_upload_folder()))
+        if self.rules:
+            self.rules.check_recipe(recipe)
         return self.pool.get(model).target(recipe, self.pool.source)
+
+    def admit(self, lm: LanguageModel, config: TuneConfig) -> TuneConfig:
+        """The config that a run may have here. InputError if it asks for too much, or the machine is full."""
+        if self.rules is None:
+            return config
+        self.pool.make_room(self.rules.spare_bytes)
+        self.rules.check_room(self.pool.running)
+        return self.rules.bounded(lm, config)
 
     def close(self) -> None:
         """Let go of models and threads."""

@@ -15,6 +15,7 @@ import torch
 from dpexplore.errors import InputError
 from dpexplore.model_floor import floor_solver
 from dpexplore.models import LanguageModel, describe_models, load_model
+from dpexplore.models.registry import default_device, memory_present
 from dpexplore.targets import Recipe, Target
 from dpexplore.tuning import EngineServer
 
@@ -82,8 +83,10 @@ class Loading:
 class ModelPool:
     """Loaded models by name. Thread-safe; models load one after the other in threads of their own."""
 
-    def __init__(self, loader: Loader = load_model) -> None:
+    def __init__(self, loader: Loader = load_model, permit: Callable[[str], None] = lambda _name: None) -> None:
+        """`permit` raises InputError for a model that may not be loaded here, before anything is fetched."""
         self._loader = loader
+        self._permit = permit
         self._loaded: dict[str, LoadedModel] = {}
         self._loading: dict[str, Loading] = {}
         self._gate = threading.RLock()
@@ -140,8 +143,9 @@ class ModelPool:
 
     def _load(self, loading: Loading) -> None:
         try:
+            self._permit(loading.name)
             with self._one_at_a_time:
-                self._make_room(loading.name)
+                self.make_room(_bytes_for(loading.name))
                 lm = self._loader(loading.name, progress=loading.report)
                 loading.report("Measuring its softmax head", None)
                 _prepare_floor(lm)
@@ -157,14 +161,18 @@ class ModelPool:
                 self._loading.pop(loading.name, None)
             loading.done.set()
 
-    def _make_room(self, name: str) -> None:
-        """Let go of idle models, the longest unused first, until the model fits."""
-        while True:
-            infos = describe_models()
-            needed = next((info.bytes_needed for info in infos if info.name == name), MEMORY_FOR_ANY)
+    @property
+    def running(self) -> int:
+        """Runs of all models that have not ended."""
+        with self._gate:
+            return sum(entry.server.engine.running for entry in self._loaded.values())
+
+    def make_room(self, needed: int) -> None:
+        """Let go of idle models, the longest unused first, until so many bytes are free."""
+        while memory_present(default_device()) < needed:
             with self._gate:
                 idle = [entry for entry in self._loaded.values() if entry.idle]
-            if not idle or needed <= infos[0].bytes_present:
+            if not idle:
                 return
             self._release(min(idle, key=lambda entry: entry.used))
 
@@ -175,6 +183,10 @@ class ModelPool:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _bytes_for(name: str) -> int:
+    return next((info.bytes_needed for info in describe_models() if info.name == name), MEMORY_FOR_ANY)
 
 
 def _prepare_floor(lm: LanguageModel) -> None:
