@@ -85,23 +85,58 @@ class TokenShare:
     """p·log(p/q), negative where q is above p."""
 
 
+@dataclass(frozen=True)
+class KlParts:
+    """KL(p‖q) taken apart; its parts in `below`, `above` and `other_kl_nats` sum to it."""
+
+    below: list[TokenShare]
+    """Tokens that q gives too little, the costliest first."""
+    above: list[TokenShare]
+    """Tokens that q gives too much, those with the most extra probability first: where it went."""
+    other_tokens: int
+    other_kl_nats: float
+
+
+def kl_parts(target: np.ndarray, log_achieved: np.ndarray, count: int = 10) -> KlParts:
+    """The `count` tokens of each sign that KL(p‖q) comes from, and the rest as one.
+
+    Shapes: target `(vocab,)` probabilities; log_achieved `(vocab,)` log-probabilities in nats.
+    """
+    target, achieved, shares = _shares(target, log_achieved)
+    extra = achieved - target
+
+    def rows(order: np.ndarray, kept: np.ndarray) -> list[TokenShare]:
+        ids = [int(i) for i in order[:count] if kept[i]]
+        return [TokenShare(i, float(target[i]), float(achieved[i]), float(shares[i])) for i in ids]
+
+    below = rows(np.argsort(-shares, kind="stable"), shares > 0)
+    above = rows(np.argsort(-extra, kind="stable"), extra > 0)
+    told = sum(row.kl_nats for row in below + above)
+    return KlParts(below, above, len(target) - len(below) - len(above), float(shares.sum()) - told)
+
+
 def token_shares(target: np.ndarray, log_achieved: np.ndarray, count: int = 12) -> list[TokenShare]:
     """The tokens that a reader wants to see: the `count` most probable of p and of q, and the costliest ones.
 
     Shapes: target `(vocab,)` probabilities; log_achieved `(vocab,)` log-probabilities in nats. The
     rows come by their larger probability, falling; their `kl_nats` over all tokens sum to KL(p‖q).
     """
-    target = np.asarray(target, dtype=np.float64)
-    log_achieved = np.asarray(log_achieved, dtype=np.float64)
-    achieved = np.exp(log_achieved)
-    shares = np.zeros_like(target)
-    seen = target > 0
-    shares[seen] = target[seen] * (np.log(target[seen]) - log_achieved[seen])
+    target, achieved, shares = _shares(target, log_achieved)
     picked = set[int]()
     for scores in (target, achieved, shares):
         picked.update(int(i) for i in np.argsort(-scores, kind="stable")[:count] if scores[i] > 0)
     rows = [TokenShare(i, float(target[i]), float(achieved[i]), float(shares[i])) for i in picked]
     return sorted(rows, key=lambda row: (-max(row.target, row.achieved), row.token_id))
+
+
+def _shares(target: np.ndarray, log_achieved: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """p, q and each token's p·log(p/q), float64 `(vocab,)`."""
+    target = np.asarray(target, dtype=np.float64)
+    log_achieved = np.asarray(log_achieved, dtype=np.float64)
+    shares = np.zeros_like(target)
+    seen = target > 0
+    shares[seen] = target[seen] * (np.log(target[seen]) - log_achieved[seen])
+    return target, np.exp(log_achieved), shares
 
 
 def base_layout(title: str, x_title: str, y_title: str, dark: bool = False) -> go.Layout:
@@ -163,7 +198,7 @@ def floor_curve(
             marker={"symbol": markers[number % len(markers)], "size": 7, "color": colour("floor", dark)},
             opacity=1 if number == 0 else 0.7,
             fill="tozeroy" if number == 0 else None,
-            fillcolor=_tint(colour("floor", dark), 0.10),
+            fillcolor=tint(colour("floor", dark), 0.10),
         )
         optima = [
             (b, p.head_optimum_nats) for b, p in zip(bits, points, strict=True) if p.head_optimum_nats is not None
@@ -187,6 +222,7 @@ def floor_curve(
     return figure
 
 
-def _tint(hex_colour: str, alpha: float) -> str:
+def tint(hex_colour: str, alpha: float) -> str:
+    """A `#rrggbb` colour, see-through."""
     red, green, blue = (int(hex_colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"
