@@ -3,31 +3,65 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
+import os
 import socket
 import sys
 
+with contextlib.suppress(ImportError):
+    importlib.import_module("spaces")  # ZeroGPU's asks to be there before torch
+
+from dpexplore.errors import InputError
 from dpexplore.models import DEFAULT_MODEL
+from dpexplore.space import VisitorRules, running_on_a_space
 from dpexplore.ui.context import AppContext
-from dpexplore.ui.page import build, launch_settings
+from dpexplore.ui.model_pool import ModelPool
+from dpexplore.ui.server import log_as_json, serve
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="The dpexplore page.")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: 7860)")
-    parser.add_argument(
-        "--model", default=DEFAULT_MODEL, help="registry name, Hub id, folder or .gguf file to begin with"
-    )
+    host, port = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), os.environ.get("GRADIO_SERVER_PORT", "7860")
+    parser.add_argument("--host", default=host, help=f"address to listen on (default: {host})")
+    parser.add_argument("--port", type=int, default=port, help=f"port to listen on (default: {port})")
+    parser.add_argument("--model", help=f"name, Hub id, folder or .gguf file to begin with (default: {DEFAULT_MODEL})")
+    parser.add_argument("--public", action="store_true", help="for strangers: what the Spacefile allows, and no more")
+    parser.add_argument("--auth", metavar="USER:PASSWORD", action="append", help="ask for a login; may be repeated")
+    parser.add_argument("--root-path", help="path under which a proxy serves the page, such as /dpexplore")
+    parser.add_argument("--log-text", action="store_true", help="with --public: log what users wrote, too")
     options = parser.parse_args()
-    trouble = why_not(options.host, options.port)
+    trouble = why_not(options.host, options.port) or bad_login(options.auth)
+    try:
+        app = context(options.model, public=options.public or running_on_a_space())
+    except InputError as error:
+        trouble = str(error)
     if trouble:
         print(trouble, file=sys.stderr)
         return 2
-    app = AppContext(model=options.model)
-    app.pool.start_loading(options.model)
+    if app.rules:
+        log_as_json(with_text=options.log_text)
+    app.pool.start_loading(app.model)
     print(f"dpexplore is at http://{options.host}:{options.port}", flush=True)
-    build(app).launch(server_name=options.host, server_port=options.port, **launch_settings())
+    logins = [tuple(login.split(":", 1)) for login in options.auth or []]
+    serve(app, options.host, options.port, auth=logins or None, root_path=options.root_path)
     return 0
+
+
+def context(model: str | None, *, public: bool) -> AppContext:
+    """What the page runs on. InputError if the manifest is wrong, or does not offer the model."""
+    if not public:
+        return AppContext(model=model or DEFAULT_MODEL)
+    rules = VisitorRules.of_this_machine()
+    wanted = model or rules.manifest.models.default
+    rules.check_model(wanted)
+    return AppContext(pool=ModelPool(permit=rules.check_model), model=wanted, rules=rules)
+
+
+def bad_login(logins: list[str] | None) -> str:
+    """What is wrong with the logins; empty if nothing is."""
+    wrong = [login for login in logins or [] if not all(login.partition(":"))]
+    return "--auth takes USER:PASSWORD, such as ada:secret." if wrong else ""
 
 
 def why_not(host: str, port: int) -> str:

@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass, replace
 
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -19,7 +19,7 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.models.default_model import cache_folder
 from dpexplore.models.registry import default_device, memory_present
-from dpexplore.space.manifest import Limits, Machine, Manifest
+from dpexplore.space.manifest import Limits, Machine, Manifest, load_manifest
 from dpexplore.targets import Recipe
 from dpexplore.targets.sources import Capture, RandomPrompt, source_models
 from dpexplore.tuning import TuneConfig
@@ -47,6 +47,14 @@ class VisitorRules:
 
     manifest: Manifest
     machine: Machine
+
+    @classmethod
+    def of_this_machine(cls) -> VisitorRules:
+        """By the checkout's manifest. Where visitors may name models of the Hub, the owner's token stays out of it."""
+        manifest = load_manifest()
+        if manifest.models.any_hub_model:
+            constants.HF_HUB_DISABLE_IMPLICIT_TOKEN = True
+        return cls(manifest, this_machine())
 
     @property
     def limits(self) -> Limits:

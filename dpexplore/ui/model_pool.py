@@ -162,6 +162,12 @@ class ModelPool:
             loading.done.set()
 
     @property
+    def ready(self) -> list[str]:
+        """Names of the loaded models."""
+        with self._gate:
+            return list(self._loaded)
+
+    @property
     def running(self) -> int:
         """Runs of all models that have not ended."""
         with self._gate:
