@@ -1,4 +1,4 @@
-"""Targets over strings, reached by prompt and by LoRA, side by side (Forcing Diffuse Distributions, arXiv 2404.10859)."""
+"""Targets over strings, reached by prompt and by LoRA (Forcing Diffuse Distributions, arXiv 2404.10859)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,187 @@
+"""Distributions over strings: what one packed pass saves, and how far prompt and LoRA come, family by family.
+
+    python -m tests.benchmarks.diffuse ratio
+    python -m tests.benchmarks.diffuse ten      --out ten.jsonl
+    python -m tests.benchmarks.diffuse families --out families.jsonl
+    python -m tests.benchmarks.diffuse matrix   --out matrix.jsonl
+    python -m tests.benchmarks.diffuse tables   ten.jsonl families.jsonl matrix.jsonl
+
+Records are written as they come, one JSON object a line; `tables` prints them as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+import dpexplore as dp
+from dpexplore.diffuse.adapter import Adapter
+from dpexplore.diffuse.config import AdapterConfig
+from dpexplore.diffuse.families import SIX, Task, family
+from dpexplore.diffuse.generalise import generalise
+from dpexplore.diffuse.metrics import perplexity
+from dpexplore.diffuse.prompts import prompt_config
+from dpexplore.diffuse.report import answers, held_out_text
+from dpexplore.diffuse.training import AdapterRun
+from dpexplore.tuning.sequence import packed_log_probs, plain_log_probs
+from tests.benchmarks.engine import paired
+
+
+class Record:
+    """A file of JSON lines that grows."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def add(self, **fields: Any) -> None:
+        line = json.dumps(fields, ensure_ascii=False)
+        print(line, flush=True)
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+
+def ratio(lm: dp.LanguageModel, pairs: int) -> None:
+    """Loss and gradient of numbers 1 to 100, packed against one sequence for each outcome."""
+    target = next(task for task in family("numbers") if task.name == "1-100").strings.build(lm)
+    prompt = lm.embed(torch.tensor([target.request_ids])).detach()
+    losses: dict[str, float] = {}
+
+    def work(score: Any, name: str) -> None:
+        leaf = prompt.clone().requires_grad_()
+        loss = -(target.weights.float() * score(lm, leaf, target.tree)[0, 0]).sum()
+        torch.autograd.grad(loss, leaf)
+        losses[name] = float(loss.detach())
+
+    plain, packed, gain = paired(
+        lambda: work(plain_log_probs, "plain"), lambda: work(packed_log_probs, "packed"), pairs
+    )
+    print(f"  plain {plain:.2f} s   packed {packed:.2f} s   ratio {gain:.1f}")
+    print(f"  losses {losses['plain']:.6f} and {losses['packed']:.6f} nats")
+
+
+def soft(lm: dp.LanguageModel, task: Task, steps: int, restarts: int) -> tuple[torch.Tensor, float]:
+    """A tuned prompt `(pos hidden)`, and the seconds it took."""
+    config = prompt_config(lm, task.strings, "soft", restarts=restarts, steps=steps, screen=1)
+    run = dp.tune(lm, task.strings.build(lm), config)
+    return run.result.prompt_embeds, run.seconds
+
+
+def tell(record: Record, lm: dp.LanguageModel, name: str, tasks: list[Task], samples: int, **more: Any) -> None:
+    """Answers to every request, one record each; `prompts` are the tuned ones, if any."""
+    prompts = more.pop("prompts", [None] * len(tasks))
+    for task, prompt in zip(tasks, prompts, strict=True):
+        told = answers(lm, task.name, task.strings.build(lm), samples=samples, prompt=prompt)
+        record.add(family=name, **more, **told.to_dict())
+
+
+def ten(lm: dp.LanguageModel, record: Record, samples: int) -> None:
+    task = next(task for task in family("numbers") if task.name == "1-10")
+    text = held_out_text()
+    tell(record, lm, "ten", [task], samples, way="untuned", perplexity=perplexity(lm, text), seconds=0.0)
+    for preset in ("paper", "fast"):
+        run = AdapterRun(lm, [task.strings.build(lm)], AdapterConfig.preset(preset)).finish()
+        cost = perplexity(run.adapter.lm, text)
+        tell(record, run.adapter.lm, "ten", [task], samples, way=f"lora {preset}", perplexity=cost, seconds=run.seconds)
+    prompt, seconds = soft(lm, task, steps=150, restarts=3)
+    tell(record, lm, "ten", [task], samples, way="soft", perplexity=None, seconds=seconds, prompts=[prompt])
+
+
+def families(lm: dp.LanguageModel, record: Record, samples: int) -> None:
+    text = held_out_text()
+    before = perplexity(lm, text)
+    for name in SIX:
+        tasks = family(name)
+        tell(record, lm, name, tasks, samples, way="untuned", perplexity=before, seconds=0.0)
+        run = AdapterRun(lm, [task.strings.build(lm) for task in tasks], AdapterConfig.preset("fast")).finish()
+        adapter: Adapter = run.adapter
+        cost = perplexity(adapter.lm, text)
+        tell(record, adapter.lm, name, tasks, samples, way="lora fast", perplexity=cost, seconds=run.seconds)
+        tuned = [soft(lm, task, steps=60, restarts=1) for task in tasks]
+        spent = sum(seconds for _, seconds in tuned)
+        prompts = [prompt for prompt, _ in tuned]
+        tell(record, lm, name, tasks, samples, way="soft", perplexity=None, seconds=spent, prompts=prompts)
+
+
+def matrix(lm: dp.LanguageModel, record: Record, passes: int) -> None:
+    config = AdapterConfig.preset("fast", passes=passes, early_stop=True)
+    for cell in generalise(lm, config=config, progress=lambda text: print(text, flush=True)):
+        record.add(
+            mode=cell.mode, trained=cell.trained, tested=cell.tested, kl_nats=cell.kl_nats, valid_mass=cell.valid_mass
+        )
+
+
+def tables(paths: list[Path]) -> None:
+    records = [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+    told = [record for record in records if "way" in record]
+    print("| requests | way | KL, nats | valid mass | sample entropy, nats | coverage-10 | coverage-100 | invalid "
+          "| new valid | perplexity |\n|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    for name, way in dict.fromkeys((record["family"], record["way"]) for record in told):
+        rows = [record for record in told if (record["family"], record["way"]) == (name, way)]
+        facts = [row["samples"] for row in rows]
+        cells = [
+            f"{fmean(row['kl_nats'] for row in rows):.4f}",
+            f"{fmean(row['valid_mass'] for row in rows):.1%}",
+            f"{fmean(fact['entropy_nats'] for fact in facts):.2f}",
+            *(f"{fmean(fact['coverage'][size] for fact in facts):.1f}" for size in ("10", "100")),
+            f"{fmean(fact['invalid_share'] for fact in facts):.1%}",
+            str(sum(fact["unseen"] for fact in facts)),
+            "unchanged" if rows[0]["perplexity"] is None else f"{rows[0]['perplexity']:.2f}",
+        ]
+        print(f"| {name} | {way} | {' | '.join(cells)} |")
+    cells = {(tuple(r["trained"]), r["tested"], r["mode"]): r for r in records if "mode" in r}
+    tested = list(dict.fromkeys(key[1] for key in cells))
+    if not tested:
+        return
+    print(f"\n| trained on | {' | '.join(tested)} |\n|---|{'---|' * len(tested)}")
+    for mode, label in dict.fromkeys((key[2], _label(key)) for key in cells):
+        row = [next((r for key, r in cells.items() if key[1] == to and (key[2], _label(key)) == (mode, label)), None)
+               for to in tested]  # fmt: skip
+        print(f"| {label} | {' | '.join(_cell(r) for r in row)} |")
+
+
+def _label(key: tuple[tuple[str, ...], str, str]) -> str:
+    return {"untuned": "nothing (untuned)", "leave-one-out": "all the others"}.get(key[2], ", ".join(key[0]))
+
+
+def _cell(record: dict[str, Any] | None) -> str:
+    return "" if record is None else "{:.2f} ({:.2f} to {:.2f})".format(*record["kl_nats"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["ratio", "ten", "families", "matrix", "tables"])
+    parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument("--model", default=dp.DEFAULT_MODEL)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--pairs", type=int, default=2)
+    parser.add_argument("--passes", type=int, default=12, help="passes of each training of the matrix")
+    options = parser.parse_args()
+    if options.what == "tables":
+        tables(options.files)
+        return
+    lm = dp.load_model(options.model)
+    print(f"{lm.name}, {lm.dtype}, {torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}")
+    began = time.monotonic()
+    record = Record(options.out)
+    if options.what == "ratio":
+        ratio(lm, options.pairs)
+    elif options.what == "ten":
+        ten(lm, record, options.samples)
+    elif options.what == "families":
+        families(lm, record, options.samples)
+    else:
+        matrix(lm, record, options.passes)
+    print(f"{time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
