@@ -42,10 +42,25 @@
       annotations: extra.annotations || [],
     };
   }
+  const halo = () => Array(6).fill(`0 0 3px ${css("--dpx-paper")}`).join(", ");
   const note = (text, role, y, own = {}) => ({
-    text, showarrow: false, xref: "paper", x: 1, xanchor: "right", y, yanchor: "bottom",
-    font: { size: 11, color: colour(role) }, bgcolor: tint(css("--dpx-paper") || "#ffffff", 0.75), borderpad: 1, ...own,
+    text, showarrow: false, xref: "paper", x: 1, xanchor: "right", y, yanchor: "bottom", borderpad: 1,
+    font: { size: 12, weight: 600, color: colour(role), shadow: halo() }, ...own,
   });
+
+  /* Where a label of the level `y` is least in the way of lines: left or right of the plot, above or below the level. */
+  function clearest(x, series, y, top) {
+    const last = x.length ? x[x.length - 1] : 1, tall = 0.13 * top;
+    const spots = [["right", "bottom"], ["left", "bottom"], ["right", "top"], ["left", "top"]].filter(([, edge]) => edge === "bottom" || y > tall);
+    const met = ([side, edge]) => series.flat().filter((v, i) => {
+      if (v == null) return false;
+      const at = x[i % x.length] / last, near = side === "right" ? at > 0.6 : at < 0.4;
+      return near && (edge === "bottom" ? v > y - tall / 4 && v < y + tall : v < y + tall / 4 && v > y - tall);
+    }).length;
+    const [side, edge] = spots.reduce((best, spot) => (met(spot) < met(best) ? spot : best));
+    return { x: side === "right" ? 1 : 0.01, xanchor: side, yanchor: edge };
+  }
+  const highest = (series, least) => Math.max(least, ...series.flat().filter(Number.isFinite));
 
   /* KL and entropy by step, every restart a line, the best one in bold. */
   function live(root) {
@@ -85,14 +100,16 @@
       if (marks.floor != null && !(log && marks.floor <= 0)) {
         const y = marks.floor * u.kl.per;
         lines.unshift(level(y, "floor", u.kl.name, "certified floor", log ? {} : { fill: "tozeroy", fillcolor: tint(colour("floor"), 0.12) }));
-        const flat = !log && y < 0.08 * Math.max(...kl.flat().filter(Number.isFinite)) * u.kl.per; // no room under the line
-        const where = flat ? { x: 0.01, xanchor: "left" } : marks.head - marks.floor < 0.3 ? { yanchor: "top" } : {};
-        notes.push(note(`certified floor ${fixed(y)} ${u.kl.name}`, "floor", place(y), where));
+        const top = highest(kl, 0) * u.kl.per, below = y > 0.14 * top && !log;
+        notes.push(note(`certified floor ${fixed(y)} ${u.kl.name}`, "floor", place(y), below ? { yanchor: "top" } : { x: 0.01, xanchor: "left" }));
       }
       if (marks.head != null && !(log && marks.head <= 0)) {
         const y = marks.head * u.kl.per;
         lines.unshift(level(y, "head", u.kl.name, "head optimum (estimate)"));
-        notes.push(note(`head optimum ≈ ${fixed(y)}`, "head", place(y)));
+        const near = kl.map((one) => one.map((v) => (v == null ? null : v * u.kl.per)));
+        const where = log ? {} : { ...clearest(x, near, y, highest(near, y)), yanchor: "bottom" };
+        const taken = notes.length && notes[0].xanchor === where.xanchor && notes[0].yanchor === "bottom";
+        notes.push(note(`head optimum ≈ ${fixed(y)}`, "head", place(y), taken ? { ...where, x: 1, xanchor: "right" } : where));
       }
       P().react(klDiv, lines, {
         ...layout("step", `KL(p‖q) (${u.kl.name})`, { x: { rangemode: "tozero" }, y: log ? { type: "log" } : { rangemode: "tozero" }, annotations: notes }),
@@ -102,7 +119,8 @@
       if (head && head.entropy != null) {
         const y = head.entropy * u.h.per;
         curves.unshift(level(y, "target", u.h.name, "entropy of the target"));
-        hNotes.push(note(`target ${fixed(y)} ${u.h.name}`, "target", y));
+        const near = h.map((one) => one.map((v) => (v == null ? null : v * u.h.per)));
+        hNotes.push(note(`target ${fixed(y)} ${u.h.name}`, "target", y, clearest(x, near, y, highest(near, y))));
       }
       P().react(hDiv, curves, {
         ...layout("step", `entropy of q (${u.h.name})`, { x: { rangemode: "tozero" }, y: { rangemode: "tozero" }, annotations: hNotes }),
@@ -115,22 +133,22 @@
     return { reset, take, draw };
   }
 
-  /* A distribution by rank or token on log axes: the target, and what the prompt achieves over it. */
-  function ranks(root) {
-    const div = root.querySelector(".dpx-ranks");
-    let head, frame, frames, rev = 0;
-    const reset = () => { head = null; frame = null; frames = 0; };
+  /* A distribution by rank or token on log axes: the target, and what the prompt achieves over it, at any recorded step. */
+  function ranks(root, schedule) {
+    const div = root.querySelector(".dpx-ranks"), scrub = scrubber(root.querySelector(".dpx-scrub"), schedule);
+    let head, frames, rev = 0;
+    const reset = () => { head = null; frames = []; scrub.reset(); };
     reset();
-    const take = (row) => { if (row.run !== undefined) head = row; else { frame = row; frames++; } };
+    const take = (row) => { if (row.run !== undefined) head = row; else { frames.push(row); scrub.grow(frames.length); } };
     const p10 = (list) => list.map((v) => (v == null ? null : Math.pow(10, v / 100)));
     const draw = () => {
       rev++;
-      const byToken = root.dataset.by === "token", traces = [];
+      const byToken = root.dataset.by === "token", traces = [], frame = frames[scrub.at()];
       if (head) {
         const tokens = (head.tokens || []).map(show);
         traces.push({
           x: head.ranks, y: p10(head.p), text: tokens, mode: "lines", name: "target p", type: "scatter",
-          line: { color: colour("target"), width: frame ? 2.5 : 2.5 }, fill: "tozeroy", fillcolor: tint(colour("target"), 0.08),
+          line: { color: colour("target"), width: 2.5 }, fill: "tozeroy", fillcolor: tint(colour("target"), 0.08),
           hovertemplate: "target: rank %{x}, “%{text}”, p = %{y:.3g}<extra></extra>",
         });
         if (frame) traces.push({
@@ -144,16 +162,42 @@
       const small = div.clientHeight < 190;
       P().react(div, traces, {
         ...layout(byToken ? "token, by its rank in the target" : "rank", "probability", {
-          x: { type: "log", dtick: 1, exponentformat: "power" }, y: { type: "log", range: [Math.min(low, -4), 0.15], dtick: small ? 2 : undefined, exponentformat: "power" },
+          x: { type: "log", dtick: 1, exponentformat: "power", tickangle: 0 }, y: { type: "log", range: [Math.min(low, -4), 0.15], dtick: small ? 2 : undefined, exponentformat: "power" },
         }),
         uirevision: head ? head.run + byToken : "none", datarevision: rev,
       }, CONFIG);
+      const u = units().kl;
+      scrub.tell(frame ? `step ${frame.s} · KL ${fixed(frame.k == null ? null : frame.k * u.per)} ${u.name}` : "");
       root.dataset.points = head ? head.ranks.length : 0;
-      root.dataset.frames = frames;
+      root.dataset.frames = frames.length;
+      root.dataset.shown = frame ? frame.s : "";
       root.dataset.run = head ? head.run : "";
       root.classList.toggle("is-empty", !head);
     };
     return { reset, take, draw };
+  }
+
+  /* A range over the recorded steps. It stays at the newest one until it is taken back, and again once it is put there. */
+  function scrubber(bar, schedule) {
+    if (!bar) return { reset() {}, grow() {}, tell() {}, at: () => -1 };
+    const range = bar.querySelector("input"), told = bar.querySelector("output"), play = bar.querySelector("button");
+    let count = 0, back = null, timer = 0;
+    const at = () => (back === null ? count - 1 : back);
+    const stop = () => { clearInterval(timer); timer = 0; play.textContent = "▶"; play.setAttribute("aria-label", "Play the run again"); };
+    const set = (place) => { back = place >= count - 1 ? null : place; range.value = at(); schedule(); };
+    range.addEventListener("input", () => { stop(); set(Number(range.value)); });
+    play.addEventListener("click", () => {
+      if (timer) return stop();
+      play.textContent = "❚❚"; play.setAttribute("aria-label", "Pause");
+      set(0);
+      timer = setInterval(() => { set(at() + 1); if (back === null) stop(); }, 140);
+    });
+    return {
+      reset() { count = 0; back = null; stop(); bar.hidden = true; },
+      grow(now) { count = now; bar.hidden = now < 2; range.max = now - 1; range.value = at(); },
+      tell(text) { told.textContent = text; range.setAttribute("aria-valuetext", text); },
+      at,
+    };
   }
 
   /* A finished Plotly figure, one JSON line; its inks follow the page. */
@@ -181,13 +225,13 @@
 
   function mount(element, props, watch) {
     const root = element.querySelector("[data-chart]");
-    const chart = KINDS[root.dataset.chart](root);
     let read = 0, name = "", pending = false;
     const schedule = () => {
       if (pending) return;
       pending = true;
       requestAnimationFrame(() => { pending = false; if (root.isConnected && P()) chart.draw(); });
     };
+    const chart = KINDS[root.dataset.chart](root, schedule);
     const feed = () => {
       const text = props.value || "";
       const first = text.slice(0, Math.max(0, text.indexOf("\n")));
@@ -204,5 +248,5 @@
     new ResizeObserver(schedule).observe(root);
   }
 
-  window.dpxCharts = { mount };
+  window.dpxCharts = { mount, kit: { plotly: P, layout, note, colour, plain, config: CONFIG } };
 })();

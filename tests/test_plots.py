@@ -16,6 +16,7 @@ from dpexplore.plots import (
     colour,
     figure_json,
     floor_curve,
+    kl_parts,
     log_grid,
     rank_curve,
     token_shares,
@@ -75,6 +76,19 @@ def test_shares_of_all_tokens_sum_to_the_kl(size: int, seed: int) -> None:
     assert [max(s.target, s.achieved) for s in shares] == sorted(
         (max(s.target, s.achieved) for s in shares), reverse=True
     )
+
+
+@given(st.integers(2, 30), st.integers(1, 12), st.integers(0, 2**31))
+def test_the_microscopes_parts_sum_to_the_kl_and_go_both_ways(size: int, count: int, seed: int) -> None:
+    target, achieved = np.random.default_rng(seed).dirichlet(np.ones(size), 2)
+    parts = kl_parts(target, np.log(achieved), count)
+    kl = float((target * np.log(target / achieved)).sum())
+    told = sum(share.kl_nats for share in parts.below + parts.above)
+    assert told + parts.other_kl_nats == pytest.approx(kl, abs=1e-9)
+    assert all(share.target > share.achieved and share.kl_nats > 0 for share in parts.below)
+    assert all(share.target < share.achieved and share.kl_nats <= 0 for share in parts.above)
+    assert len(parts.below) + len(parts.above) + parts.other_tokens == size
+    assert not {share.token_id for share in parts.below} & {share.token_id for share in parts.above}
 
 
 def test_shares_hold_the_costliest_token_though_it_is_not_likely() -> None:

@@ -10,10 +10,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dpexplore.errors import InputError
 from dpexplore.model_floor import softmax_floor
 from dpexplore.models import LanguageModel
+from dpexplore.tuning import PRESETS, Slot, Slots, TuneConfig
+from dpexplore.tuning.knobs import KNOBS
 from dpexplore.ui.api import target_endpoint, tune_endpoint
 from dpexplore.ui.context import AppContext
 from dpexplore.ui.floor_panel import follow_floor
@@ -22,13 +26,29 @@ from dpexplore.ui.markup import probability, progress_bar, quantity, token
 from dpexplore.ui.model_panel import use_model
 from dpexplore.ui.model_pool import INTERNAL_ERROR, ModelPool
 from dpexplore.ui.recipes import entropy_recipe, prompt_recipe
-from dpexplore.ui.result_view import result_html, shares_html
+from dpexplore.ui.result_view import result_html
+from dpexplore.ui.settings import (
+    ADVANCED,
+    CHANGED,
+    PRESET_FIELDS,
+    apply_preset,
+    build_control,
+    chips_of,
+    control_values,
+    from_control,
+    line_of,
+    make_config,
+    mark_changed,
+    preset_values,
+)
 from dpexplore.ui.target_panel import add_transform, nudge, open_tab, read_recipe, set_base, set_stack, show_target
-from dpexplore.ui.tune_panel import CHANGED, apply_preset, make_config, mark_changed, start_run, tune
+from dpexplore.ui.tune_panel import start_run, tune
 
-SOFT = ("soft", "paper", "", 2, 2, 6, 0)
-HARD = ("hard", "paper", "", 2, 2, 4, 0)
-LIVE, RANKS, STATUS, RESULT, SHARES, CAPSULE, TUNE, STOP = range(8)
+SOFT = {"method": "soft", "length": 2, "restarts": 2, "steps": 6, "seed": 0}
+HARD = {"method": "hard", "length": 2, "restarts": 2, "steps": 4, "seed": 0}
+HYBRID = {**preset_values("fast"), "method": "hybrid", "slots": '"I love" soft*1 hard*1', "restarts": 1, "steps": 3}
+LONG = {**SOFT, "restarts": 1, "steps": 100_000}
+LIVE, RANKS, STATUS, RESULT, MICROSCOPE, CAPSULE, TUNE, STOP = range(8)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +79,7 @@ def lines(stream: str) -> list[Any]:
 
 
 def test_a_soft_run_streams_and_ends_with_its_result(app: AppContext) -> None:
-    views = list(tune(app, "session", "tiny", "entropy(bits=3, seed=0)", *SOFT))
+    views = list(tune(app, "session", "tiny", "entropy(bits=3, seed=0)", SOFT))
     streams = [view[LIVE] for view in views]
     assert all(later.startswith(earlier) for earlier, later in pairwise(streams))
     head, *rows = lines(streams[-1])
@@ -79,19 +99,20 @@ def test_a_soft_run_streams_and_ends_with_its_result(app: AppContext) -> None:
 
 
 def test_a_hard_run_shows_ids_text_and_both_kls(app: AppContext) -> None:
-    final = last(tune(app, "session", "tiny", 'capture("I love")', *HARD))
+    final = last(tune(app, "session", "tiny", 'capture("I love")', HARD))
     ids = json.loads(re.search(r"data-ids='([^']+)'", final[RESULT])[1])  # type: ignore[index]
     assert len(ids) == 2 + len(app.pool.get("tiny").lm.bos_ids)
     assert final[RESULT].count("class='dpx-chip'") == len(ids)
     assert "re-encoded" in final[RESULT]
     assert "data-copy" in final[RESULT]
-    assert "target p" in final[SHARES]
+    parts = json.loads(final[MICROSCOPE])
+    told = [row["kl_nats"] for row in parts["below"] + parts["above"]]
+    assert sum(told) + parts["others"]["kl_nats"] == pytest.approx(parts["kl"], abs=1e-3)
+    assert {len(row["track"]) for row in parts["below"]} == {len(parts["steps"])}
 
 
 def test_a_hybrid_prompt_shows_its_fixed_text_its_ids_and_its_soft_tokens(app: AppContext) -> None:
-    final = last(
-        tune(app, "session", "tiny", "entropy(bits=3)", "hybrid", "fast", '"I love" soft*1 hard*1', 5, 1, 3, 0)
-    )
+    final = last(tune(app, "session", "tiny", "entropy(bits=3)", HYBRID))
     assert "Soft tokens are free vectors" in final[RESULT]
     lm = app.pool.get("tiny").lm
     exact = re.findall(r"is-exact'>.*?<small>(\d+)</small>", final[RESULT])
@@ -100,9 +121,8 @@ def test_a_hybrid_prompt_shows_its_fixed_text_its_ids_and_its_soft_tokens(app: A
 
 
 def test_stop_keeps_the_best_so_far_and_reaches_its_own_session_only(app: AppContext) -> None:
-    long = ("soft", "paper", "", 2, 1, 100_000, 0)
-    one = tune(app, "one", "tiny", "entropy(bits=3, seed=0)", *long)
-    two = tune(app, "two", "tiny", "entropy(bits=4, seed=0)", *long)
+    one = tune(app, "one", "tiny", "entropy(bits=3, seed=0)", LONG)
+    two = tune(app, "two", "tiny", "entropy(bits=4, seed=0)", LONG)
     for views in (one, two):
         while "data-step" not in next(views)[STATUS]:
             pass
@@ -115,7 +135,7 @@ def test_stop_keeps_the_best_so_far_and_reaches_its_own_session_only(app: AppCon
 
 
 def test_a_closed_generator_stops_its_run(app: AppContext) -> None:
-    config = make_config("soft", "paper", "", 2, 1, 100_000, 0)
+    config = make_config(LONG)
     views = start_run(app, "gone", "tiny", "entropy(bits=3)", config)
     next(views)
     run = app.sessions._runs["gone"]
@@ -132,17 +152,17 @@ def test_a_closed_generator_stops_its_run(app: AppContext) -> None:
         ("entropy(bits=99)", SOFT, "99 was asked for"),
         ("entropy(bit=3)", SOFT, "takes no `bit`"),
         ('file("/etc/passwd.csv")', SOFT, "uploaded files only"),
-        ("entropy(bits=3)", ("soft", "paper", "", 2, 0, 5, 0), "restarts is 0"),
-        ("entropy(bits=3)", ("soft", "paper", "", 2, None, 5, 0), "restarts is empty"),
-        ("entropy(bits=3)", ("soft", "paper", "", 2.5, 1, 5, 0), "length is 2.5"),
-        ("entropy(bits=3)", ("hybrid", "paper", "soft*", 2, 1, 5, 0), "Slots"),
-        ("entropy(bits=3)", ("soft", "paper", "", 50_000, 1, 5, 0), "."),
+        ("entropy(bits=3)", {**SOFT, "restarts": 0}, "restarts is 0"),
+        ("entropy(bits=3)", {**SOFT, "restarts": None}, "restarts is empty"),
+        ("entropy(bits=3)", {**SOFT, "length": 2.5}, "length is 2.5"),
+        ("entropy(bits=3)", {**SOFT, "method": "hybrid", "slots": "soft*"}, "Slots"),
+        ("entropy(bits=3)", {**SOFT, "length": 50_000}, "at most"),
     ],
 )
 def test_what_cannot_run_is_one_sentence_and_tune_works_again(
-    app: AppContext, recipe: str, settings: tuple, words: str
+    app: AppContext, recipe: str, settings: dict[str, Any], words: str
 ) -> None:
-    (final,) = tune(app, "session", "tiny", recipe, *settings)
+    (final,) = tune(app, "session", "tiny", recipe, settings)
     assert "is-error" in final[STATUS]
     assert words in final[STATUS]
     assert final[TUNE]["interactive"] is True
@@ -150,18 +170,62 @@ def test_what_cannot_run_is_one_sentence_and_tune_works_again(
 
 def test_no_traceback_ever_reaches_the_page(app: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AppContext, "target", lambda *_: 1 / 0)
-    (final,) = tune(app, "session", "tiny", "entropy(bits=3)", *SOFT)
+    (final,) = tune(app, "session", "tiny", "entropy(bits=3)", SOFT)
     assert INTERNAL_ERROR in final[STATUS]
     assert "Zero" not in final[STATUS]
     assert INTERNAL_ERROR in show_target(app, "tiny", "entropy(bits=3)")["problem"]
 
 
-def test_presets_fill_the_numbers() -> None:
-    assert apply_preset("paper")[1:] == [5, 5, 500]
-    assert apply_preset("paper")[0]["value"] == "paper"
+def test_presets_fill_every_setting_that_is_not_the_question() -> None:
+    filled = dict(zip(("preset", *PRESET_FIELDS), apply_preset("fast"), strict=True))
+    assert filled["preset"]["value"] == "fast"
+    for name in PRESETS:
+        assert make_config({"method": "soft", **preset_values(name)}) == TuneConfig.preset(name, method="soft")
     assert mark_changed("fast")["value"] == mark_changed("fast" + CHANGED)["value"] == "fast" + CHANGED
-    assert make_config("hard", "fast" + CHANGED, "", 5, 1, 30, 0).hard_rule == "search"
-    assert make_config("soft", "paper", "", 5, 5, 500, 0).patience == 20
+
+
+def test_every_setting_survives_its_control() -> None:
+    config = TuneConfig(
+        method="hybrid",
+        slots='"Q:" soft*2 hard*1',
+        init="text",
+        init_text="as it were",
+        allow=(" yes", 42, 'a "b"'),
+        forbid=(" no",),
+        patience=None,
+        evaluations=900,
+        chat=True,
+        learning_rate=1.0,
+    )
+    assert make_config(control_values(config)) == config
+    assert make_config(control_values(TuneConfig())) == TuneConfig()
+
+
+@pytest.mark.parametrize("name", ADVANCED)
+def test_every_advanced_setting_says_what_it_does_and_what_the_paper_takes(name: str) -> None:
+    control: Any = build_control(name)
+    assert KNOBS[name].text in control.info
+    assert "aper" in control.info.removeprefix(KNOBS[name].text)
+    assert from_control(name, control.value) == getattr(TuneConfig(), name)
+
+
+@given(
+    st.lists(
+        st.builds(Slot, kind=st.just("text"), text=st.text(st.characters(exclude_categories=["Cs"]), max_size=9))
+        | st.builds(Slot, kind=st.sampled_from(["soft", "hard"]), count=st.integers(1, 9)),
+        max_size=5,
+    ).map(lambda slots: Slots((*slots, Slot("soft"))))
+)
+def test_slots_are_the_same_as_chips_and_as_text(slots: Slots) -> None:
+    assert line_of(json.loads(chips_of(str(slots)))) == str(slots)
+
+
+@pytest.mark.parametrize(
+    "chips", [[], None, [{"kind": "soft"}], [{"kind": "text", "text": "a"}], [{"kind": "x"}], "no"]
+)
+def test_chips_that_are_no_slots_are_one_sentence(chips: Any) -> None:
+    with pytest.raises(InputError):
+        line_of(chips)
 
 
 # The target designer.
@@ -242,7 +306,7 @@ def test_a_target_that_the_model_says_itself_has_no_floor_to_speak_of(app: AppCo
 
 def test_a_run_is_a_rung_of_its_own_target_and_session_only(app: AppContext) -> None:
     recipe = "entropy(bits=5, seed=0)"
-    for _ in start_run(app, "climber", "tiny", recipe, make_config(*HARD)):
+    for _ in start_run(app, "climber", "tiny", recipe, make_config(HARD)):
         pass
     ladder = floors_of(app, recipe, "climber")[1]
     assert "best hard" in ladder
@@ -256,7 +320,7 @@ def test_a_run_is_a_rung_of_its_own_target_and_session_only(app: AppContext) -> 
 def test_a_known_floor_is_a_line_across_the_run(app: AppContext) -> None:
     recipe = "entropy(bits=5, seed=0)"
     floors_of(app, recipe)
-    *_, final = start_run(app, "lines", "tiny", recipe, make_config(*SOFT))
+    *_, final = start_run(app, "lines", "tiny", recipe, make_config(SOFT))
     (marks,) = [row for row in lines(final.live) if isinstance(row, dict) and "floor" in row]
     assert final.result is not None
     assert 0 < marks["floor"] <= marks["head"] + 1e-6
@@ -270,7 +334,7 @@ def test_a_model_without_a_floor_says_why_and_tunes_all_the_same(tiny_lm: Callab
     told, ladder, why = floors_of(app, "entropy(bits=3)")
     assert "No floor here" in told
     assert (ladder, why) == ("", "")
-    *_, final = start_run(app, "s", "tiny", "entropy(bits=3)", make_config(*SOFT))
+    *_, final = start_run(app, "s", "tiny", "entropy(bits=3)", make_config(SOFT))
     assert final.result is not None
     app.close()
 
@@ -361,12 +425,11 @@ def test_a_prompt_full_of_markup_is_escaped_everywhere(app: AppContext) -> None:
     evil = "'\"><img src=x onerror=alert(1)>"
     lm = SimpleNamespace(token_text=lambda _: evil)
     entry = app.pool.get("tiny")
-    *_, final = start_run(app, "s", "tiny", "entropy(bits=2)", make_config(*HARD))
+    *_, final = start_run(app, "s", "tiny", "entropy(bits=2)", make_config(HARD))
     assert final.result is not None
     object.__setattr__(final.result, "prompt_text", evil)
     target = app.target("tiny", "entropy(bits=2)")
-    for html in (result_html(lm, target, final.result), shares_html(lm, target, final.result)):  # type: ignore[arg-type]
-        assert "<img" not in html
+    assert "<img" not in result_html(lm, target, final.result)  # type: ignore[arg-type]
     assert entry.lm.vocab_size == target.vocab_size
 
 

@@ -11,18 +11,19 @@ import gradio as gr
 from dpexplore.ui.context import AppContext
 from dpexplore.ui.floor_panel import build_floor_card, build_why_card, wire_floor_panel
 from dpexplore.ui.markup import message
+from dpexplore.ui.microscope import MICROSCOPE_EMPTY
 from dpexplore.ui.model_panel import ModelPanel, build_model_panel, use_model
 from dpexplore.ui.target_panel import TargetPanel, build_target_panel, entropy_limits, show_target, wire_target_panel
 from dpexplore.ui.tune_panel import (
     ResultPanel,
     TunePanel,
     achieved_chart,
-    build_result_panel,
+    build_result_card,
     build_tune_panel,
     live_chart,
     wire_tune_panel,
 )
-from dpexplore.ui.widgets import card_title, legend, segmented, view
+from dpexplore.ui.widgets import card_title, legend, microscope, segmented
 
 BY = [("by rank", "achieved-chart:by:rank"), ("by token", "achieved-chart:by:token")]
 
@@ -58,10 +59,13 @@ def _results() -> ResultPanel:
             switch = segmented("Order of tokens", BY, "switch", BY[0][1])
             card_title("Target and achieved", legend([("target", "target"), ("achieved", "achieved")]) + switch)
             ranks = achieved_chart()
-            shares = view(elem_id="shares")
         with gr.Column(elem_classes="dpx-card", elem_id="result-card", min_width=300):
             card_title("Result")
-            return build_result_panel(live, ranks, shares)
+            result, capsule = build_result_card()
+    with gr.Column(elem_classes="dpx-card", elem_id="microscope-card"):
+        card_title("Where the KL comes from", legend([("target", "target p"), ("achieved", "achieved q")]))
+        lens = microscope(MICROSCOPE_EMPTY, elem_id="microscope")
+    return ResultPanel(live, ranks, result, lens, capsule)
 
 
 def _wire_models(app: AppContext, demo: gr.Blocks, models: ModelPanel, target: TargetPanel, tuning: TunePanel) -> None:

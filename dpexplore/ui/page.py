@@ -10,7 +10,7 @@ from dpexplore.ui.about import build_about
 from dpexplore.ui.api import add_endpoints
 from dpexplore.ui.context import AppContext
 from dpexplore.ui.explore import build_explore
-from dpexplore.ui.theme import CHARTS_JS, PAGE_JS, PLOTLY_JS, css, theme
+from dpexplore.ui.theme import SCRIPTS, css, theme
 from dpexplore.ui.widgets import segmented, view
 
 UNITS = [("KL nats, H bits", "mixed"), ("nats", "nats"), ("bits", "bits")]
@@ -24,7 +24,7 @@ HEADER = (
 def build(app: AppContext | None = None) -> gr.Blocks:
     """The whole page. Models live in `app.pool`, runs in `app.sessions`; nothing is global."""
     app = app or AppContext()
-    gr.set_static_paths([PLOTLY_JS, CHARTS_JS, PAGE_JS])
+    gr.set_static_paths(list(SCRIPTS))
     with gr.Blocks(title="dpexplore", analytics_enabled=False, fill_width=True, delete_cache=(3600, 7200)) as demo:
         view(HEADER, elem_id="header")
         strip = view(live=True, elem_id="model-strip")

@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from dpexplore.models import LanguageModel
-from dpexplore.plots import TokenShare, token_shares
 from dpexplore.targets import Target
 from dpexplore.tuning import TuneResult
 from dpexplore.tuning.records import NearestToken
 from dpexplore.tuning.results import nearest_tokens
-from dpexplore.ui.markup import bar, probability, quantity, table, token
+from dpexplore.ui.markup import quantity, token
 
 STATUS_TEXT = {
     "converged": "converged: no restart improved any more",
@@ -26,32 +25,16 @@ STATUS_TEXT = {
 }
 EMPTY_RESULT = (
     "<p class='dpx-empty-card'>The prompt that is found appears here: its tokens, the text to copy, "
-    "and which tokens the remaining KL comes from. Set a target, then press <b>Tune</b>.</p>"
+    "how far it came. Press an example above, or set a target and press <b>Tune</b>.</p>"
 )
 
 
 def result_html(lm: LanguageModel, target: Target, result: TuneResult) -> str:
-    """Everything about the best prompt but the table of tokens."""
+    """Everything about the best prompt but its tokens under the microscope."""
     return (
         f"<div class='dpx-result' data-status='{result.status}' data-kl='{result.kl_nats:.6f}'>"
         f"{_headline(target, result)}{_prompt(lm, result)}{_spread(result)}</div>"
     )
-
-
-def shares_html(lm: LanguageModel, target: Target, result: TuneResult) -> str:
-    """The KL microscope: target against achieved, token by token."""
-    shares = token_shares(target.probs.numpy(), result.log_probs.numpy())
-    total = result.kl_nats if result.kl_nats > 0 else 1.0
-    top = max(max(share.target, share.achieved) for share in shares)
-    rows = [_share_row(lm, share, total, top) for share in shares]
-    headers = [
-        ("token", "is-token"),
-        ("target p", "is-num"),
-        ("", "is-bars"),
-        ("achieved q", "is-num"),
-        ("share of KL", "is-num"),
-    ]
-    return table(headers, rows, "Target against achieved, token by token")
 
 
 def capsule_file(result: TuneResult) -> str:
@@ -150,14 +133,3 @@ def _spread(result: TuneResult) -> str:
         f"{quantity(float(np.mean(values)), 'kl')}, worst {quantity(high, 'kl')}</span>"
         f"<div aria-hidden='true'>{dots}</div></div>"
     )
-
-
-def _share_row(lm: LanguageModel, share: TokenShare, total: float, top: float) -> list[str]:
-    bars = bar(share.target / top, "target") + bar(share.achieved / top, "achieved")
-    return [
-        token(lm.token_text(share.token_id)),
-        probability(share.target),
-        bars,
-        probability(share.achieved),
-        f"{100 * share.kl_nats / total:+.1f} %",
-    ]

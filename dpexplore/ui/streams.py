@@ -2,8 +2,9 @@
 
 First line: an object with `run`, the stream's name. The live chart then reads rows
 `[step, [KL in nats], [entropy in nats], best restart]` and objects with marks (`floor`, `head`, `end`);
-the rank chart reads frames `{"s": step, "k": KL in nats, "q": […], "t": […]}`, all kept for its scrubber. Probabilities travel as hundredths of
-their base-10 logarithm: two digits after the point are more than a picture shows, and short to send.
+the rank chart reads frames `{"s": step, "k": KL in nats, "q": […], "t": […]}` and keeps them for its
+scrubber. Probabilities travel as hundredths of their base-10 logarithm: two digits after the point are
+more than a picture shows, and short to send.
 """
 
 from __future__ import annotations

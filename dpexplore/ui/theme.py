@@ -13,8 +13,7 @@ from dpexplore.plots import COLOURS, DASHES
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 PLOTLY_JS = Path(plotly.__path__[0]) / "package_data" / "plotly.min.js"
-CHARTS_JS = ASSETS / "charts.js"
-PAGE_JS = ASSETS / "page.js"
+SCRIPTS = (PLOTLY_JS, *(ASSETS / f"{name}.js" for name in ("charts", "microscope", "slots", "page")))
 PAGE_CSS = ASSETS / "page.css"
 
 
@@ -95,9 +94,8 @@ def colour_css() -> str:
 
 def script_tags() -> str:
     """What charts and page need before they run; plotly.js comes from the installed plotly package."""
-    scripts = (PLOTLY_JS, CHARTS_JS, PAGE_JS)
     # The time of change in the address keeps a browser from running last week's script out of its cache.
-    return "".join(f'<script src="/gradio_api/file={path}?v={path.stat().st_mtime_ns}"></script>' for path in scripts)
+    return "".join(f'<script src="/gradio_api/file={path}?v={path.stat().st_mtime_ns}"></script>' for path in SCRIPTS)
 
 
 def css() -> str:

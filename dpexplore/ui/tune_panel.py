@@ -8,38 +8,42 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
-from dpexplore.errors import InputError
-from dpexplore.tuning import METHODS, PRESETS, TuneConfig
+from dpexplore.tuning import METHODS, PRESETS, TuneConfig, fig4_slots
 from dpexplore.ui.context import AppContext, sentence
 from dpexplore.ui.markup import message
-from dpexplore.ui.result_view import EMPTY_RESULT, capsule_file, result_html, shares_html
+from dpexplore.ui.microscope import microscope_json
+from dpexplore.ui.result_view import EMPTY_RESULT, capsule_file, result_html
+from dpexplore.ui.settings import (
+    ADVANCED,
+    PRESET_FIELDS,
+    apply_preset,
+    build_control,
+    chips_of,
+    line_of,
+    make_config,
+    mark_changed,
+)
 from dpexplore.ui.target_panel import QUIET
-from dpexplore.ui.watch import RunView, watch_run
-from dpexplore.ui.widgets import chart, legend, segmented, view
+from dpexplore.ui.watch import RunView
+from dpexplore.ui.widgets import SCRUBBER, chart, legend, segmented, slot_chips, view
 
-CHANGED = " *"
-"""Follows a preset's name once a number of it was changed; its rules stay."""
-PRESET_FIELDS = ("length", "restarts", "steps")
 DEFAULT_SLOTS = "soft*3 hard*2"
+FIG4 = "Fig. 4"
 
 
 @dataclass(frozen=True)
 class TunePanel:
-    method: gr.Radio
+    controls: dict[str, Component]
+    """Every setting's control, by the name of its field in `TuneConfig`."""
     preset: gr.Dropdown
-    slots: gr.Textbox
-    length: gr.Number
-    restarts: gr.Number
-    steps: gr.Number
-    seed: gr.Number
+    chips: gr.HTML
+    slots_row: gr.Row
+    fig4: gr.Dropdown
     tune: gr.Button
     stop: gr.Button
     status: gr.HTML
-
-    @property
-    def settings(self) -> list[Any]:
-        return [self.method, self.preset, self.slots, self.length, self.restarts, self.steps, self.seed]
 
 
 @dataclass(frozen=True)
@@ -47,48 +51,24 @@ class ResultPanel:
     live: gr.HTML
     ranks: gr.HTML
     result: gr.HTML
-    shares: gr.HTML
+    microscope: gr.HTML
     capsule: gr.DownloadButton
-
-
-def make_config(
-    method: str, preset: str, slots: str, length: float, restarts: float, steps: float, seed: float
-) -> TuneConfig:
-    """The controls' values as a config. InputError for what no run can have."""
-    numbers = {"length": length, "restarts": restarts, "steps": steps, "seed": seed}
-    for name, value in numbers.items():
-        if value is None:
-            raise InputError(f"{name} is empty; a whole number is needed.")
-    whole = {name: int(value) if value == int(value) else value for name, value in numbers.items()}
-    return TuneConfig.preset(
-        preset.removesuffix(CHANGED), method=method, slots=slots.strip() if method == "hybrid" else None, **whole
-    )
 
 
 def start_run(app: AppContext, session: str, model: str, recipe: str, config: TuneConfig) -> Generator[RunView]:
     """Submit a run for a session and follow it. InputError if it cannot begin."""
-    entry, target = app.pool.get(model), app.target(model, recipe)
-    run = entry.server.submit(target, config)
-    app.sessions.begin(session, run)
-    try:
-        with closing(watch_run(run, lambda: app.floors.marks(entry.lm, target))) as views:
-            for view in views:
-                if view.result is not None:
-                    app.sessions.note_result(session, model, target.recipe, view.result)
-                yield view
-    finally:
-        app.sessions.end(session, run)
+    yield from app.watch(session, app.begin(session, model, recipe, config))
 
 
-def tune(app: AppContext, session: str, model: str, recipe: str, *settings: Any) -> Iterator[list[Any]]:
-    """Values for (live, ranks, status, result, shares, capsule, tune, stop)."""
+def tune(app: AppContext, session: str, model: str, recipe: str, settings: dict[str, Any]) -> Iterator[list[Any]]:
+    """Values for (live, ranks, status, result, microscope, capsule, tune, stop); `settings` by name."""
     idle = [gr.update(interactive=True), gr.update(interactive=False)]
     busy = [gr.update(interactive=False), gr.update(interactive=True)]
     # The last result stays until there is something of the new run to show.
     nothing: list[Any] = [EMPTY_RESULT, "", gr.update(interactive=False)]
     stay: list[Any] = [gr.skip()] * 5
     try:
-        config = make_config(*settings)
+        config = make_config(settings)
         with closing(start_run(app, session, model, recipe, config)) as views:
             for view in views:
                 if view.result is None:
@@ -106,42 +86,54 @@ def _finished(app: AppContext, model: str, recipe: str, view: RunView) -> list[A
     assert view.result is not None
     entry = app.pool.get(model)
     target = app.target(model, recipe)
-    shown = result_html(entry.lm, target, view.result), shares_html(entry.lm, target, view.result)
+    shown = result_html(entry.lm, target, view.result), microscope_json(entry.lm, target, view.result, view.frames)
     return [*shown, gr.update(value=capsule_file(view.result), interactive=True)]
 
 
-def apply_preset(name: str) -> list[Any]:
-    """Values for (preset, *PRESET_FIELDS)."""
-    preset = PRESETS.get(name, {})
-    return [gr.update(choices=list(PRESETS), value=name), *(preset.get(field, gr.skip()) for field in PRESET_FIELDS)]
-
-
-def mark_changed(name: str) -> Any:
-    """A number of the preset was changed by hand."""
-    changed = name.removesuffix(CHANGED) + CHANGED
-    return gr.update(choices=[*PRESETS, changed], value=changed)
-
-
 def show_method(method: str) -> list[Any]:
-    """Hybrid asks for slots, the others for a number of tokens. Values for (slots, length)."""
+    """Hybrid asks for slots, the others for a number of tokens. Values for (slots row, length)."""
     return [gr.update(visible=method == "hybrid"), gr.update(visible=method != "hybrid")]
 
 
+def read_slots(line: str) -> list[Any]:
+    """The line of slots was edited. Values for (chips, status)."""
+    try:
+        return [chips_of(line), ""]
+    except Exception as error:
+        return [gr.skip(), message(sentence(error), "error")]
+
+
+def read_chips(chips: Any) -> list[Any]:
+    """The chips were edited. Values for (slots, status)."""
+    try:
+        return [line_of(chips), ""]
+    except Exception as error:
+        return [gr.skip(), message(sentence(error), "error")]
+
+
 def build_tune_panel() -> TunePanel:
-    paper = PRESETS["paper"]
+    paper = TuneConfig()
     number: dict[str, Any] = {"precision": 0, "scale": 1, "min_width": 66}
+    controls: dict[str, Component] = {}
     with gr.Row(elem_classes="dpx-inline", elem_id="tune-row"):
-        method = gr.Radio(list(METHODS), value="soft", label="Method", elem_id="method", scale=3, min_width=214)
-        slots = gr.Textbox(DEFAULT_SLOTS, label="Slots", visible=False, elem_id="slots", scale=2, min_width=130)
-        length = gr.Number(paper["length"], label="Tokens", minimum=1, elem_id="length", **number)
-        restarts = gr.Number(paper["restarts"], label="Restarts", minimum=1, elem_id="restarts", **number)
-        steps = gr.Number(paper["steps"], label="Steps", minimum=1, elem_id="steps", **number)
-        seed = gr.Number(0, label="Seed", minimum=0, elem_id="seed", **number)
-        preset = gr.Dropdown(list(PRESETS), value="paper", label="Preset", elem_id="preset", scale=1, min_width=100)
+        controls["method"] = gr.Radio(
+            list(METHODS), value="soft", label="Method", elem_id="method", scale=3, min_width=214
+        )
+        for name, label in (("length", "Tokens"), ("restarts", "Restarts"), ("steps", "Steps"), ("seed", "Seed")):
+            least = 0 if name == "seed" else 1
+            controls[name] = gr.Number(getattr(paper, name), label=label, minimum=least, elem_id=name, **number)
+        preset = gr.Dropdown(list(PRESETS), value="paper", label="Preset", elem_id="preset", scale=1, min_width=118)
         go = gr.Button("Tune", variant="primary", interactive=False, elem_id="tune", scale=1, min_width=104)
         halt = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop", scale=0, min_width=72)
+    with gr.Row(elem_classes="dpx-inline", elem_id="slots-row", visible=False) as row:
+        chips = slot_chips(chips_of(DEFAULT_SLOTS), elem_id="slot-chips", min_width=220)
+        controls["slots"] = gr.Textbox(DEFAULT_SLOTS, label="Slots", elem_id="slots", scale=1, min_width=150)
+        choices = [(f"{soft} soft, {5 - soft} hard", line) for soft, line in enumerate(fig4_slots())]
+        fig4 = gr.Dropdown(choices, value=None, label=FIG4, elem_id="fig4", scale=0, min_width=140)
     status = view(message("The model is being prepared.", "info"), live=True, elem_id="status")
-    return TunePanel(method, preset, slots, length, restarts, steps, seed, go, halt, status)
+    with gr.Accordion("Advanced", open=False, elem_id="advanced"), gr.Row(elem_id="knobs"):
+        controls |= {name: build_control(name) for name in ADVANCED}
+    return TunePanel(controls, preset, chips, row, fig4, go, halt, status)
 
 
 LIVE_LEGEND = [("achieved", "best restart"), ("restart", "others")]
@@ -160,20 +152,21 @@ def live_chart() -> gr.HTML:
 
 def achieved_chart() -> gr.HTML:
     empty = "Press Tune: what the prompt achieves is laid over the target here."
-    return chart("ranks", [("dpx-ranks", "")], empty, elem_id="achieved-chart")
+    return chart("ranks", [("dpx-ranks", "")], empty, under=SCRUBBER, elem_id="achieved-chart")
 
 
-def build_result_panel(live: gr.HTML, ranks: gr.HTML, shares: gr.HTML) -> ResultPanel:
+def build_result_card() -> tuple[gr.HTML, gr.DownloadButton]:
     result = view(EMPTY_RESULT, elem_id="result")
-    capsule = gr.DownloadButton("Download capsule (JSON)", interactive=False, elem_id="capsule", size="sm")
-    return ResultPanel(live, ranks, result, shares, capsule)
+    return result, gr.DownloadButton("Download capsule (JSON)", interactive=False, elem_id="capsule", size="sm")
 
 
 def wire_tune_panel(
     app: AppContext, demo: gr.Blocks, panel: TunePanel, shown: ResultPanel, model: gr.State, recipe: gr.Textbox
 ) -> None:
+    names = list(panel.controls)
+
     def run(request: gr.Request, model: str, recipe: str, *settings: Any) -> Iterator[list[Any]]:
-        yield from tune(app, request.session_hash or "", model, recipe, *settings)
+        yield from tune(app, request.session_hash or "", model, recipe, dict(zip(names, settings, strict=True)))
 
     def halt(request: gr.Request) -> None:
         app.sessions.stop(request.session_hash or "")
@@ -181,19 +174,32 @@ def wire_tune_panel(
     def leave(request: gr.Request) -> None:
         app.sessions.close(request.session_hash or "")
 
-    outputs = [shown.live, shown.ranks, panel.status, shown.result, shown.shares, shown.capsule, panel.tune, panel.stop]
+    outputs = [
+        *(shown.live, shown.ranks, panel.status, shown.result, shown.microscope, shown.capsule),
+        *(panel.tune, panel.stop),
+    ]
     panel.tune.click(
         run,
-        [model, recipe, *panel.settings],
+        [model, recipe, *panel.controls.values()],
         outputs,
         show_progress="hidden",
         concurrency_limit=None,
         api_visibility="private",
     )
     panel.stop.click(halt, None, None, queue=False, api_visibility="private")
-    panel.preset.input(apply_preset, panel.preset, [panel.preset, panel.length, panel.restarts, panel.steps], **QUIET)
-    gr.on(
-        [panel.length.input, panel.restarts.input, panel.steps.input], mark_changed, panel.preset, panel.preset, **QUIET
-    )
-    panel.method.input(show_method, panel.method, [panel.slots, panel.length], **QUIET)
     demo.unload(leave)
+    _wire_settings(panel)
+
+
+def _wire_settings(panel: TunePanel) -> None:
+    control: dict[str, Any] = panel.controls
+    panel.preset.input(apply_preset, panel.preset, [panel.preset, *(control[name] for name in PRESET_FIELDS)], **QUIET)
+    gr.on([control[name].input for name in PRESET_FIELDS], mark_changed, panel.preset, panel.preset, **QUIET)
+    control["method"].change(show_method, control["method"], [panel.slots_row, control["length"]], **QUIET)
+
+    def from_chips(event: gr.EventData) -> list[Any]:
+        return read_chips(event._data["items"])
+
+    panel.chips.input(from_chips, None, [control["slots"], panel.status], **QUIET)  # type: ignore[attr-defined]
+    control["slots"].change(read_slots, control["slots"], [panel.chips, panel.status], **QUIET)
+    panel.fig4.input(lambda line: line, panel.fig4, control["slots"], **QUIET)

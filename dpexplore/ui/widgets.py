@@ -13,6 +13,10 @@ _MOUNT = "window.dpxCharts.mount(element, props, watch);"
 
 _SLIDERS = "window.dpxSliders(element, props, watch, (data) => trigger('input', data));"
 
+_SLOTS = "window.dpxSlots(element, props, watch, (data) => trigger('input', data));"
+
+_MICROSCOPE = "window.dpxMicroscope(element, props, watch);"
+
 _SHOW = """
 const root = element.querySelector('.dpx-view');
 const show = () => { root.innerHTML = props.value || ''; };
@@ -38,12 +42,29 @@ def sliders(**settings: Any) -> gr.HTML:
     )
 
 
-def chart(kind: str, panes: list[tuple[str, str]], empty: str, **settings: Any) -> gr.HTML:
+def slot_chips(value: str, **settings: Any) -> gr.HTML:
+    """A prompt's slots as chips to edit; its `input` event tells `items`, as `dpexplore.ui.settings` reads them."""
+    template = "<div class='dpx-slots'></div>"
+    return gr.HTML(
+        value, html_template=template, js_on_load=_SLOTS, head=script_tags(), apply_default_css=False, **settings
+    )
+
+
+def microscope(empty: str, **settings: Any) -> gr.HTML:
+    """Tokens that a divergence comes from, to follow through the run; see `dpexplore.ui.microscope` for the value."""
+    template = f"<div class='dpx-microscope is-empty'><p class='dpx-empty-card'>{escape(empty)}</p></div>"
+    return gr.HTML(
+        "", html_template=template, js_on_load=_MICROSCOPE, head=script_tags(), apply_default_css=False, **settings
+    )
+
+
+def chart(kind: str, panes: list[tuple[str, str]], empty: str, *, under: str = "", **settings: Any) -> gr.HTML:
     """A chart whose value is newline-delimited JSON; see `dpexplore.ui.streams` for the lines.
 
     `kind` is what assets/charts.js calls it; `panes` are (class of the plot, its caption as HTML);
-    `empty` is the sentence shown while there is nothing to draw. (Functions, not subclasses of `gr.HTML`:
-    Gradio writes a .pyi file beside every module that defines a component class.)
+    `empty` is the sentence shown while there is nothing to draw, `under` HTML below the plots.
+    (Functions, not subclasses of `gr.HTML`: Gradio writes a .pyi file beside every module that defines a component
+    class.)
     """
     plots = "".join(
         f"<figure class='dpx-pane'><figcaption>{caption}</figcaption><div class='{name}'></div></figure>"
@@ -53,11 +74,18 @@ def chart(kind: str, panes: list[tuple[str, str]], empty: str, **settings: Any) 
     )
     template = (
         f"<div class='dpx-chart is-empty' data-chart='{kind}' data-points='0'>{plots}"
-        f"<p class='dpx-empty'>{escape(empty)}</p></div>"
+        f"<p class='dpx-empty'>{escape(empty)}</p>{under}</div>"
     )
     return gr.HTML(
         "", html_template=template, js_on_load=_MOUNT, head=script_tags(), apply_default_css=False, **settings
     )
+
+
+SCRUBBER = (
+    "<div class='dpx-scrub' hidden><button type='button' aria-label='Play the run again'>▶</button>"
+    "<input type='range' min='0' max='0' value='0' aria-label='Recorded step'><output></output></div>"
+)
+"""Takes a rank chart back to any recorded step; assets/charts.js moves it."""
 
 
 def segmented(label: str, options: list[tuple[str, str]], attribute: str, pressed: str) -> str:
