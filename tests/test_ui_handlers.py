@@ -63,7 +63,7 @@ def app(tiny_lm: Callable[[str], LanguageModel]) -> Iterator[AppContext]:
         progress("Reading the weights", 0.5)
         return lm
 
-    context = AppContext(pool=ModelPool(loader), model="tiny")
+    context = AppContext(pool=ModelPool(loader), model="tiny", grace_seconds=0.2)
     context.pool.load("tiny")
     yield context
     context.close()
@@ -130,7 +130,7 @@ def test_stop_keeps_the_best_so_far_and_reaches_its_own_session_only(app: AppCon
     assert "data-status='cancelled'" in last(one)[RESULT]
     assert "data-step" in next(two)[STATUS]
     assert not app.sessions.stop("one")
-    app.sessions.close("two")
+    assert app.sessions.stop("two")
     assert "data-status='cancelled'" in last(two)[RESULT]
 
 
@@ -138,7 +138,9 @@ def test_a_closed_generator_stops_its_run(app: AppContext) -> None:
     config = make_config(LONG)
     views = start_run(app, "gone", "tiny", "entropy(bits=3)", config)
     next(views)
-    run = app.sessions._runs["gone"]
+    live = app.sessions.current("gone")
+    assert live is not None
+    run = live.run
     views.close()  # type: ignore[attr-defined]
     assert run.wait(20) or run.finished
     while not run.finished:

@@ -107,9 +107,8 @@ def interrupted_capsule(
     What only the end of a run measures is missing; `replay.restore` measures it.
     """
     restarts = head["config"]["restarts"]
-    reached = [
-        min((row[i] for row in kl_nats if i < len(row) and row[i] is not None), default=None) for i in range(restarts)
-    ]
+    columns = [[row[i] for row in kl_nats if i < len(row)] for i in range(restarts)]
+    reached = [min((kl for kl in column if kl is not None), default=None) for column in columns]
     soft = best["embeds"] is not None
     record = {key: value for key, value in best.items() if key != "restart"}
     return {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,13 +12,17 @@ from gradio.utils import get_upload_folder
 
 from dpexplore.errors import InputError
 from dpexplore.models import DEFAULT_MODEL, LanguageModel
+from dpexplore.models.default_model import cache_folder
 from dpexplore.space import VisitorRules
 from dpexplore.targets import Target, parse_recipe
 from dpexplore.tuning import TuneConfig
+from dpexplore.tuning.capsule import describe_run
 from dpexplore.ui.floors import Floors
+from dpexplore.ui.journal import Journal, new_run_id
 from dpexplore.ui.model_pool import INTERNAL_ERROR, ModelPool
 from dpexplore.ui.recipes import check_files
 from dpexplore.ui.sessions import Sessions
+from dpexplore.ui.watch import LiveRun, RunView
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +32,9 @@ class AppContext:
     pool: ModelPool = field(default_factory=ModelPool)
     sessions: Sessions = field(default_factory=Sessions)
     floors: Floors = field(default_factory=Floors)
+    journal: Journal = field(default_factory=lambda: Journal(cache_folder() / "runs"))
+    grace_seconds: float = 15.0
+    """How long a run goes on when its page is closed or reloaded."""
     model: str = DEFAULT_MODEL
     """The model that a page begins with."""
     rules: VisitorRules | None = None
@@ -48,6 +57,44 @@ class AppContext:
         self.pool.make_room(self.rules.spare_bytes)
         self.rules.check_room(self.pool.running)
         return self.rules.bounded(lm, config)
+
+    def begin(
+        self,
+        session: str,
+        model: str,
+        recipe_text: str,
+        config: TuneConfig,
+        *,
+        keep_running: bool = False,
+        grace_seconds: float | None = None,
+    ) -> LiveRun:
+        """Begin a run for a session. InputError if it cannot be.
+
+        It stops when nobody has looked at it for `grace_seconds` (None: the server's), unless `keep_running`.
+        """
+        entry, target = self.pool.get(model), self.target(model, recipe_text)
+        run = entry.server.submit(target, self.admit(entry.lm, config), owner=session)
+        run_id = new_run_id()
+        live = LiveRun(
+            run_id,
+            model,
+            run,
+            self.journal.open(run_id, model, describe_run(run)),
+            marks=lambda: self.floors.marks(entry.lm, target),
+            grace=self.grace_seconds if grace_seconds is None else grace_seconds,
+        )
+        live.keep_running = keep_running
+        self.sessions.begin(session, live)
+        live.start(self.sessions.end)
+        return live
+
+    def watch(self, session: str, live: LiveRun) -> Generator[RunView]:
+        """What a session sees of a run, until it has ended; closing the iterator means looking away."""
+        with closing(live.views()) as views:
+            for view in views:
+                if view.result is not None:
+                    self.sessions.note_result(session, live.model, live.run.target.recipe, view.result)
+                yield view
 
     def close(self) -> None:
         """Let go of models and threads."""

@@ -5,28 +5,45 @@ from __future__ import annotations
 import math
 import threading
 
-from dpexplore.tuning import Run, TuneResult
+from dpexplore.tuning import TuneResult
+from dpexplore.ui.watch import LiveRun
 
 
 class Sessions:
-    """The latest run of each session: a new run replaces, and stops, the one before.
+    """The run that each session sees, and all runs by their ids. A new run of a session stops the one it began before.
 
     And whose turn it is at the target: of several answers on their way to one page only the one to
     the latest question may arrive. And the session's best results, as rungs of the gap ladder.
     """
 
     def __init__(self) -> None:
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[str, LiveRun] = {}
+        self._began: dict[str, LiveRun] = {}
+        self._by_id: dict[str, LiveRun] = {}
         self._turns: dict[str, int] = {}
         self._tuned: dict[str, dict[tuple[str, str], dict[str, float]]] = {}
         self._gate = threading.Lock()
 
-    def begin(self, session: str, run: Run) -> None:
+    def begin(self, session: str, live: LiveRun) -> None:
+        """The session has begun a run: it sees this one now, and the one that it began before stops."""
         with self._gate:
-            before = self._runs.get(session)
-            self._runs[session] = run
+            before = self._began.get(session)
+            self._runs[session] = self._began[session] = self._by_id[live.id] = live
         if before is not None:
             before.cancel()
+
+    def join(self, session: str, run_id: str) -> LiveRun | None:
+        """Let a session see a run that moves, by its id; None if there is none."""
+        with self._gate:
+            live = self._by_id.get(run_id)
+            if live is not None:
+                self._runs[session] = live
+            return live
+
+    def current(self, session: str) -> LiveRun | None:
+        """The run that the session sees, while it moves."""
+        with self._gate:
+            return self._runs.get(session)
 
     def note_result(self, session: str, model: str, recipe: str, result: TuneResult) -> None:
         """A run's KL becomes a rung of the gap ladder if it is the session's best of its method for this target."""
@@ -58,25 +75,29 @@ class Sessions:
             return self._turns.get(session) == turn
 
     def stop(self, session: str) -> bool:
-        """Ask the session's run to stop within a step; whether there was one running."""
-        with self._gate:
-            run = self._runs.get(session)
-        if run is None or run.finished:
+        """Ask the run that the session sees to stop within a step; whether there was one running."""
+        live = self.current(session)
+        if live is None or live.ended:
             return False
-        run.cancel()
+        live.cancel()
         return True
 
-    def end(self, session: str, run: Run) -> None:
-        """Forget a finished run, unless another one has begun since."""
+    def keep_running(self, session: str, keep: bool) -> None:
+        """Whether the run that the session sees goes on when nobody looks."""
+        live = self.current(session)
+        if live is not None:
+            live.keep_running = keep
+
+    def end(self, live: LiveRun) -> None:
+        """Forget a run that has ended: from now on its journal tells of it."""
         with self._gate:
-            if self._runs.get(session) is run:
-                del self._runs[session]
+            self._by_id.pop(live.id, None)
+            for seen in (self._runs, self._began):
+                for session in [session for session, run in seen.items() if run is live]:
+                    del seen[session]
 
     def close(self, session: str) -> None:
-        """The page was closed: stop its run and forget it."""
+        """The page was closed: forget it. Its run has its time of grace."""
         with self._gate:
-            run = self._runs.pop(session, None)
-            self._turns.pop(session, None)
-            self._tuned.pop(session, None)
-        if run is not None:
-            run.cancel()
+            for kept in (self._runs, self._began, self._turns, self._tuned):
+                kept.pop(session, None)

@@ -1,17 +1,23 @@
-"""A run seen from the page: what to show while it moves, what when it has ended."""
+"""A run seen from the page: what to show while it moves, what when it has ended. It outlives the page that began it."""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
-import uuid
 from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 from dpexplore.errors import InputError
-from dpexplore.tuning import Run, TuneResult, TuneStep
+from dpexplore.models import LanguageModel
+from dpexplore.targets import Target
+from dpexplore.tuning import Run, TuneResult, TuneStep, restore
+from dpexplore.tuning.capsule import describe_best
 from dpexplore.ui.frames import Frames
+from dpexplore.ui.journal import Record, RunFile
 from dpexplore.ui.markup import message, quantity
 from dpexplore.ui.model_pool import INTERNAL_ERROR
 from dpexplore.ui.streams import LiveStream, RankStream
@@ -24,6 +30,10 @@ FRAME_SECONDS = 0.5
 """The achieved distribution is sent at most this often,"""
 FRAMES_BEFORE_SLOWING = 40
 """and half as often after every so many: the page keeps them all."""
+JOURNAL_SECONDS = 0.8
+"""The journal follows the run this closely."""
+FIRST_LOOK_SECONDS = 15.0
+"""A run that nobody has looked at yet is given so long."""
 
 Marks = Callable[[], dict[str, float | None] | None]
 
@@ -46,79 +56,212 @@ class RunView:
     """With the result: what the run said on its way."""
 
 
-def watch_run(run: Run, marks: Marks = lambda: None) -> Generator[RunView]:
-    """Views of a served run until it has ended; closing the iterator stops the run.
+class LiveRun:
+    """A run on the server. A thread of its own follows it, journals it, and stops it when nobody looks for long."""
 
-    `marks` is asked for the lines across the KL chart (`floor`, `head`, in nats) until it has them.
-    """
-    name = uuid.uuid4().hex[:12]
-    live = LiveStream(name, run.config.restarts, run.config.steps, run.target.entropy_nats)
-    ranks = RankStream(name, run.target.probs.numpy(), run.lm.token_text)
-    frames = Frames(run.lm.vocab_size)
-    latest: TuneStep | None = None
-    seen, shown_best, last_frame, marked = 0, float("inf"), -FRAME_SECONDS, False
-    try:
-        while True:
-            run.wait(UPDATE_SECONDS, seen)
-            ended = run.finished
-            steps = run.steps_since(seen)
-            for step in steps:
-                live.add_step(step.step, step.kl_nats, step.entropy_nats, step.best_restart)
-            seen += len(steps)
-            best = run.best_log_probs()
-            pause = FRAME_SECONDS * 2 ** (ranks.frames // FRAMES_BEFORE_SLOWING)
-            due = ended or time.monotonic() - last_frame >= pause
-            if best is not None and steps and due and steps[-1].best_kl_nats < shown_best:
-                shown_best, last_frame = steps[-1].best_kl_nats, time.monotonic()
-                ranks.add_frame(steps[-1].step, best.numpy(), shown_best)
-                frames.add(steps[-1].step, best.numpy())
-            if not marked and (lines := marks()) is not None:
-                marked = True
-                live.mark(**lines)
-            if ended:
-                break
-            latest = steps[-1] if steps else latest
-            yield RunView(live.text, ranks.text, status_line(run, latest), latest)
-            time.sleep(UPDATE_SECONDS / 2 if steps else 0)
-        yield _last_view(run, live, ranks, frames)
-    finally:
-        run.cancel()
+    def __init__(
+        self, run_id: str, model: str, run: Run, file: RunFile | None, marks: Marks = lambda: None, grace: float = 0.0
+    ) -> None:
+        """`marks` is asked for the lines across the KL chart (`floor`, `head`, in nats) until it has them; `grace` is
+        how many seconds the run goes on when nobody looks at it."""
+        self.id, self.model, self.run = run_id, model, run
+        self.keep_running = False
+        """Whether it goes on however long nobody looks."""
+        self._file, self._marks, self._grace = file, marks, grace
+        self._live = LiveStream(run_id, run.config.restarts, run.config.steps, run.target.entropy_nats)
+        self._ranks = RankStream(run_id, run.target.probs.numpy(), run.lm.token_text)
+        self._frames = Frames(run.lm.vocab_size)
+        self._seen, self._latest, self._marked = 0, None, False
+        self._shown_best, self._last_frame = float("inf"), -FRAME_SECONDS
+        self._journaled, self._written, self._noted_best = 0.0, [0, 0], float("inf")
+        self._viewers, self._looked, self._alone_since = 0, False, time.monotonic()
+        self._last: RunView | None = None
+        self._changed = threading.Condition()
+
+    def start(self, ended: Callable[[LiveRun], None] = lambda _live: None) -> None:
+        """Begin to follow the run; `ended` is called once its result, if it has one, can be seen and is journaled."""
+        threading.Thread(target=self._follow, args=(ended,), name=f"run {self.id[:6]}", daemon=True).start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether its result, if it has one, can be seen."""
+        return self._last is not None
+
+    def views(self) -> Generator[RunView]:
+        """What to show, as it changes, until the run has ended. Closing the iterator means looking away."""
+        with self._looking():
+            while self._last is None:
+                with self._changed:
+                    self._changed.wait(2 * UPDATE_SECONDS)
+                if self._last is None:
+                    yield RunView(self._live.text, self._ranks.text, status_line(self.run, self._latest), self._latest)
+                    time.sleep(UPDATE_SECONDS / 2)
+            yield self._last
+
+    def cancel(self) -> None:
+        """Stop within a step and keep the best so far."""
+        self.run.cancel()
+
+    @contextmanager
+    def _looking(self) -> Generator[None]:
+        with self._changed:
+            self._viewers, self._looked = self._viewers + 1, True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._viewers -= 1
+                self._alone_since = time.monotonic()
+
+    # The run's own thread.
+
+    def _follow(self, ended: Callable[[LiveRun], None]) -> None:
+        try:
+            while not self.run.finished:
+                self.run.wait(UPDATE_SECONDS, self._seen)
+                self._catch_up()
+                self._mind_grace()
+                time.sleep(UPDATE_SECONDS / 2)
+            self._catch_up()
+            last = self._last_view()
+        except Exception:
+            logger.exception("following a run failed")
+            self.run.cancel()
+            last = RunView(self._live.text, self._ranks.text, message(INTERNAL_ERROR, "error"))
+            self._end_journal(None, INTERNAL_ERROR)
+        with self._changed:
+            self._last = last
+            self._changed.notify_all()
+        ended(self)
+
+    def _catch_up(self) -> None:
+        """Bring streams, frames and journal to where the run stands."""
+        ended, steps = self.run.finished, self.run.steps_since(self._seen)
+        for step in steps:
+            self._live.add_step(step.step, step.kl_nats, step.entropy_nats, step.best_restart)
+        self._seen += len(steps)
+        if steps:
+            self._latest = steps[-1]
+            self._add_frame(steps[-1], ended)
+        if not self._marked and (lines := self._marks()) is not None:
+            self._marked = True
+            self._live.mark(**lines)
+        if ended or time.monotonic() - self._journaled >= JOURNAL_SECONDS:
+            self._write_journal()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _add_frame(self, step: TuneStep, ended: bool) -> None:
+        pause = FRAME_SECONDS * 2 ** (self._ranks.frames // FRAMES_BEFORE_SLOWING)
+        due = ended or time.monotonic() - self._last_frame >= pause
+        best = self.run.best_log_probs() if due and step.best_kl_nats < self._shown_best else None
+        if best is not None:
+            self._shown_best, self._last_frame = step.best_kl_nats, time.monotonic()
+            self._ranks.add_frame(step.step, best.numpy(), step.best_kl_nats)
+            self._frames.add(step.step, best.numpy())
+
+    def _write_journal(self) -> None:
+        self._journaled = time.monotonic()
+        if self._file is None:
+            return
+        best = describe_best(self.run)
+        if best is not None and best["loss"] < self._noted_best:
+            self._noted_best = best["loss"]
+        else:
+            best = None
+        texts = self._live.text, self._ranks.text
+        self._file.update(texts[0][self._written[0] :], texts[1][self._written[1] :], best)
+        self._written = [len(text) for text in texts]
+
+    def _end_journal(self, capsule: dict[str, Any] | None, error: str | None) -> None:
+        if self._file is not None:
+            self._write_journal()
+            self._file.end(capsule, error)
+
+    def _mind_grace(self) -> None:
+        """Stop a run that nobody has looked at for longer than its time of grace."""
+        grace = self._grace if self._looked else max(self._grace, FIRST_LOOK_SECONDS)
+        with self._changed:
+            alone = not self._viewers and time.monotonic() - self._alone_since > grace
+        if alone and not self.keep_running:
+            self.run.cancel()
+
+    def _last_view(self) -> RunView:
+        try:
+            result = self.run.result
+        except InputError as error:
+            self._end_journal(None, str(error))
+            return RunView(self._live.text, self._ranks.text, message(str(error), "error"))
+        self._live.mark(end=result.status)
+        self._ranks.add_frame(result.steps, result.log_probs.numpy(), result.kl_nats)
+        self._frames.add(result.steps, result.log_probs.numpy(), last=True)
+        self._end_journal(result.capsule, None)
+        line = ended_line(result, self.run.target.recipe)
+        return RunView(self._live.text, self._ranks.text, line, self._latest, result, self._frames)
 
 
-def _last_view(run: Run, live: LiveStream, ranks: RankStream, frames: Frames) -> RunView:
-    try:
-        result = run.result
-    except InputError as error:
-        return RunView(live.text, ranks.text, message(str(error), "error"))
-    except Exception:
-        logger.exception("scoring the result of a run failed")
-        return RunView(live.text, ranks.text, message(INTERNAL_ERROR, "error"))
-    live.mark(end=result.status)
-    ranks.add_frame(result.steps, result.log_probs.numpy(), result.kl_nats)
+def capsule_view(lm: LanguageModel, target: Target, capsule: dict[str, Any], record: Record | None = None) -> RunView:
+    """A finished run as it was shown, from its capsule and its journal, if it has one. InputError as `restore`."""
+    result = restore(lm, capsule, target)
+    if record is None:
+        live, ranks = _drawn_again(lm, target, capsule, result)
+    else:
+        live, ranks = "".join(f"{line}\n" for line in record.live), "".join(f"{line}\n" for line in record.ranks)
+    frames = Frames(lm.vocab_size)
     frames.add(result.steps, result.log_probs.numpy(), last=True)
-    return RunView(live.text, ranks.text, ended_line(run, result), result=result, frames=frames)
+    interrupted = record is not None and record.interrupted
+    return RunView(live, ranks, ended_line(result, target.recipe, interrupted), None, result, frames)
+
+
+def failed_view(record: Record) -> RunView:
+    """A journaled run that left no prompt."""
+    reason = record.error or "The server stopped before this run had made a step; press Tune to begin it again."
+    live, ranks = "".join(f"{line}\n" for line in record.live), "".join(f"{line}\n" for line in record.ranks)
+    return RunView(live, ranks, message(reason, "error"))
+
+
+def _drawn_again(lm: LanguageModel, target: Target, capsule: dict[str, Any], result: TuneResult) -> tuple[str, str]:
+    """Both charts' streams of a capsule."""
+    history, name = capsule["history"], f"capsule {capsule.get('created', '')}"
+    rows = list(zip(history["kl_nats"], history["entropy_nats"], strict=True))
+    live = LiveStream(name, _restarts_of(capsule), capsule["config"]["steps"], target.entropy_nats)
+    for step, (kl, entropy) in enumerate(rows, start=1):
+        live.add_step(step, kl, entropy, result.best_restart)
+    live.mark(end=result.status)
+    ranks = RankStream(name, target.probs.numpy(), lm.token_text)
+    ranks.add_frame(result.steps, result.log_probs.numpy(), result.kl_nats)
+    return live.text, ranks.text
+
+
+def _restarts_of(capsule: dict[str, Any]) -> int:
+    """How many restarts a capsule tells of."""
+    return max(len(capsule["restarts"]), *(len(row) for row in capsule["history"]["kl_nats"]), 1)
 
 
 def status_line(run: Run, step: TuneStep | None) -> str:
     """Where a moving run stands."""
     if step is None:
         ahead = run.queue_position
-        text = f"Waiting for a place in the batch: {ahead} rows are ahead" if ahead else "Preparing the first step"
-        return f"<p class='dpx-message is-busy'>{text}</p>"
+        rows = "1 row is" if ahead == 1 else f"{ahead:,} rows are"
+        text = f"The machine is full: {rows} ahead of this run" if ahead else "Preparing the first step"
+        return f"<p class='dpx-message is-busy' data-ahead='{ahead}'>{text}</p>"
     active = sum(kl is not None for kl in step.kl_nats)
+    waiting = f" · {run.waiting_rows} wait for a place" if run.waiting_rows else ""
     return (
         f"<p class='dpx-message is-busy' data-step='{step.step}'><b>Running</b> · "
         f"step {step.step} of {run.config.steps} · "
         f"best {quantity(step.best_kl_nats, 'kl', 3)} (restart {step.best_restart + 1}) · "
-        f"{active} of {run.config.restarts} restarts active</p>"
+        f"{active} of {run.config.restarts} restarts active{waiting}</p>"
     )
 
 
-def ended_line(run: Run, result: TuneResult) -> str:
+def ended_line(result: TuneResult, recipe: str, interrupted: bool = False) -> str:
     """How a run ended."""
     word = {"cancelled": "Stopped", "converged": "Converged", "max_steps": "Done", "nonfinite": "Failed"}[result.status]
+    if interrupted:
+        word = "Cut off when the server stopped"
     return (
         f"<p class='dpx-message is-ready' data-status='{result.status}'><b>{word}</b> · best "
         f"{quantity(result.kl_nats, 'kl', 3)} after {result.steps} steps in {result.seconds:.1f} s · "
-        f"target <code>{escape(run.target.recipe[:80])}</code></p>"
+        f"target <code>{escape(recipe[:80])}</code></p>"
     )
