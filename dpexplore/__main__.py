@@ -20,6 +20,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 import dpexplore as dp
+from dpexplore.diffuse import commands as diffuse_commands
 from dpexplore.experiments import commands as experiment_commands
 from dpexplore.space.commands import app as space_commands
 from dpexplore.targets import NATS_PER_BIT, save_target, top_tokens
@@ -339,6 +340,7 @@ def _refuse(sentence: str) -> int:
 
 
 experiment_commands.register(app)
+diffuse_commands.register(app)
 
 
 def main(arguments: list[str] | None = None) -> int:

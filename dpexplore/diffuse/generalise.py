@@ -17,7 +17,6 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import StringTarget
 
-
 Mode = Literal["untuned", "leave-one-out", "leave-one-in"]
 RESAMPLES = 2000
 LEVEL = 0.95

@@ -1,0 +1,107 @@
+"""The record of an adapter run, kept beside the adapter, from which anyone can replay it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dpexplore.diffuse.adapter import load_adapter
+from dpexplore.diffuse.metrics import outcome_fit
+from dpexplore.diffuse.report import Answers
+from dpexplore.diffuse.training import AdapterRun
+from dpexplore.errors import InputError
+from dpexplore.models import LanguageModel
+from dpexplore.targets import Strings, parse_recipe
+from dpexplore.tuning.capsule import library_versions
+
+FORMAT = "dpexplore adapter capsule"
+FORMAT_VERSION = 1
+CAPSULE_FILE = "capsule.json"
+REPLAY_TOLERANCE_NATS = 1e-3
+
+
+def make_capsule(run: AdapterRun, told: Sequence[Answers]) -> dict[str, Any]:
+    """Everything that made an adapter and that came of it, as JSON-ready values."""
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": {
+            "name": run.lm.name,
+            "identity": run.lm.identity,
+            "device": run.lm.device.type,
+            "dtype": str(run.lm.dtype).removeprefix("torch."),
+        },
+        "libraries": {**library_versions(), "peft": version("peft")},
+        "config": run.config.to_dict(),
+        "targets": [{"name": one.name, "recipe": target.recipe} for one, target in zip(told, run.targets, strict=True)],
+        "result": {
+            "status": run.status,
+            "passes": len(run.steps),
+            "seconds": round(run.seconds, 3),
+            "answers": [one.to_dict() for one in told],
+        },
+        "history": {"cross_entropy_nats": [step.cross_entropy_nats for step in run.steps]},
+    }
+
+
+def save_run(run: AdapterRun, told: Sequence[Answers], folder: Path) -> None:
+    """Write the adapter in PEFT's format, and the capsule beside it."""
+    run.adapter.save(folder)
+    text = json.dumps(make_capsule(run, told), indent=1, ensure_ascii=False)
+    (folder / CAPSULE_FILE).write_text(text, encoding="utf-8")
+
+
+def load_adapter_capsule(folder: Path) -> dict[str, Any]:
+    """The capsule in an adapter's folder. InputError if there is none."""
+    path = folder / CAPSULE_FILE
+    try:
+        capsule = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{folder} holds no {CAPSULE_FILE}; `diffuse --method lora --out` writes one.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no capsule of an adapter.") from error
+    if not isinstance(capsule, dict) or capsule.get("format") != FORMAT:
+        raise InputError(f"{path} is no capsule of an adapter.")
+    if capsule.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has the format {capsule.get('format_version')!r}; this version reads {FORMAT_VERSION}."
+        )
+    return capsule
+
+
+@dataclass(frozen=True)
+class AdapterReplay:
+    """An adapter's requests, scored again."""
+
+    names: list[str]
+    recorded_kl_nats: list[float]
+    kl_nats: list[float]
+    same_weights: bool
+    """Whether the model below the adapter is the capsule's, by its identity."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether no KL differs by more than 1e-3 nats."""
+        pairs = zip(self.kl_nats, self.recorded_kl_nats, strict=True)
+        return all(abs(now - then) <= REPLAY_TOLERANCE_NATS for now, then in pairs)
+
+
+def replay_adapter(lm: LanguageModel, folder: Path) -> AdapterReplay:
+    """Score a saved adapter on the requests of its capsule. InputError if it does not fit the model."""
+    capsule = load_adapter_capsule(folder)
+    adapter = load_adapter(lm, folder)
+    kls: list[float] = []
+    for entry in capsule["targets"]:
+        recipe = parse_recipe(entry["recipe"])
+        if not isinstance(recipe, Strings):
+            raise InputError(f"The capsule in {folder} has a target that is not over strings.")
+        kls.append(outcome_fit(adapter.lm, recipe.build(lm)).kl_nats)
+    recorded = [one["kl_nats"] for one in capsule["result"]["answers"]]
+    names = [entry["name"] for entry in capsule["targets"]]
+    return AdapterReplay(names, recorded, kls, capsule["model"]["identity"] == lm.identity)
