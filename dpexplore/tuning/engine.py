@@ -103,6 +103,11 @@ class Engine:
             run.cancel()
         self._let_go()
 
+    def pause(self, run: Run) -> None:
+        """Take a run's rows out of the batches, with all that they know; they go on at the next step."""
+        if run.active_rows:
+            self._give(run, 0)
+
     def fail(self, error: InputError) -> None:
         """End every run there is with a sentence for its user: the engine itself has failed."""
         self._welcome()

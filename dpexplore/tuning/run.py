@@ -79,10 +79,10 @@ class Run:
         self.started = time.monotonic()
         self.seconds = 0.0
         self._drive = drive
+        self.best: Best | None = None
         self._steps: list[TuneStep] = []
         self._changed = threading.Condition(threading.RLock())
         self._finished = False
-        self._best: _Best | None = None
         self._evaluations = [0] * config.restarts
 
     # What the user of a run calls.
@@ -142,19 +142,19 @@ class Run:
 
     def best_log_probs(self) -> Tensor | None:
         """log q of the best prompt so far, `(vocab,)` float32 on the CPU; None before the first step."""
-        best = self._best
+        best = self.best
         return None if best is None else best.log_q.cpu()
 
     def best_prompt_ids(self) -> list[int] | None:
         """Ids of the best prompt so far; None before the first step or with soft tokens."""
-        best = self._best
+        best = self.best
         if best is None or (best.ids == NO_TOKEN).any():
             return None
         return best.ids.tolist()
 
     def best_prompt(self) -> BestPrompt | None:
         """The best prompt so far; None before the first step."""
-        best = self._best
+        best = self.best
         if best is None:
             return None
         return BestPrompt(best.loss, best.kl_nats, best.restart, best.ids.cpu(), best.embeds.cpu())
@@ -190,7 +190,7 @@ class Run:
     @property
     def best_loss(self) -> float:
         """Lowest value of the objective so far."""
-        return torch.inf if self._best is None else self._best.loss
+        return torch.inf if self.best is None else self.best.loss
 
     def beginning(self, restart: int) -> Start:
         """Where a restart begins."""
@@ -201,7 +201,7 @@ class Run:
 
     def note_best(self, loss: float, kl_nats: float, restart: int, log_q: Tensor, ids: Tensor, embeds: Tensor) -> None:
         """A restart has reached a new lowest loss; log_q `(vocab,)`, ids `(pos,)`, embeds `(pos hidden)`."""
-        self._best = _Best(loss, kl_nats, restart, log_q.clone(), ids.clone(), embeds.detach().clone())
+        self.best = Best(loss, kl_nats, restart, log_q.clone(), ids.clone(), embeds.detach().clone())
 
     def note_step(self, reports: dict[int, RowReport]) -> None:
         """The restarts that were evaluated in this step, with their numbers."""
@@ -213,8 +213,8 @@ class Run:
             step=len(self._steps) + 1,
             kl_nats=[report.kl_nats for report in told],
             entropy_nats=[report.entropy_nats for report in told],
-            best_kl_nats=torch.inf if self._best is None else self._best.kl_nats,
-            best_restart=0 if self._best is None else self._best.restart,
+            best_kl_nats=torch.inf if self.best is None else self.best.kl_nats,
+            best_restart=0 if self.best is None else self.best.restart,
             evaluations=list(self._evaluations),
         )
         with self._changed:
@@ -229,6 +229,27 @@ class Run:
             self.error = error
             self.seconds = time.monotonic() - self.started
             self._finished = True
+            self._changed.notify_all()
+
+    # What carries a run from one engine to another.
+
+    @property
+    def told(self) -> Told:
+        """What the run has to tell so far."""
+        elapsed = time.monotonic() - self.started
+        return Told(self.begun, dict(self.outcomes), list(self._steps), list(self._evaluations), elapsed)
+
+    @told.setter
+    def told(self, told: Told) -> None:
+        self.begun, self.outcomes, self._evaluations = told.begun, told.outcomes, told.evaluations
+        self.started = time.monotonic() - told.seconds
+        self.follow(told.steps[len(self._steps) :], self.best)
+
+    def follow(self, steps: Sequence[TuneStep], best: Best | None) -> None:
+        """Steps that were made elsewhere, and the best prompt after them; those known already are passed over."""
+        with self._changed:
+            self.best = best
+            self._steps += [step for step in steps if step.step > len(self._steps)]
             self._changed.notify_all()
 
     def _advance(self, seen: int) -> None:
@@ -250,7 +271,17 @@ class BestPrompt(NamedTuple):
     """`(pos hidden)` float32 on the CPU."""
 
 
-class _Best(NamedTuple):
+class Told(NamedTuple):
+    """What a run has told between two steps."""
+
+    begun: int
+    outcomes: dict[int, RowOutcome]
+    steps: list[TuneStep]
+    evaluations: list[int]
+    seconds: float
+
+
+class Best(NamedTuple):
     """The best prompt of a run so far."""
 
     loss: float

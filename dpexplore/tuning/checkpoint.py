@@ -1,0 +1,58 @@
+"""A run carried from one engine to another, in another process or on another device, as if it had never stopped."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, NamedTuple
+
+import torch
+
+from dpexplore.tuning.config import TuneConfig
+from dpexplore.tuning.engine import Engine
+from dpexplore.tuning.rows import Row
+from dpexplore.tuning.run import Run
+
+
+class Checkpoint(NamedTuple):
+    """All that a run knows between two steps; for processes that trust each other, being pickled."""
+
+    record: bytes
+    """What it was asked and what it has told."""
+    rows: bytes
+    """The state of its rows, which belongs onto the model's device."""
+
+
+def checkpoint(engine: Engine, run: Run) -> Checkpoint:
+    """Of a run that `engine` steps. Call between two steps; the run goes on at the next one."""
+    engine.pause(run)
+    record = {
+        "target": run.target,
+        "config": run.config.to_dict(),
+        "starts": run.starts,
+        "resumed_from": run.resumed_from,
+        "owner": run.owner,
+        "told": run.told,
+    }
+    rows = [(row.restart, row.memory, state) for row, state in run.parked]
+    return Checkpoint(_save(record), _save({"parked": rows, "best": run.best}))
+
+
+def carry_on(engine: Engine, saved: Checkpoint) -> Run:
+    """Submit a run that has been elsewhere; its next step is the one that it would have made there."""
+    record = _load(saved.record, torch.device("cpu"))
+    rows = _load(saved.rows, engine.lm.device)
+    config = TuneConfig.from_dict(record["config"])
+    run = engine.submit(record["target"], config, record["starts"], record["resumed_from"], record["owner"])
+    run.told, run.best = record["told"], rows["best"]
+    run.parked = [(Row(run, restart, memory), state) for restart, memory, state in rows["parked"]]
+    return run
+
+
+def _save(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _load(data: bytes, device: torch.device) -> Any:
+    return torch.load(io.BytesIO(data), map_location=device, weights_only=False)
