@@ -1,0 +1,276 @@
+"""The paper's figures that set kinds of targets or of prompts against each other: Fig. 3, 4, 7 to 10, 12, 13."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from dpexplore.experiments.curves import protocol
+from dpexplore.experiments.data import BITS_PER_NAT, SweepData
+from dpexplore.experiments.drawing import (
+    LOSS,
+    TARGET_BITS,
+    Drawn,
+    add_band,
+    add_curve,
+    add_identity,
+    add_points,
+    new_figure,
+    series_of,
+)
+from dpexplore.experiments.statistics import bootstrap_interval, line, mean_interval
+from dpexplore.plots import base_layout, colour
+
+GROUP_NAMES = {
+    "generated": "LM-generated",
+    "vanilla": "vanilla",
+    "shuffled": "shuffled LM-generated",
+    "migrated": "migrated",
+}
+
+
+def named(group: str) -> str:
+    """A group as the paper calls it."""
+    return GROUP_NAMES.get(group, group)
+
+
+def fig3(data: SweepData, dark: bool = False) -> Drawn | None:
+    """Two distributions of one entropy by rank."""
+    shapes = data.rows[data.rows["kind"] == "shape"]
+    if shapes.empty:
+        return None
+    bits = shapes["target_entropy_nats"].mean() * BITS_PER_NAT
+    figure = new_figure(f"Two shapes of one entropy, {bits:.2f} bits", "rank of the token", "probability", dark)
+    rows = []
+    for look, (_, shape) in zip(series_of(list(shapes["group"]), dark), shapes.iterrows(), strict=False):
+        ranks = [int(rank) for rank in shape["names"]]
+        loss = data.group(look.name)["kl_nats"]
+        told = f"{named(look.name)}: loss {loss.iloc[0]:.2f} nats" if len(loss) else named(look.name)
+        figure.add_scatter(
+            x=ranks, y=list(shape["values"]), name=told, mode="lines",
+            line={"color": look.colour, "width": 2.5, "dash": look.dash},
+        )  # fmt: skip
+        rows += [
+            {"group": look.name, "rank": rank, "probability": p} for rank, p in zip(ranks, shape["values"], strict=True)
+        ]
+    figure.update_xaxes(type="log", dtick=1).update_yaxes(type="log", exponentformat="power", range=[-9, 0])
+    caption = (
+        "Fig. 3. What the model says after “I love”, and a vanilla target (Eq. 1) of the same entropy. "
+        f"{protocol(data)} Entropy alone does not say how hard a target is."
+    )
+    return Drawn(figure, pd.DataFrame(rows), caption)
+
+
+def fig4(data: SweepData, dark: bool = False) -> Drawn:
+    """Loss over entropy for 0 to 5 soft tokens among the prompt's; every restart as a faint point."""
+    restarts = data.restarts.assign(soft=data.restarts["slots"].map(_soft_tokens))
+    targets = data.targets.assign(soft=data.targets["slots"].map(_soft_tokens))
+    counts = sorted(targets["soft"].unique())
+    names = [_kind_name(soft, max(counts)) for soft in counts]
+    figure = new_figure(data.title, TARGET_BITS, LOSS, dark)
+    rows = []
+    for look, soft in zip(series_of(names, dark), counts, strict=True):
+        own, every = targets[targets["soft"] == soft], restarts[restarts["soft"] == soft]
+        means = own.groupby("bits")["kl_nats"].mean()
+        spread = every.groupby("bits")["kl_nats"]
+        add_band(figure, list(means.index), spread.min().tolist(), spread.max().tolist(), look)
+        add_curve(figure, list(means.index), means.tolist(), look)
+        rows += [
+            {"soft_tokens": soft, "bits": bits, "kl_nats": mean, "lowest_restart_nats": spread.min()[bits],
+             "mean_restart_nats": spread.mean()[bits], "highest_restart_nats": spread.max()[bits],
+             "targets": int((own["bits"] == bits).sum())} for bits, mean in means.items()
+        ]  # fmt: skip
+    caption = (
+        f"Fig. 4. Vanilla targets; hard prompts by Eq. 4, soft ones by AdamW, hybrids by both. {protocol(data)} "
+        "Lines: mean over targets of the best restart; bands: from the lowest to the highest restart."
+    )
+    return Drawn(figure, pd.DataFrame(rows), caption)
+
+
+def _soft_tokens(slots: str) -> int:
+    return sum(int(part.split("*")[1]) for part in slots.split() if part.startswith("soft"))
+
+
+def _kind_name(soft: int, most: int) -> str:
+    if soft == 0:
+        return "hard"
+    return "soft" if soft == most else f"hybrid, {soft} soft token{'s' * (soft > 1)}"
+
+
+def fig7(data: SweepData, dark: bool = False) -> Drawn:
+    """Loss (above) and entropy of q (below) over the target's entropy, by number of outlier tokens."""
+    groups = list(dict.fromkeys(data.targets["group"]))
+    groups = sorted(groups, key=lambda name: (name != "vanilla", int(name.split()[0]) if name[0].isdigit() else 0))
+    figure = _two_panels(data.title, LOSS, "entropy of q (bits)", dark)
+    rows = []
+    for look, group in zip(series_of(groups, dark), groups, strict=True):
+        own = data.group(group)
+        for panel, column in ((1, "kl_nats"), (2, "achieved_bits")):
+            part: Any = go.Figure()
+            found = [(bits, bootstrap_interval(values)) for bits, values in own.groupby("bits")[column]]
+            xs = [bits for bits, _ in found]
+            add_band(part, xs, [f.low for _, f in found], [f.high for _, f in found], look)
+            add_curve(part, xs, [f.value for _, f in found], look)
+            for trace in part.data:
+                figure.add_trace(trace.update(showlegend=panel == 1 and trace.name is not None), row=panel, col=1)
+            rows += [
+                {"group": group, "bits": bits, "quantity": column, "mean": f.value, "low": f.low, "high": f.high,
+                 "targets": f.count} for bits, f in found
+            ]  # fmt: skip
+    _diagonal(figure, data, dark)
+    caption = (
+        f"Fig. 7. Targets with k outlier tokens (Eq. 3) and vanilla ones, soft prompts. {protocol(data)} Means over "
+        "targets; bands: 95 % BCa bootstrap intervals (scipy.stats.bootstrap)."
+    )
+    return Drawn(figure, pd.DataFrame(rows), caption)
+
+
+def fig8(data: SweepData, dark: bool = False) -> Drawn:
+    """LM-generated against vanilla targets of the same entropy: loss with regression lines, and entropies."""
+    groups = [name for name in ("vanilla", "generated") if name in set(data.targets["group"])]
+    figure = _two_panels(
+        "A model's own distributions are easier, by hard prompts too", LOSS, "entropy of q (bits)", dark
+    )
+    for look, group in zip(series_of([named(group) for group in groups], dark), groups, strict=True):
+        own = data.group(group)
+        slope, intercept, r2 = line(own["target_bits"], own["kl_nats"])
+        for panel, column in ((1, "kl_nats"), (2, "achieved_bits")):
+            part: Any = go.Figure()
+            add_points(part, own["target_bits"].tolist(), own[column].tolist(), look)
+            figure.add_trace(part.data[0].update(showlegend=panel == 1), row=panel, col=1)
+        if pd.notna(slope):
+            ends = [own["target_bits"].min(), own["target_bits"].max()]
+            figure.add_scatter(
+                x=ends, y=[intercept + slope * x for x in ends], mode="lines", row=1, col=1,
+                name=f"{look.name}: R² {r2:.2f}", line={"color": look.colour, "width": 2, "dash": "dash"},
+            )  # fmt: skip
+    _diagonal(figure, data, dark)
+    caption = (
+        "Fig. 8. What the model says after five random tokens, and vanilla targets of the same entropies, hard prompts "
+        f"by Eq. 4. {protocol(data)} Dashed: least-squares lines (scipy.stats.linregress)."
+    )
+    columns = ["model", "group", "seed", "target_bits", "kl_nats", "achieved_bits", "restarts"]
+    return Drawn(figure, data.targets[columns], caption)
+
+
+def fig9(data: SweepData, dark: bool = False) -> Drawn:
+    """LM-generated, shuffled and vanilla targets of one entropy each."""
+    figure = new_figure(data.title, TARGET_BITS, LOSS, dark)
+    return _scatter_of_groups(data, figure, ("vanilla", "generated", "shuffled"), "Fig. 9", dark)
+
+
+def fig10(data: SweepData, dark: bool = False) -> Drawn:
+    """Migrated targets from several source models against vanilla ones of the same entropies."""
+    figure = new_figure(data.title, TARGET_BITS, LOSS, dark)
+    targets = data.targets.assign(
+        series=[
+            f"migrated from {row.source}" if row.group == "migrated" else "vanilla, matched"
+            for row in data.targets.itertuples()
+        ]
+    )
+    names = sorted(targets["series"].unique(), key=lambda name: (not name.startswith("vanilla"), name))
+    for look in series_of(names, dark):
+        own = targets[targets["series"] == look.name]
+        add_points(figure, own["target_bits"].tolist(), own["kl_nats"].tolist(), look)
+    caption = (
+        "Fig. 10. What other models say after five random tokens, moved to this model's vocabulary, and vanilla "
+        f"targets of the same entropies; soft prompts. {protocol(data)} "
+        + ("All sources here are untrained. " if _untrained(data) else "")
+    )
+    columns = ["model", "series", "source", "seed", "target_bits", "kl_nats", "achieved_bits", "floor_nats"]
+    return Drawn(figure, targets[columns], caption.strip())
+
+
+def _untrained(data: SweepData) -> bool:
+    return all(str(source).startswith("random:") for source in data.targets["source"])
+
+
+def _scatter_of_groups(data: SweepData, figure: go.Figure, order: tuple[str, ...], number: str, dark: bool) -> Drawn:
+    groups = [name for name in order if name in set(data.targets["group"])]
+    for look, group in zip(series_of([named(group) for group in groups], dark), groups, strict=True):
+        own = data.group(group)
+        mean = mean_interval(own["kl_nats"])
+        told = f"{look.name} (mean {mean.value:.2f} nats)"
+        add_points(figure, own["target_bits"].tolist(), own["kl_nats"].tolist(), dataclasses.replace(look, name=told))
+    caption = (
+        f"{number}. What the model says after five random tokens, the same probabilities on shuffled tokens, and "
+        f"vanilla targets of the same entropies; soft prompts. {protocol(data)} A point is a target."
+    )
+    columns = ["model", "group", "seed", "target_bits", "kl_nats", "achieved_bits", "floor_nats", "restarts"]
+    return Drawn(figure, data.targets[columns], caption)
+
+
+def fig12(data: SweepData, dark: bool = False) -> Drawn | None:
+    """The eight most common parts of speech among a vocabulary's English tokens."""
+    counts = data.rows[data.rows["kind"] == "pos_counts"]
+    if counts.empty:
+        return None
+    figure = new_figure(data.title, "part of speech", "tokens", dark)
+    rows = []
+    for look, (_, row) in zip(series_of(list(counts["model"]), dark), counts.iterrows(), strict=True):
+        pairs = list(zip(row["names"], row["values"], strict=True))[:8]
+        figure.add_bar(
+            x=[tag for tag, _ in pairs], y=[count for _, count in pairs], name=look.name,
+            marker={"color": look.colour}, text=[f"{count:,.0f}" for _, count in pairs], textposition="outside",
+        )  # fmt: skip
+        rows += [{"model": row["model"], "tag": tag, "tokens": int(count)} for tag, count in pairs]
+    figure.update_layout(showlegend=len(counts) > 1)
+    caption = (
+        "Fig. 12. Tokens of the vocabulary that are English words, by the part of speech that each gets when tagged "
+        "alone (the paper's way), by spaCy with scispaCy's tokenizer; the eight most common."
+    )
+    return Drawn(figure, pd.DataFrame(rows), caption)
+
+
+def fig13(data: SweepData, dark: bool = False) -> Drawn:
+    """Box plot of the loss of uniform targets over each part of speech, a box a model."""
+    figure = new_figure(data.title, "part of speech", LOSS, dark)
+    tags = list(dict.fromkeys(["ADJ", "NOUN", "PROPN", "VERB", *data.targets["tag"]]))
+    tags = [tag for tag in tags if tag in set(data.targets["tag"])]
+    for look in series_of(data.models, dark):
+        own = data.targets[data.targets["model"] == look.name].copy()
+        own["tag"] = pd.Categorical(own["tag"], categories=tags, ordered=True)
+        own = own.sort_values("tag")
+        figure.add_box(
+            x=own["tag"].astype(str).tolist(), y=own["kl_nats"].tolist(), name=look.name, boxpoints="all",
+            jitter=0.3, pointpos=0, marker={"color": look.colour, "size": 5}, line={"width": 1.5},
+        )  # fmt: skip
+    floor = data.targets.dropna(subset=["floor_nats"]).groupby("tag")["floor_nats"].mean()
+    if len(floor) and len(data.models) == 1:
+        figure.add_scatter(
+            x=[tag for tag in tags if tag in floor], y=[floor[tag] for tag in tags if tag in floor],
+            name="certified floor (mean)", mode="markers",
+            marker={"symbol": "line-ew-open", "size": 36, "line": {"width": 3}, "color": colour("floor", dark)},
+        )  # fmt: skip
+    figure.update_layout(boxmode="group" if len(data.models) > 1 else "overlay")
+    caption = (
+        "Fig. 13. Uniform targets over 100 tokens drawn from one part of speech, soft prompts. "
+        f"{protocol(data)} Boxes: quartiles over {data.targets.groupby(['model', 'tag']).size().max()} draws."
+    )
+    columns = ["model", "tag", "seed", "target_bits", "kl_nats", "achieved_bits", "floor_nats", "restarts"]
+    return Drawn(figure, data.targets[columns], caption)
+
+
+def _two_panels(title: str, above: str, below: str, dark: bool) -> Any:
+    figure: Any = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    look: Any = base_layout(title, "", above, dark)
+    figure.update_layout(
+        title=look.title, font=look.font, paper_bgcolor=look.paper_bgcolor, plot_bgcolor=look.plot_bgcolor,
+        hovermode="closest", legend=look.legend, margin={"l": 64, "r": 20, "t": 56, "b": 90},
+    )  # fmt: skip
+    lines = {key: look.xaxis[key] for key in ("gridcolor", "zerolinecolor", "linecolor", "ticks", "tickcolor")}
+    figure.update_xaxes(**lines).update_yaxes(**lines, rangemode="tozero")
+    figure.update_xaxes(title={"text": TARGET_BITS}, row=2, col=1)
+    figure.update_yaxes(title={"text": above}, row=1, col=1)
+    figure.update_yaxes(title={"text": below}, row=2, col=1)
+    return figure.update_layout(legend={"y": -0.16})
+
+
+def _diagonal(figure: Any, data: SweepData, dark: bool) -> None:
+    part: Any = go.Figure()
+    add_identity(part, data.targets["target_bits"].min(), data.targets["target_bits"].max(), dark)
+    figure.add_trace(part.data[0], row=2, col=1)

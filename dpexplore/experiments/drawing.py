@@ -1,0 +1,148 @@
+"""What the paper's figures are drawn with: series that look the same everywhere, bands, floors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import plotly.graph_objects as go
+
+from dpexplore.experiments.tables import Table
+from dpexplore.plots import DASHES, base_layout, colour, tint
+
+# Series of one figure, on light and on dark: the achieved colour first, then hues that no role has taken.
+SERIES = (
+    (colour("achieved"), colour("achieved", True)),
+    ("#2B3A8C", "#9FB0FF"),
+    ("#8A6100", "#E5C04D"),
+    ("#00707C", "#4FD0DC"),
+    ("#B0307A", "#F08CC4"),
+    ("#55534E", "#B4B2AC"),
+)
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
+LINES = ("solid", "dash", "dot", "dashdot", "longdash", "solid")
+LOSS = "KL(p‖q) (nats)"
+TARGET_BITS = "entropy of the target (bits)"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure with everything that belongs to it."""
+
+    figure: go.Figure = field(repr=False)
+    table: Table = field(repr=False)
+    """The numbers beneath it."""
+    caption: str
+    """What is drawn, how it was computed, which statistics."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Colour, marker and dash of one series."""
+
+    name: str
+    number: int
+    dark: bool = False
+
+    @property
+    def colour(self) -> str:
+        return SERIES[self.number % len(SERIES)][self.dark]
+
+    @property
+    def symbol(self) -> str:
+        return SYMBOLS[self.number % len(SYMBOLS)]
+
+    @property
+    def dash(self) -> str:
+        return LINES[self.number % len(LINES)]
+
+
+def series_of(names: Sequence[str], dark: bool = False) -> list[Series]:
+    """A look for each name."""
+    return [Series(str(name), number, dark) for number, name in enumerate(names)]
+
+
+def new_figure(title: str, x: str, y: str, dark: bool = False) -> go.Figure:
+    figure = go.Figure(layout=base_layout(title, x, y, dark))
+    return figure.update_layout(margin={"t": 56, "b": 90, "l": 64, "r": 20}, legend={"y": -0.22})
+
+
+def add_band(figure: go.Figure, x: Sequence[float], low: Sequence[float], high: Sequence[float], look: Series) -> None:
+    """A shaded region between two curves; nothing where there is no spread to show."""
+    ends = np.asarray([x, low, high], dtype=float)
+    xs, below, above = ends[:, np.isfinite(ends).all(0)]
+    if not len(xs):
+        return
+    figure.add_scatter(
+        x=[*xs, *xs[::-1]],
+        y=[*above, *below[::-1]],
+        mode="lines",
+        fill="toself",
+        fillcolor=tint(look.colour, 0.18),
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def add_curve(figure: go.Figure, x: Sequence[float], y: Sequence[float], look: Series) -> None:
+    figure.add_scatter(
+        x=list(x),
+        y=list(y),
+        name=look.name,
+        mode="lines+markers",
+        line={"color": look.colour, "width": 2, "dash": look.dash},
+        marker={"symbol": look.symbol, "size": 7},
+        hovertemplate=f"{look.name}<br>%{{x:.3g}}: %{{y:.3f}}<extra></extra>",
+    )
+
+
+def add_points(figure: go.Figure, x: Sequence[float], y: Sequence[float], look: Series) -> None:
+    figure.add_scatter(
+        x=list(x),
+        y=list(y),
+        name=look.name,
+        mode="markers",
+        marker={"symbol": look.symbol, "size": 9, "color": look.colour, "opacity": 0.85},
+        hovertemplate=f"{look.name}<br>%{{x:.3g}}: %{{y:.3f}}<extra></extra>",
+    )
+
+
+def add_floor(figure: go.Figure, targets: Table, dark: bool, by: str = "bits", label: str = "") -> None:
+    """Certified floor and head optimum over the entropy, means over targets; nothing where none is known."""
+    known = targets.dropna(subset=["floor_nats"])
+    if known.empty:
+        return
+    means = known.groupby(by)[["floor_nats", "head_optimum_nats"]].mean()
+    name = f"certified floor{label}"
+    figure.add_scatter(
+        x=list(means.index),
+        y=means["floor_nats"],
+        name=name,
+        mode="lines",
+        line={"color": colour("floor", dark), "width": 3},
+        fill="tozeroy",
+        fillcolor=tint(colour("floor", dark), 0.10),
+        hovertemplate=f"{name}<br>%{{x:.3g}}: %{{y:.3f}}<extra></extra>",
+    )
+    if means["head_optimum_nats"].notna().any():
+        figure.add_scatter(
+            x=list(means.index),
+            y=means["head_optimum_nats"],
+            name=f"head optimum (estimate){label}",
+            mode="lines",
+            line={"color": colour("head", dark), "width": 2, "dash": DASHES["head"]},
+        )
+
+
+def add_identity(figure: go.Figure, low: float, high: float, dark: bool) -> None:
+    """Where the answer's entropy would equal the target's."""
+    figure.add_scatter(
+        x=[low, high],
+        y=[low, high],
+        name="entropy of the target",
+        mode="lines",
+        line={"color": colour("target", dark), "width": 1.5, "dash": DASHES["target"]},
+        hoverinfo="skip",
+    )

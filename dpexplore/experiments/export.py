@@ -1,0 +1,146 @@
+"""Figures and claims as files: HTML, PNG, SVG and the CSV beneath, and one page that shows them all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from dpexplore.errors import InputError
+from dpexplore.experiments.claims import claims_table
+from dpexplore.experiments.figures import DrawnFigure, draw_all
+from dpexplore.experiments.store import Store
+
+WIDTH, HEIGHT, TALL = 900, 520, 760
+SCALE = 2
+"""Pixels of a PNG for each of the figure's."""
+NO_BROWSER = (
+    "PNG and SVG were left out: they are drawn by a Chromium or Chrome, and none was found; install one, or name it in "
+    "BROWSER_PATH or DPEXPLORE_CHROMIUM. HTML and CSV are there."
+)
+
+
+@dataclass
+class Written:
+    """What `write_figures` has written."""
+
+    figures: list[dict[str, Any]] = field(default_factory=list)
+    claims: list[dict[str, Any]] = field(default_factory=list)
+    note: str = ""
+    """What could not be written, and why."""
+
+
+def write_figures(store: Store, out: Path) -> Written:
+    """Draw everything there is data for. InputError if there is none, or the folder cannot be written to."""
+    drawn = list(draw_all(store)) if store.results.is_dir() else []
+    if not drawn:
+        raise InputError(
+            f"The store {store.folder} has no results to draw; `python -m dpexplore sweep fig1 --store {store.folder}` "
+            "makes some."
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        written = _write_all(drawn, out)
+    except OSError as error:
+        raise InputError(f"The folder {out} cannot be written to ({error.strerror}).") from error
+    return written
+
+
+def _write_all(drawn: Sequence[DrawnFigure], out: Path) -> Written:
+    written = Written()
+    for figure in drawn:
+        figure.drawn.table.to_csv(out / f"{figure.name}.csv", index=False, float_format="%.6g")
+        page = on_white(figure.drawn.figure).to_html(include_plotlyjs="directory", full_html=True)
+        (out / f"{figure.name}.html").write_text(page, encoding="utf-8")
+        written.figures.append(
+            {
+                "name": figure.name,
+                "title": figure.title,
+                "headline": figure.drawn.figure.layout.title.text,
+                "coverage": figure.coverage,
+                "caption": figure.drawn.caption,
+                "claims": [claim.to_dict() for claim in figure.claims],
+            }
+        )
+        written.claims += written.figures[-1]["claims"]
+    written.note = write_pictures({figure.name: on_white(figure.drawn.figure) for figure in drawn}, out)
+    claims = [claim for figure in drawn for claim in figure.claims]
+    claims_table(claims).to_csv(out / "claims.csv", index=False, float_format="%.6g")
+    record = {"figures": written.figures}
+    (out / "figures.json").write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    (out / "index.html").write_text(_index(written, pictures=not written.note), encoding="utf-8")
+    return written
+
+
+def on_white(figure: go.Figure) -> go.Figure:
+    """The figure as it is printed: on white, at its size."""
+    tall = "yaxis2" in figure.layout and not figure.layout.yaxis2.overlaying
+    return go.Figure(figure).update_layout(
+        template="none", paper_bgcolor="white", plot_bgcolor="white", width=WIDTH, height=TALL if tall else HEIGHT
+    )
+
+
+def write_pictures(figures: dict[str, go.Figure], out: Path) -> str:
+    """PNG and SVG of each, by kaleido and the browser that is installed; empty, or the sentence why there are none."""
+    import kaleido
+    from kaleido.errors import ChromeNotFoundError
+
+    named = os.environ.get("DPEXPLORE_CHROMIUM")
+    settings = {"path": named} if named else {}
+    try:
+        kaleido.start_sync_server(silence_warnings=True, **settings)
+        try:
+            for name, figure in figures.items():
+                for kind, scale in (("png", SCALE), ("svg", 1)):
+                    kaleido.write_fig_sync(figure, path=out / f"{name}.{kind}", opts={"format": kind, "scale": scale})
+        finally:
+            kaleido.stop_sync_server(silence_warnings=True)
+    except ChromeNotFoundError:
+        return NO_BROWSER
+    return ""
+
+
+_STYLE = """
+:root { color-scheme: light; } body { font: 16px/1.5 system-ui, sans-serif; color: #1c1c1a; margin: 2rem auto;
+max-width: 980px; padding: 0 1rem; } h1 { font-size: 1.6rem; } figure { margin: 2.5rem 0; } img { max-width: 100%; }
+figcaption, .coverage { color: #55534e; font-size: .9rem; } table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; vertical-align: top; padding: .5rem .75rem .5rem 0; border-bottom: 1px solid #e3e2dd; }
+.supported { color: #00735a; font-weight: 600; } .not { color: #bf4a00; font-weight: 600; }
+.undecided { color: #55534e; font-weight: 600; } .wide { overflow-x: auto; }
+"""
+
+
+def _index(written: Written, *, pictures: bool) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(claim['claim'])}</td><td class='{claim['verdict'].split()[0]}'>{claim['verdict']}</td>"
+        f"<td>{escape(claim['finding'])}</td></tr>"
+        for claim in written.claims
+    )
+    figures = "".join(_figure(figure, pictures) for figure in written.figures)
+    return (
+        "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+        f"<title>dpexplore figures</title><style>{_STYLE}</style><h1>What the data here say</h1>"
+        "<p>Each of the paper's claims, with effect size and 95 % interval. Supported: the interval lies on the "
+        "claim's side; not supported: on the other side; undecided: across.</p><div class='wide'><table><thead><tr>"
+        f"<th>claim</th><th>here</th><th>finding</th></tr></thead><tbody>{rows}</tbody></table></div>{figures}</html>"
+    )
+
+
+def _figure(figure: dict[str, Any], pictures: bool) -> str:
+    name = escape(figure["name"])
+    body = (
+        f"<img src='{name}.svg' alt='{escape(figure['headline'])}'>"
+        if pictures
+        else f"<iframe src='{name}.html' title='{escape(figure['headline'])}' width='100%' height='540'></iframe>"
+    )
+    return (
+        f"<figure id='{name}'>{body}<figcaption>{escape(figure['caption'])} <span class='coverage'>"
+        f"{escape(figure['coverage'])}.</span> <a href='{name}.csv'>CSV</a> · <a href='{name}.html'>interactive</a>"
+        "</figcaption></figure>"
+    )

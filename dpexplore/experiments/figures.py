@@ -1,0 +1,62 @@
+"""Which figures there are, and what the paper says with each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from dpexplore.experiments import comparisons, curves
+from dpexplore.experiments.claims import Claim, claims_of
+from dpexplore.experiments.data import SweepData, read_sweeps
+from dpexplore.experiments.drawing import Drawn
+from dpexplore.experiments.store import Store
+
+Draw = Callable[..., Drawn | None]
+
+DRAWERS: dict[str, dict[str, Draw]] = {
+    # figure of the paper: file name's ending -> function
+    "fig1": {"": curves.fig1, "-floor": curves.floors},
+    "fig3": {"": comparisons.fig3},
+    "fig4": {"": comparisons.fig4},
+    "fig5": {"": curves.fig5},
+    "fig6": {"": curves.fig6},
+    "fig7": {"": comparisons.fig7},
+    "fig8": {"": comparisons.fig8},
+    "fig9": {"": comparisons.fig9},
+    "fig10": {"": comparisons.fig10},
+    "fig11": {"": curves.fig11},
+    "fig12": {"": comparisons.fig12},
+    "fig13": {"": comparisons.fig13},
+}
+
+
+@dataclass(frozen=True)
+class DrawnFigure:
+    """A figure of one sweep."""
+
+    name: str
+    """File name without its ending: the sweep's, and what kind of figure of it."""
+    title: str
+    coverage: str
+    drawn: Drawn
+    claims: list[Claim]
+    """What the data say of the claims that go with it; the sweep's first figure has them."""
+
+
+def draw_all(store: Store, dark: bool = False) -> Iterator[DrawnFigure]:
+    """Every figure that the store has data for."""
+    for data in read_sweeps(store):
+        yield from draw_sweep(data, dark)
+
+
+def draw_sweep(data: SweepData, dark: bool = False) -> Iterator[DrawnFigure]:
+    """The figures of one sweep; sweeps for no figure of ours are drawn as Fig. 1 where they vary `bits`."""
+    known = DRAWERS.get(data.figure, DRAWERS["fig1"] if "bits" in data.labels else {})
+    claims = claims_of(data)
+    for ending, draw in known.items():
+        if not len(data.targets) and data.figure not in ("fig3", "fig12"):
+            continue
+        drawn = draw(data, dark)
+        if drawn is not None:
+            yield DrawnFigure(f"{data.name}{ending}", data.title, data.coverage, drawn, claims)
+            claims = []
