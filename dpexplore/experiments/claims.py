@@ -178,7 +178,8 @@ def _against_vanilla(data: SweepData, group: str, text: str, on: list[str], note
     told = note
     if len(difference) > 5 and np.ptp(difference) > 0:
         test: Any = stats.wilcoxon(difference, alternative="greater")
-        told = f"Easier in {int((difference > 0).sum())} of {len(difference)} pairs; Wilcoxon p = {test.pvalue:.1g}. {note}".strip()
+        easier = f"Easier in {int((difference > 0).sum())} of {len(difference)} pairs"
+        told = f"{easier}; Wilcoxon p = {test.pvalue:.1g}. {note}".strip()
     return _claim(
         data,
         text,
