@@ -65,12 +65,11 @@ class AppContext:
         recipe_text: str,
         config: TuneConfig,
         *,
-        keep_running: bool = False,
         grace_seconds: float | None = None,
     ) -> LiveRun:
         """Begin a run for a session. InputError if it cannot be.
 
-        It stops when nobody has looked at it for `grace_seconds` (None: the server's), unless `keep_running`.
+        It stops when nobody has looked at it for `grace_seconds` (None: the server's), unless it shall keep running.
         """
         entry, target = self.pool.get(model), self.target(model, recipe_text)
         run = entry.server.submit(target, self.admit(entry.lm, config), owner=session)
@@ -83,7 +82,6 @@ class AppContext:
             marks=lambda: self.floors.marks(entry.lm, target),
             grace=self.grace_seconds if grace_seconds is None else grace_seconds,
         )
-        live.keep_running = keep_running
         self.sessions.begin(session, live)
         live.start(self.sessions.end)
         return live

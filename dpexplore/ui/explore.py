@@ -9,14 +9,16 @@ from typing import Any
 import gradio as gr
 
 from dpexplore.ui.context import AppContext
+from dpexplore.ui.continuation import ContinuationPanel, wire_continuation
+from dpexplore.ui.examples import build_examples, wire_examples
 from dpexplore.ui.floor_panel import build_floor_card, build_why_card, wire_floor_panel
 from dpexplore.ui.markup import message
 from dpexplore.ui.microscope import MICROSCOPE_EMPTY
 from dpexplore.ui.model_panel import ModelPanel, build_model_panel, use_model
+from dpexplore.ui.share_bar import ShareBar, build_share_bar, show_arrivals, wire_share_bar
 from dpexplore.ui.target_panel import TargetPanel, build_target_panel, entropy_limits, show_target, wire_target_panel
 from dpexplore.ui.tune_panel import (
     ResultPanel,
-    TunePanel,
     achieved_chart,
     build_result_card,
     build_tune_panel,
@@ -30,6 +32,7 @@ BY = [("by rank", "achieved-chart:by:rank"), ("by token", "achieved-chart:by:tok
 
 def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML) -> gr.State:
     """The tab's content; gives the name of the model that the page works with. `strip` shows its loading."""
+    examples = build_examples()
     with gr.Row(elem_id="page"):
         with gr.Column(elem_id="left", scale=0, min_width=320):
             with gr.Column(elem_classes="dpx-card", elem_id="model-card"):
@@ -41,17 +44,22 @@ def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML) -> gr.State:
         with gr.Column(elem_id="right", scale=1, min_width=320):
             with gr.Column(elem_classes="dpx-card", elem_id="tune-card"):
                 tuning = build_tune_panel()
-            shown = _results()
+            shown, onward, bar = _results(app)
             with gr.Column(elem_classes="dpx-card", elem_id="why-card"):
                 floor = build_why_card(told, ladder)
     wire_target_panel(app, target, models.name)
-    wire_tune_panel(app, demo, tuning, shown, models.name, target.recipe)
+    run_after = wire_tune_panel(app, demo, tuning, shown, models.name, target.recipe)
+    wire_examples(app, examples, target, tuning, models.name, run_after)
+    wire_continuation(app, onward, shown.result, shown.capsule)
     wire_floor_panel(app, floor, target, shown.result, models.name)
-    _wire_models(app, demo, models, target, tuning)
+    arrivals = wire_share_bar(app, demo, bar, models.name, target, tuning)
+    starts = [tuning.tune, *examples.buttons.values()]
+    for loaded in _wire_models(app, models, target, starts, tuning.status, arrivals, bar):
+        show_arrivals(app, loaded, bar, models.name, target, tuning, shown)
     return models.name
 
 
-def _results() -> ResultPanel:
+def _results(app: AppContext) -> tuple[ResultPanel, ContinuationPanel, ShareBar]:
     with gr.Column(elem_classes="dpx-card", elem_id="live-card"):
         live = live_chart()
     with gr.Row(elem_id="lower"):
@@ -61,31 +69,40 @@ def _results() -> ResultPanel:
             ranks = achieved_chart()
         with gr.Column(elem_classes="dpx-card", elem_id="result-card", min_width=300):
             card_title("Result")
-            result, capsule = build_result_card()
+            result, capsule, onward = build_result_card()
+            bar = build_share_bar(app)
     with gr.Column(elem_classes="dpx-card", elem_id="microscope-card"):
         card_title("Where the KL comes from", legend([("target", "target p"), ("achieved", "achieved q")]))
         lens = microscope(MICROSCOPE_EMPTY, elem_id="microscope")
-    return ResultPanel(live, ranks, result, lens, capsule)
+    return ResultPanel(live, ranks, result, lens, capsule), onward, bar
 
 
-def _wire_models(app: AppContext, demo: gr.Blocks, models: ModelPanel, target: TargetPanel, tuning: TunePanel) -> None:
-    """Opening the page and choosing a model load it; whatever depends on the model follows."""
+def _wire_models(
+    app: AppContext,
+    models: ModelPanel,
+    target: TargetPanel,
+    starts: list[gr.Button],
+    status: gr.HTML,
+    arrivals: tuple[Any, ...],
+    bar: ShareBar,
+) -> list[Any]:
+    """Arriving and choosing a model load it, and what depends on it follows; gives the events of what arrivals load."""
     outputs = [models.strip, models.name, models.picker]
     quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
 
     def follow(wanted: str, current: str) -> Iterator[tuple]:
         yield from use_model(app, wanted or "", current)
 
-    def opened(current: str) -> Iterator[tuple]:
-        yield from use_model(app, app.model, current)
+    def opened(wanted: str, current: str) -> Iterator[tuple]:
+        yield from use_model(app, wanted, current)
 
-    demo.load(opened, models.name, outputs, **quiet)
+    loaded = [event.then(opened, [bar.wanted, models.name], outputs, **quiet) for event in arrivals]
     models.choice.input(follow, [models.choice, models.name], outputs, **quiet)
     gr.on([models.load.click, models.custom.submit], follow, [models.custom, models.name], outputs, **quiet)
     after = models.name.change(
-        partial(_model_ready, app),
-        models.name,
-        [tuning.tune, tuning.status, target.controls["bits"], target.controls["outlier_bits"]],
+        partial(_model_ready, app, len(starts)),
+        [models.name, bar.arrived],
+        [*starts, status, target.controls["bits"], target.controls["outlier_bits"]],
         **quiet,
     )
     shown = {name: target.outputs[name] for name in ("chart", "tokens", "facts", "problem")}
@@ -94,11 +111,13 @@ def _wire_models(app: AppContext, demo: gr.Blocks, models: ModelPanel, target: T
         return {shown[name]: value for name, value in show_target(app, model, recipe).items()}
 
     after.then(first_preview, [models.name, target.recipe], list(shown.values()), **quiet)
+    return loaded
 
 
-def _model_ready(app: AppContext, model: str) -> list[Any]:
-    """Values for (tune, status, both entropy sliders)."""
+def _model_ready(app: AppContext, starts: int, model: str, arrived: str) -> list[Any]:
+    """Values for (the buttons that start a run, status, both entropy sliders)."""
     if not model:
-        return [gr.skip()] * 4
-    text = "Ready. Set a target, then press Tune."
-    return [gr.update(interactive=True), message(text, "ready"), *entropy_limits(app, model)]
+        return [gr.skip()] * (starts + 3)
+    # What is about to be shown has a status of its own.
+    told = gr.skip() if arrived else message("Ready. Set a target, then press Tune.", "ready")
+    return [*[gr.update(interactive=True)] * starts, told, *entropy_limits(app, model)]

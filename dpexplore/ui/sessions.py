@@ -20,6 +20,7 @@ class Sessions:
         self._runs: dict[str, LiveRun] = {}
         self._began: dict[str, LiveRun] = {}
         self._by_id: dict[str, LiveRun] = {}
+        self._keep: dict[str, bool] = {}
         self._turns: dict[str, int] = {}
         self._tuned: dict[str, dict[tuple[str, str], dict[str, float]]] = {}
         self._gate = threading.Lock()
@@ -29,6 +30,7 @@ class Sessions:
         with self._gate:
             before = self._began.get(session)
             self._runs[session] = self._began[session] = self._by_id[live.id] = live
+            live.keep_running = self._keep.get(session, False)
         if before is not None:
             before.cancel()
 
@@ -39,6 +41,11 @@ class Sessions:
             if live is not None:
                 self._runs[session] = live
             return live
+
+    def find(self, run_id: str) -> LiveRun | None:
+        """A run that moves, by its id."""
+        with self._gate:
+            return self._by_id.get(run_id)
 
     def current(self, session: str) -> LiveRun | None:
         """The run that the session sees, while it moves."""
@@ -83,8 +90,10 @@ class Sessions:
         return True
 
     def keep_running(self, session: str, keep: bool) -> None:
-        """Whether the run that the session sees goes on when nobody looks."""
-        live = self.current(session)
+        """Whether the run that the session sees, and its later ones, go on when nobody looks."""
+        with self._gate:
+            self._keep[session] = keep
+            live = self._runs.get(session)
         if live is not None:
             live.keep_running = keep
 
@@ -99,5 +108,5 @@ class Sessions:
     def close(self, session: str) -> None:
         """The page was closed: forget it. Its run has its time of grace."""
         with self._gate:
-            for kept in (self._runs, self._began, self._turns, self._tuned):
+            for kept in (self._runs, self._began, self._keep, self._turns, self._tuned):
                 kept.pop(session, None)

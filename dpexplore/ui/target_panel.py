@@ -112,11 +112,16 @@ def read_recipe(app: AppContext, model: str, text: str) -> Changes:
     shown = show_target(app, model, text)
     if "chart" not in shown:  # values that no target has do not belong into sliders
         return shown
+    return {**panels_of(text), **shown}
+
+
+def panels_of(text: str) -> Changes:
+    """Tab, controls and transforms as a recipe sets them."""
     split = recipes.split_recipe(text)
     tab, values = recipes.panel_values(split.base)
     if "picks" in values:
         values["picks"] = gr.update(choices=[(value[1:], value) for value in values["picks"]], value=values["picks"])
-    return {**({"tabs": gr.Tabs(selected=tab)} if tab else {}), "stack": _stack(split.transforms), **values, **shown}
+    return {**({"tabs": gr.Tabs(selected=tab)} if tab else {}), "stack": _stack(split.transforms), **values}
 
 
 def set_stack(app: AppContext, model: str, text: str, kept: list[str]) -> Changes:

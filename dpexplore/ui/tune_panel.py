@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from gradio.components import Component
 
 from dpexplore.tuning import METHODS, PRESETS, TuneConfig, fig4_slots
 from dpexplore.ui.context import AppContext, sentence
+from dpexplore.ui.continuation import ContinuationPanel, build_continuation
 from dpexplore.ui.markup import message
 from dpexplore.ui.microscope import microscope_json
 from dpexplore.ui.result_view import EMPTY_RESULT, capsule_file, result_html
@@ -61,22 +62,31 @@ def start_run(app: AppContext, session: str, model: str, recipe: str, config: Tu
 
 
 def tune(app: AppContext, session: str, model: str, recipe: str, settings: dict[str, Any]) -> Iterator[list[Any]]:
-    """Values for (live, ranks, status, result, microscope, capsule, tune, stop); `settings` by name."""
+    """Begin a run and show it; values as of `show_run`, `settings` by name."""
+
+    def views() -> Generator[RunView]:
+        yield from start_run(app, session, model, recipe, make_config(settings))
+
+    yield from show_run(app, model, recipe, views())
+
+
+def show_run(app: AppContext, model: str, recipe: str, views: Generator[RunView]) -> Iterator[list[Any]]:
+    """Values for (live, ranks, status, result, microscope, capsule, tune, stop) from a run's views."""
     idle = [gr.update(interactive=True), gr.update(interactive=False)]
     busy = [gr.update(interactive=False), gr.update(interactive=True)]
     # The last result stays until there is something of the new run to show.
     nothing: list[Any] = [EMPTY_RESULT, "", gr.update(interactive=False)]
     stay: list[Any] = [gr.skip()] * 5
+    view = None
     try:
-        config = make_config(settings)
-        with closing(start_run(app, session, model, recipe, config)) as views:
+        with closing(views):
             for view in views:
                 if view.result is None:
                     yield [view.live, view.ranks, view.status, *nothing, *busy]
                     nothing = [gr.skip()] * 3
                 else:
                     yield [view.live, view.ranks, view.status, *_finished(app, model, recipe, view), *idle]
-        if view.result is None:
+        if view is not None and view.result is None:
             yield [*stay[:2], view.status, *stay[:3], *idle]
     except Exception as error:
         yield [*stay[:2], message(sentence(error), "error"), *stay[:3], *idle]
@@ -155,14 +165,17 @@ def achieved_chart() -> gr.HTML:
     return chart("ranks", [("dpx-ranks", "")], empty, under=SCRUBBER, elem_id="achieved-chart")
 
 
-def build_result_card() -> tuple[gr.HTML, gr.DownloadButton]:
+def build_result_card() -> tuple[gr.HTML, gr.DownloadButton, ContinuationPanel]:
     result = view(EMPTY_RESULT, elem_id="result")
-    return result, gr.DownloadButton("Download capsule (JSON)", interactive=False, elem_id="capsule", size="sm")
+    onward = build_continuation()
+    capsule = gr.DownloadButton("Download capsule (JSON)", interactive=False, elem_id="capsule", size="sm")
+    return result, capsule, onward
 
 
 def wire_tune_panel(
     app: AppContext, demo: gr.Blocks, panel: TunePanel, shown: ResultPanel, model: gr.State, recipe: gr.Textbox
-) -> None:
+) -> Callable[[Any], Any]:
+    """Gives what attaches the run that Tune starts to another event."""
     names = list(panel.controls)
 
     def run(request: gr.Request, model: str, recipe: str, *settings: Any) -> Iterator[list[Any]]:
@@ -174,21 +187,27 @@ def wire_tune_panel(
     def leave(request: gr.Request) -> None:
         app.sessions.close(request.session_hash or "")
 
-    outputs = [
-        *(shown.live, shown.ranks, panel.status, shown.result, shown.microscope, shown.capsule),
-        *(panel.tune, panel.stop),
-    ]
-    panel.tune.click(
-        run,
-        [model, recipe, *panel.controls.values()],
-        outputs,
-        show_progress="hidden",
-        concurrency_limit=None,
-        api_visibility="private",
-    )
+    def run_after(event: Any) -> Any:
+        return event(
+            run,
+            [model, recipe, *panel.controls.values()],
+            run_outputs(panel, shown),
+            show_progress="hidden",
+            concurrency_limit=None,
+            api_visibility="private",
+        )
+
+    run_after(panel.tune.click)
     panel.stop.click(halt, None, None, queue=False, api_visibility="private")
     demo.unload(leave)
     _wire_settings(panel)
+    return run_after
+
+
+def run_outputs(panel: TunePanel, shown: ResultPanel) -> list[Component]:
+    """What a run moves, in the order of `show_run`."""
+    charts = [shown.live, shown.ranks, panel.status]
+    return [*charts, shown.result, shown.microscope, shown.capsule, panel.tune, panel.stop]
 
 
 def _wire_settings(panel: TunePanel) -> None:
