@@ -21,10 +21,18 @@ COLOURS: dict[str, tuple[str, str]] = {
     "achieved": ("#BF4A00", "#FF9A57"),
     "floor": ("#7A2E8E", "#D9A0EC"),
     "head": ("#00735A", "#3CCBA6"),
+    "adapter": ("#6F6400", "#E5D75C"),
     "restart": ("#8C8A84", "#8A8F98"),
 }
 
-DASHES = {"target": "dot", "achieved": "solid", "floor": "solid", "head": "dash", "restart": "solid"}
+DASHES = {
+    "target": "dot",
+    "achieved": "solid",
+    "floor": "solid",
+    "head": "dash",
+    "adapter": "dashdot",
+    "restart": "solid",
+}
 """Each role's line style, so that a print in grey can be read as well."""
 
 NATS_PER_BIT = math.log(2)

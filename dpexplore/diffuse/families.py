@@ -9,7 +9,7 @@ from __future__ import annotations
 import calendar
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -181,7 +181,7 @@ def _trained(name: str, request: str, values: Sequence[str], size: Size, held_ba
 def _countries_of(continent: str) -> list[str]:
     import country_converter
 
-    data = country_converter.CountryConverter().data
+    data: Any = country_converter.CountryConverter().data
     members = data[(data["continent"] == continent) & data["UNmember"].notna()]
     return sorted(members["name_short"])
 

@@ -10,6 +10,8 @@ from dpexplore.ui.about import build_about
 from dpexplore.ui.api import add_endpoints
 from dpexplore.ui.context import AppContext
 from dpexplore.ui.explore import build_explore
+from dpexplore.ui.lessons import build_lessons
+from dpexplore.ui.strings import build_strings
 from dpexplore.ui.theme import SCRIPTS, css, theme
 from dpexplore.ui.widgets import segmented, view
 
@@ -33,7 +35,11 @@ def build(app: AppContext | None = None) -> gr.Blocks:
         # build function: build_compare(app, demo), build_strings(app, demo, model), build_experiments(app, demo).
         with gr.Tabs(elem_id="nav"):
             with gr.Tab("Explore", id="explore"):
-                build_explore(app, demo, strip)
+                model = build_explore(app, demo, strip)
+            with gr.Tab("Strings", id="strings"):
+                build_strings(app, demo, model)
+            with gr.Tab("Lessons", id="lessons") as lessons:
+                build_lessons(app, lessons, model)
             with gr.Tab("About", id="about"):
                 build_about()
         add_endpoints(app)

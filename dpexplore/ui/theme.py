@@ -14,7 +14,7 @@ from dpexplore.plots import COLOURS, DASHES
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 PLOTLY_JS = Path(plotly.__path__[0]) / "package_data" / "plotly.min.js"
 SCRIPTS = (PLOTLY_JS, *(ASSETS / f"{name}.js" for name in ("charts", "microscope", "slots", "page")))
-PAGE_CSS = ASSETS / "page.css"
+STYLES = (ASSETS / "page.css", ASSETS / "strings.css")
 
 
 def theme() -> Base:
@@ -99,4 +99,4 @@ def script_tags() -> str:
 
 
 def css() -> str:
-    return colour_css() + PAGE_CSS.read_text(encoding="utf-8")
+    return colour_css() + "".join(path.read_text(encoding="utf-8") for path in STYLES)

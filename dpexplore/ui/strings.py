@@ -1,0 +1,271 @@
+"""The Strings tab: a target over whole strings, and three ways to it on one axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from dpexplore.diffuse.config import PRESETS
+from dpexplore.diffuse.families import FAMILIES, family
+from dpexplore.diffuse.prompts import DEFAULT_SLOTS, METHODS
+from dpexplore.errors import InputError
+from dpexplore.targets import Strings, parse_recipe
+from dpexplore.targets.string_files import parse_strings
+from dpexplore.ui.context import AppContext, sentence
+from dpexplore.ui.markup import message
+from dpexplore.ui.string_runs import Running, reach, target_of
+from dpexplore.ui.string_view import EMPTY_ANSWERS, EMPTY_BARS, WAYS, facts_html, read_lines, write_lines
+from dpexplore.ui.target_panel import QUIET
+from dpexplore.ui.widgets import card_title, chart, legend, view
+
+FIRST = "numbers / 1-10"
+MAX_UPLOAD_CHARACTERS = 2_000_000
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Everything that stands in the tab."""
+
+    example: gr.Dropdown
+    request: gr.Textbox
+    response: gr.Textbox
+    lines: gr.Textbox
+    eos: gr.Checkbox
+    file: gr.UploadButton
+    cure: gr.Button
+    recipe: gr.Textbox
+    facts: gr.HTML
+    ways: gr.CheckboxGroup
+    method: gr.Dropdown
+    slots: gr.Textbox
+    steps: gr.Number
+    preset: gr.Dropdown
+    passes: gr.Number
+    run: gr.Button
+    stop: gr.Button
+    status: gr.HTML
+    chart: gr.HTML
+    bars: gr.HTML
+    answers: gr.HTML
+    adapter: gr.DownloadButton
+
+    @property
+    def controls(self) -> list[Any]:
+        return [self.request, self.response, self.lines, self.eos]
+
+    @property
+    def settings(self) -> list[Any]:
+        return [self.ways, self.method, self.slots, self.steps, self.preset, self.passes]
+
+    @property
+    def shown(self) -> list[Any]:
+        return [self.status, self.chart, self.bars, self.answers, self.adapter, self.run, self.stop]
+
+
+def examples() -> dict[str, Strings]:
+    """The families' requests in small size, by name."""
+    return {f"{name} / {task.name}": task.strings for name in FAMILIES for task in family(name, "small")}
+
+
+def from_controls(app: AppContext, model: str, request: str, response: str, lines: str, eos: bool) -> list[Any]:
+    """A control moved. Values for (recipe, facts, cure)."""
+    try:
+        recipe = str(Strings(tuple(_without_twins(read_lines(lines))), request, (response,), eos))
+    except Exception as error:
+        return [gr.skip(), message(sentence(error), "error"), gr.update(visible=False)]
+    return [recipe, *_preview(app, model, recipe)]
+
+
+def _without_twins(read: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    if len({text for text, _ in read}) < len(read):
+        twin = next(text for i, (text, _) in enumerate(read) if text in [other for other, _ in read[:i]])
+        raise InputError(f"The outcome {twin!r} is given twice; each outcome takes one line.")
+    return read
+
+
+def from_recipe(app: AppContext, model: str, recipe: str) -> list[Any]:
+    """The recipe was edited. Values for (request, response, lines, eos, facts, cure)."""
+    try:
+        asked = parse_recipe(recipe)
+        if not isinstance(asked, Strings):
+            raise InputError('This recipe is over single tokens; one such as strings({"{1}": 1}) is accepted.')
+    except Exception as error:
+        return [*[gr.skip()] * 4, message(sentence(error), "error"), gr.update(visible=False)]
+    return [*_fields(asked), *_preview(app, model, recipe)]
+
+
+def from_strings(app: AppContext, model: str, asked: Strings) -> list[Any]:
+    """An example or a file was chosen. Values for (request, response, lines, eos, recipe, facts, cure)."""
+    return [*_fields(asked), str(asked), *_preview(app, model, str(asked))]
+
+
+def from_file(app: AppContext, model: str, path: str | None) -> list[Any]:
+    """A file was dropped: JSON as in the paper's repository, or one outcome a line."""
+    try:
+        file = Path(path or "")
+        text = file.read_text(encoding="utf-8-sig")
+        if len(text) > MAX_UPLOAD_CHARACTERS:
+            raise InputError(f"{file.name!r} has {len(text):,} characters; at most {MAX_UPLOAD_CHARACTERS:,} are read.")
+        asked = parse_strings(file.name, text) if file.suffix.lower() == ".json" else Strings(tuple(read_lines(text)))
+        return from_strings(app, model, asked)
+    except UnicodeDecodeError:
+        told = message("The file is no UTF-8 text; JSON or one outcome a line is accepted.", "error")
+    except Exception as error:
+        told = message(sentence(error), "error")
+    return [*[gr.skip()] * 5, told, gr.update(visible=False)]
+
+
+def _fields(asked: Strings) -> list[Any]:
+    return [asked.request, asked.response[0], write_lines(asked.outcomes), asked.eos]
+
+
+def _preview(app: AppContext, model: str, recipe: str) -> list[Any]:
+    """Values for (facts, cure)."""
+    if not model:
+        return [message("The target is read as soon as the model is ready.", "info"), gr.update(visible=False)]
+    try:
+        return [facts_html(target_of(app, model, recipe)), gr.update(visible=False)]
+    except Exception as error:
+        told = sentence(error)
+        return [message(told, "error"), gr.update(visible="clash" in told)]
+
+
+def build_strings(app: AppContext, demo: gr.Blocks, model: gr.State) -> None:
+    """The tab's content; `model` holds the name of the model that the page works with."""
+    known = examples()
+    with gr.Row(elem_id="strings-page"):
+        with gr.Column(elem_id="strings-left", scale=0, min_width=320, elem_classes="dpx-card"):
+            made = _build_target(known)
+        with gr.Column(elem_id="strings-right", scale=1, min_width=320):
+            made |= _build_ways()
+    panel = Panel(**made)
+    _wire_target(app, panel, model, known)
+    _wire_ways(app, demo, panel, model)
+
+
+def _build_target(known: dict[str, Strings]) -> dict[str, Any]:
+    first = known[FIRST]
+    card_title("Target over strings")
+    made: dict[str, Any] = {
+        "example": gr.Dropdown(list(known), value=FIRST, label="Begin with", elem_id="strings-example"),
+        "request": gr.Textbox(first.request, label="Request", lines=3, max_lines=6, elem_id="strings-request"),
+        "response": gr.Textbox("", label="The answer begins with", elem_id="strings-response", max_lines=2),
+    }
+    hint = 'One a line; "text" 2 in quotes gives it the weight 2, weight 0 means valid but not asked for.'
+    made["lines"] = gr.Textbox(
+        write_lines(first.outcomes), label="Outcomes", info=hint, lines=8, max_lines=12, elem_id="strings-lines"
+    )
+    made["eos"] = gr.Checkbox(True, label="An outcome is followed by the end of the answer", elem_id="strings-eos")
+    made["facts"] = view(live=True, elem_id="strings-facts")
+    made["cure"] = gr.Button(
+        "Add the end of the answer to every outcome", visible=False, size="sm", elem_id="strings-cure"
+    )
+    made["recipe"] = gr.Textbox(str(first), label="Recipe", lines=2, max_lines=4, elem_id="strings-recipe")
+    made["file"] = gr.UploadButton(
+        "Load a file (JSON of the paper's repository, or one outcome a line)",
+        file_types=[".json", ".txt"],
+        size="sm",
+        elem_id="strings-file",
+    )
+    return made
+
+
+def _build_ways() -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    number: dict[str, Any] = {"precision": 0, "minimum": 1, "min_width": 76, "scale": 1}
+    with gr.Column(elem_classes="dpx-card"):
+        with gr.Row(elem_classes="dpx-inline", elem_id="strings-row"):
+            choices = [("tuned prompt", "prompt"), ("LoRA", "lora")]
+            beside: dict[str, Any] = {"label": "Beside the request alone", "min_width": 220, "scale": 3}
+            made["ways"] = gr.CheckboxGroup(choices, value=["prompt", "lora"], elem_id="strings-ways", **beside)
+            made["method"] = gr.Dropdown(
+                list(METHODS), value="soft", label="Prompt", min_width=90, elem_id="strings-method"
+            )
+            made["slots"] = gr.Textbox(
+                DEFAULT_SLOTS["soft"], label="Slots", min_width=150, scale=2, elem_id="strings-slots"
+            )
+            made["steps"] = gr.Number(60, label="Steps", elem_id="strings-steps", **number)
+            made["preset"] = gr.Dropdown(
+                list(PRESETS), value="fast", label="LoRA", min_width=90, elem_id="strings-preset"
+            )
+            made["passes"] = gr.Number(50, label="Passes", elem_id="strings-passes", **number)
+            made["run"] = gr.Button("Run", variant="primary", min_width=90, scale=1, elem_id="strings-run")
+            made["stop"] = gr.Button(
+                "Stop", variant="stop", interactive=False, min_width=72, scale=0, elem_id="strings-stop"
+            )
+        made["status"] = view(
+            message(
+                "A prompt leaves the weights as they are, LoRA changes them: press Run to see both on one axis.", "info"
+            ),
+            live=True,
+            elem_id="strings-status",
+        )
+    roles = [(role, name) for name, role in WAYS.values()]
+    with gr.Row(elem_id="strings-upper"):
+        with gr.Column(elem_classes="dpx-card", min_width=300, scale=3):
+            card_title("Cross-entropy of whole strings", legend([("floor", "floor H(w)"), *roles]))
+            empty = "Press Run: every way becomes a line here, above the floor that none of them can pass."
+            made["chart"] = chart("figure", [("dpx-figure", "")], empty, elem_id="strings-chart")
+        with gr.Column(elem_classes="dpx-card", min_width=300, scale=2):
+            card_title("Target and achieved", legend([("target", "target w")]))
+            made["bars"] = view(EMPTY_BARS, elem_id="strings-bars")
+    with gr.Column(elem_classes="dpx-card"):
+        card_title("Before and after")
+        made["answers"] = view(EMPTY_ANSWERS, elem_id="strings-answers")
+        made["adapter"] = gr.DownloadButton(
+            "Download the adapter (PEFT, with its capsule)", interactive=False, size="sm", elem_id="strings-adapter"
+        )
+    return made
+
+
+def _wire_target(app: AppContext, panel: Panel, model: gr.State, known: dict[str, Strings]) -> None:
+    told = [panel.facts, panel.cure]
+    everything = [*panel.controls, panel.recipe, *told]
+
+    def follow(model: str, *values: Any) -> list[Any]:
+        return from_controls(app, model, *values)
+
+    def read(model: str, recipe: str) -> list[Any]:
+        return from_recipe(app, model, recipe)
+
+    def choose(model: str, name: str) -> list[Any]:
+        return from_strings(app, model, known[name])
+
+    def load(model: str, path: str) -> list[Any]:
+        return from_file(app, model, path)
+
+    moved = [panel.request.input, panel.response.input, panel.lines.input, panel.eos.input]
+    gr.on(moved, follow, [model, *panel.controls], [panel.recipe, *told], **QUIET)
+    panel.cure.click(lambda: True, None, panel.eos, **QUIET).then(
+        follow, [model, *panel.controls], [panel.recipe, *told], **QUIET
+    )
+    panel.recipe.input(read, [model, panel.recipe], [*panel.controls, *told], **QUIET)
+    panel.example.input(choose, [model, panel.example], everything, **QUIET)
+    panel.file.upload(load, [model, panel.file], everything, **QUIET)
+    model.change(lambda model, recipe: _preview(app, model, recipe), [model, panel.recipe], told, **QUIET)
+    panel.method.input(lambda method: DEFAULT_SLOTS[method], panel.method, panel.slots, **QUIET)
+
+
+def _wire_ways(app: AppContext, demo: gr.Blocks, panel: Panel, model: gr.State) -> None:
+    running = Running()
+
+    def run(request: gr.Request, model: str, recipe: str, *settings: Any) -> Iterator[list[Any]]:
+        yield from reach(app, running, request.session_hash or "", model, recipe, *settings)
+
+    def halt(request: gr.Request) -> None:
+        running.stop(request.session_hash or "")
+
+    panel.run.click(
+        run,
+        [model, panel.recipe, *panel.settings],
+        panel.shown,
+        show_progress="hidden",
+        concurrency_limit=4,
+        api_visibility="private",
+    )
+    panel.stop.click(halt, None, None, queue=False, api_visibility="private")
+    demo.unload(halt)
