@@ -8,13 +8,15 @@ import importlib
 import os
 import socket
 import sys
+from functools import partial
 
 with contextlib.suppress(ImportError):
     importlib.import_module("spaces")  # ZeroGPU's asks to be there before torch
 
 from dpexplore.errors import InputError
-from dpexplore.models import DEFAULT_MODEL
+from dpexplore.models import DEFAULT_MODEL, load_model
 from dpexplore.space import VisitorRules, running_on_a_space
+from dpexplore.space.zero import SlicedServer, slice_on_zero
 from dpexplore.ui.context import AppContext
 from dpexplore.ui.model_pool import ModelPool
 from dpexplore.ui.server import log_as_json, serve
@@ -55,7 +57,12 @@ def context(model: str | None, *, public: bool) -> AppContext:
     rules = VisitorRules.of_this_machine()
     wanted = model or rules.manifest.models.default
     rules.check_model(wanted)
-    return AppContext(pool=ModelPool(permit=rules.check_model), model=wanted, rules=rules)
+    if rules.machine != "zero":
+        return AppContext(pool=ModelPool(permit=rules.check_model), model=wanted, rules=rules)
+    seconds = rules.limits.slice_seconds
+    server = partial(SlicedServer, slice_of=slice_on_zero(seconds), seconds=seconds)
+    pool = ModelPool(partial(load_model, device="cpu"), rules.check_model, server)
+    return AppContext(pool=pool, model=wanted, rules=rules)
 
 
 def bad_login(logins: list[str] | None) -> str:

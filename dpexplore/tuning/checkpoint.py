@@ -34,25 +34,34 @@ def checkpoint(engine: Engine, run: Run) -> Checkpoint:
         "told": run.told,
     }
     rows = [(row.restart, row.memory, state) for row, state in run.parked]
-    return Checkpoint(_save(record), _save({"parked": rows, "best": run.best}))
+    return Checkpoint(pack(record), pack({"parked": rows, "best": run.best}))
 
 
-def carry_on(engine: Engine, saved: Checkpoint) -> Run:
-    """Submit a run that has been elsewhere; its next step is the one that it would have made there."""
-    record = _load(saved.record, torch.device("cpu"))
-    rows = _load(saved.rows, engine.lm.device)
+def taken_up(engine: Engine, saved: Checkpoint) -> Run:
+    """A run that has been elsewhere, prepared for `engine`: once queued, it makes the step that it would have made."""
+    record = unpack(saved.record, torch.device("cpu"))
+    rows = unpack(saved.rows, engine.lm.device)
     config = TuneConfig.from_dict(record["config"])
-    run = engine.submit(record["target"], config, record["starts"], record["resumed_from"], record["owner"])
+    run = engine.prepare(record["target"], config, record["starts"], record["resumed_from"], record["owner"])
     run.told, run.best = record["told"], rows["best"]
     run.parked = [(Row(run, restart, memory), state) for restart, memory, state in rows["parked"]]
     return run
 
 
-def _save(value: Any) -> bytes:
+def carry_on(engine: Engine, saved: Checkpoint) -> Run:
+    """Let a run that has been elsewhere go on in `engine`."""
+    run = taken_up(engine, saved)
+    engine.queue(run)
+    return run
+
+
+def pack(value: Any) -> bytes:
+    """Tensors and what holds them, as bytes that carry no handle of this process."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
 
 
-def _load(data: bytes, device: torch.device) -> Any:
+def unpack(data: bytes, device: torch.device) -> Any:
+    """What was packed, its tensors on `device`. Only for what a process of ours has packed: it is unpickled."""
     return torch.load(io.BytesIO(data), map_location=device, weights_only=False)

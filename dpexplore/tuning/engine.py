@@ -58,10 +58,26 @@ class Engine:
         `resumed_from` is what the capsule shall say of the run that they come from. Runs of one `owner` share what is
         a fair part of the rows while other owners want some too.
         """
+        run = self.prepare(target, config, starts, resumed_from, owner)
+        self.queue(run)
+        return run
+
+    def prepare(
+        self,
+        target: Target,
+        config: TuneConfig,
+        starts: Sequence[Start] | None = None,
+        resumed_from: dict[str, Any] | None = None,
+        owner: str = "",
+    ) -> Run:
+        """A run that is checked as `submit` checks it, and waits to be queued."""
         run = Run(self.lm, target, config, None if self._served else self.step, starts, resumed_from, owner)
         self.capacity.check(len(run.layout), config.restarts, config.steps, rules_of(run)[2], run.objective.behind)
-        self._arrivals.put(run)
         return run
+
+    def queue(self, run: Run) -> None:
+        """Let a prepared run join at the next step."""
+        self._arrivals.put(run)
 
     @property
     def running(self) -> int:

@@ -237,11 +237,20 @@ class Run:
     def told(self) -> Told:
         """What the run has to tell so far."""
         elapsed = time.monotonic() - self.started
-        return Told(self.begun, dict(self.outcomes), list(self._steps), list(self._evaluations), elapsed)
+        return Told(
+            self.begun,
+            dict(self.outcomes),
+            list(self._steps),
+            list(self._evaluations),
+            elapsed,
+            self.cancel_requested,
+            self.error,
+        )
 
     @told.setter
     def told(self, told: Told) -> None:
         self.begun, self.outcomes, self._evaluations = told.begun, told.outcomes, told.evaluations
+        self.cancel_requested, self.error = told.cancelled, told.error
         self.started = time.monotonic() - told.seconds
         self.follow(told.steps[len(self._steps) :], self.best)
 
@@ -279,6 +288,8 @@ class Told(NamedTuple):
     steps: list[TuneStep]
     evaluations: list[int]
     seconds: float
+    cancelled: bool
+    error: InputError | None
 
 
 class Best(NamedTuple):

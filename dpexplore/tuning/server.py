@@ -32,6 +32,11 @@ class EngineServer:
     def lm(self) -> LanguageModel:
         return self.engine.lm
 
+    @property
+    def running(self) -> int:
+        """Runs that have not ended; a number of a moment ago."""
+        return self.engine.running
+
     def submit(
         self,
         target: Target,

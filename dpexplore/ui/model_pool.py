@@ -16,6 +16,7 @@ from dpexplore.errors import InputError
 from dpexplore.model_floor import floor_solver
 from dpexplore.models import LanguageModel, describe_models, load_model
 from dpexplore.models.registry import default_device, memory_present
+from dpexplore.space.zero import SlicedServer
 from dpexplore.targets import Recipe, Target
 from dpexplore.tuning import EngineServer
 
@@ -39,7 +40,7 @@ class LoadedModel:
     name: str
     """What it was asked for by."""
     lm: LanguageModel
-    server: EngineServer
+    server: EngineServer | SlicedServer
     used: float = field(default_factory=time.monotonic)
     _targets: OrderedDict[str, Target] = field(default_factory=OrderedDict)
     _gate: threading.Lock = field(default_factory=threading.Lock)
@@ -62,7 +63,7 @@ class LoadedModel:
     @property
     def idle(self) -> bool:
         """Nobody tunes it, nor has asked for it a moment ago."""
-        return not self.server.engine.active_rows and time.monotonic() - self.used > SPARED_SECONDS
+        return not self.server.running and time.monotonic() - self.used > SPARED_SECONDS
 
 
 @dataclass
@@ -83,10 +84,16 @@ class Loading:
 class ModelPool:
     """Loaded models by name. Thread-safe; models load one after the other in threads of their own."""
 
-    def __init__(self, loader: Loader = load_model, permit: Callable[[str], None] = lambda _name: None) -> None:
+    def __init__(
+        self,
+        loader: Loader = load_model,
+        permit: Callable[[str], None] = lambda _name: None,
+        server: Callable[[LanguageModel], EngineServer | SlicedServer] = EngineServer,
+    ) -> None:
         """`permit` raises InputError for a model that may not be loaded here, before anything is fetched."""
         self._loader = loader
         self._permit = permit
+        self._server = server
         self._loaded: dict[str, LoadedModel] = {}
         self._loading: dict[str, Loading] = {}
         self._gate = threading.RLock()
@@ -150,7 +157,7 @@ class ModelPool:
                 loading.report("Measuring its softmax head", None)
                 _prepare_floor(lm)
             with self._gate:
-                self._loaded[loading.name] = LoadedModel(loading.name, lm, EngineServer(lm))
+                self._loaded[loading.name] = LoadedModel(loading.name, lm, self._server(lm))
         except InputError as error:
             loading.error = str(error)
         except Exception:
@@ -171,7 +178,7 @@ class ModelPool:
     def running(self) -> int:
         """Runs of all models that have not ended."""
         with self._gate:
-            return sum(entry.server.engine.running for entry in self._loaded.values())
+            return sum(entry.server.running for entry in self._loaded.values())
 
     def make_room(self, needed: int) -> None:
         """Let go of idle models, the longest unused first, until so many bytes are free."""
