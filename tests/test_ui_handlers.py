@@ -397,7 +397,7 @@ def test_endpoints_answer_as_the_command_line_does(app: AppContext) -> None:
     answer = target_endpoint(app, "", "entropy(bits=3, seed=0)")
     assert answer["entropy_bits"] == pytest.approx(3, abs=0.01)
     assert answer["vocab_size"] == app.pool.get("tiny").lm.vocab_size
-    *steps, result = tune_endpoint(app, "tiny", "entropy(bits=3, seed=0)", "soft", "", 2, 2, 5, 0)
+    *steps, result = tune_endpoint(app, "tiny", "entropy(bits=3, seed=0)", make_config({**SOFT, "steps": 5}))
     assert {row["event"] for row in steps} <= {"step"}
     assert result["event"] == "result"
     assert result["kl_nats"] == pytest.approx(min(result["kl_nats_per_restart"]), rel=1e-4)

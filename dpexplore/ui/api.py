@@ -12,9 +12,8 @@ from gradio.events import api
 
 from dpexplore.errors import InputError
 from dpexplore.models import describe_models
-from dpexplore.tuning import TuneConfig
+from dpexplore.tuning import TuneConfig, TuneResult
 from dpexplore.ui.context import AppContext, sentence
-from dpexplore.ui.tune_panel import start_run
 
 TOP_TOKENS = 20
 
@@ -67,40 +66,54 @@ def floor_endpoint(app: AppContext, model: str, recipe: str) -> dict[str, Any]:
     }
 
 
-def tune_endpoint(
-    app: AppContext, model: str, recipe: str, method: str, slots: str, length: int, restarts: int, steps: int, seed: int
-) -> Iterator[dict[str, Any]]:
-    """Rows `{"event": "step", …}`, then one `{"event": "result", …}`, as the command line prints them."""
+def tune_endpoint(app: AppContext, model: str, recipe: str, config: TuneConfig) -> Iterator[dict[str, Any]]:
+    """Rows `{"event": "step", …}`, then one `{"event": "result", …}`, as the command line prints them.
+
+    The run stops when whoever asked for it looks away. InputError if it cannot begin, or failed.
+    """
     name = _name(app, model)
     app.pool.load(name)
-    config = TuneConfig.preset(
-        "paper", method=method, slots=slots or None, length=length, restarts=restarts, steps=steps, seed=seed
-    )
     session = f"api {uuid.uuid4().hex}"
-    for view in start_run(app, session, name, _text("recipe", recipe), config):
-        if view.result is None:
-            if view.step is not None:
-                yield {
-                    "event": "step",
-                    "step": view.step.step,
-                    "kl_nats": view.step.kl_nats,
-                    "entropy_nats": view.step.entropy_nats,
-                }
-        else:
-            result = view.result
+    live = app.begin(session, name, _text("recipe", recipe), config, grace_seconds=0.0)
+    told = 0
+    for view in app.watch(session, live):
+        if view.result is not None:
+            yield {"event": "result", "run": live.id, **_result_row(view.result)}
+        elif view.step is not None and view.step.step > told:
+            told = view.step.step
+            entropies = view.step.entropy_nats
             yield {
-                "event": "result",
-                "status": result.status,
-                "kl_nats": result.kl_nats,
-                "kl_nats_per_restart": result.kl_nats_per_restart,
-                "entropy_nats": result.entropy_nats,
-                "target_entropy_nats": result.target_entropy_nats,
-                "slots": result.slots,
-                "prompt_ids": result.prompt_ids,
-                "prompt_text": result.prompt_text,
-                "kl_reencoded_nats": result.kl_reencoded_nats,
-                "capsule": result.capsule,
+                "event": "step",
+                "run": live.id,
+                "step": told,
+                "kl_nats": view.step.kl_nats,
+                "entropy_nats": entropies,
             }
+    if live.run.error is not None:
+        raise live.run.error
+
+
+def _result_row(result: TuneResult) -> dict[str, Any]:
+    return {
+        "status": result.status,
+        "kl_nats": result.kl_nats,
+        "kl_nats_per_restart": result.kl_nats_per_restart,
+        "entropy_nats": result.entropy_nats,
+        "target_entropy_nats": result.target_entropy_nats,
+        "slots": result.slots,
+        "prompt_ids": result.prompt_ids,
+        "prompt_text": result.prompt_text,
+        "kl_reencoded_nats": result.kl_reencoded_nats,
+        "capsule": result.capsule,
+    }
+
+
+def tune_config(preset: str, settings: Any, **numbers: Any) -> TuneConfig:
+    """A preset, the endpoint's own arguments where they are given, and further fields of `TuneConfig` over both."""
+    if settings is not None and not isinstance(settings, dict):
+        raise InputError(f"`settings` is {settings!r}; an object of TuneConfig's fields is accepted.")
+    asked = {name: value for name, value in numbers.items() if value not in (None, "")}
+    return TuneConfig.from_dict({**TuneConfig.preset(preset, **asked).to_dict(), **(settings or {})})
 
 
 def add_endpoints(app: AppContext) -> None:
@@ -111,26 +124,53 @@ def add_endpoints(app: AppContext) -> None:
         return _answer(lambda: models_endpoint(app))
 
     def target(recipe: str, model: str = "") -> dict[str, Any]:
-        """Build a target from its recipe: entropy and the most probable tokens. `model` empty: the page's own."""
+        """Build a target distribution over next tokens: its entropy and its most probable tokens.
+
+        Args:
+            recipe: such as `capture("I love")`, `entropy(bits=7, seed=0)` or `tokens({" yes": 0.7, " no": 0.3})`
+            model: name, Hub id or folder; empty: the page's own
+        """
         return _answer(lambda: target_endpoint(app, model, recipe))
 
     def floor(recipe: str, model: str = "") -> dict[str, Any]:
-        """The certified floor: no prompt of any length brings the model closer to the target, in nats."""
+        """The certified floor: no prompt, of any length, brings the model closer to the target, in nats of KL(p‖q).
+
+        Args:
+            recipe: the target, such as `entropy(bits=10, seed=0)`
+            model: name, Hub id or folder; empty: the page's own
+        """
         return _answer(lambda: floor_endpoint(app, model, recipe))
 
     def tune(
         recipe: str,
         method: str = "soft",
-        length: int = 5,
-        restarts: int = 5,
-        steps: int = 500,
+        length: int | None = None,
+        restarts: int | None = None,
+        steps: int | None = None,
         seed: int = 0,
         slots: str = "",
         model: str = "",
+        preset: str = "paper",
+        settings: dict[str, Any] | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Tune a prompt towards a target; yields one small row for each update and the result as the last one."""
+        """Tune a prompt towards a target; yields one small row for each update and the result as the last one.
+
+        Args:
+            recipe: the target, such as `capture("I love")` or `entropy(bits=7, seed=0)`
+            method: soft, hard or hybrid
+            length: number of virtual tokens; empty: the preset's
+            restarts: independent beginnings, of which the best is kept; empty: the preset's
+            steps: at most so many for each restart; empty: the preset's
+            seed: of the beginnings and the search
+            slots: for hybrid prompts, such as `"Q:" soft*3 hard*2`
+            model: name, Hub id or folder; empty: the page's own
+            preset: paper, fast or thorough
+            settings: further fields of TuneConfig, such as {"patience": 50}
+        """
         try:
-            yield from tune_endpoint(app, model, recipe, method, slots, length, restarts, steps, seed)
+            numbers = {"length": length, "restarts": restarts, "steps": steps, "seed": seed, "slots": slots}
+            config = tune_config(preset, settings, method=method, **numbers)
+            yield from tune_endpoint(app, model, recipe, config)
         except Exception as error:
             raise gr.Error(sentence(error), print_exception=False) from None
 

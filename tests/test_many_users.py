@@ -1,0 +1,244 @@
+"""Many people at one engine: fair shares, nobody's trouble is another's, nothing leaks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpexplore.errors import InputError
+from dpexplore.models import LanguageModel
+from dpexplore.targets import Target, entropy
+from dpexplore.tuning import Engine, EngineServer, Run, TuneConfig, tune
+from dpexplore.tuning.engine import INTERNAL_ERROR
+from dpexplore.tuning.fairness import SHARED_STEP_SECONDS, Pace, fair_shares
+from dpexplore.tuning.objective import NextTokenObjective, Scores
+from dpexplore.ui.context import AppContext
+from dpexplore.ui.journal import Journal
+from dpexplore.ui.model_pool import ModelPool
+from dpexplore.ui.watch import RunView
+
+TinyLM = Callable[[str], LanguageModel]
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_lm: TinyLM) -> LanguageModel:
+    return tiny_lm("llama")
+
+
+@pytest.fixture(scope="module")
+def target(lm: LanguageModel) -> Target:
+    return entropy(bits=3, seed=1).build(lm)
+
+
+# Shares.
+
+
+@given(st.lists(st.integers(0, 40), max_size=12), st.integers(0, 200))
+def test_shares_are_fair(wants: list[int], room: int) -> None:
+    shares = fair_shares(wants, room)
+    assert sum(shares) == min(room, sum(wants))
+    assert all(0 <= share <= want for share, want in zip(shares, wants, strict=True))
+    unmet = [share for share, want in zip(shares, wants, strict=True) if share < want]
+    if unmet:
+        assert max(shares) <= min(unmet) + 1
+
+
+def test_a_shared_step_holds_as_many_rows_as_its_time_allows_and_one_for_everybody() -> None:
+    pace = Pace()
+    for _ in range(50):
+        pace.note(seconds=0.04 * 10, rows=10)
+    assert pace.room(owners=2) == pytest.approx(SHARED_STEP_SECONDS / 0.04, abs=1)
+    assert pace.room(owners=70) == 70
+
+
+# The engine.
+
+
+def rows_of(engine: Engine, *runs: Run) -> list[int]:
+    """How many rows of each run the next pass holds."""
+    rows = [row for stack in engine._stacks.values() for row in stack.rows]
+    return [sum(row.run is run for row in rows) for run in runs]
+
+
+@pytest.fixture
+def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory alone bounds a step, however slow the machine is."""
+    monkeypatch.setattr(Pace, "room", lambda _self, _owners: 1000)
+
+
+@pytest.mark.usefixtures("no_clock")
+@pytest.mark.parametrize("settings", [{}, {"soft_rule": "lbfgs"}, {"method": "hard", "hard_rule": "search"}])
+def test_a_full_machine_makes_room_for_whoever_comes(lm: LanguageModel, target: Target, settings: dict) -> None:
+    config = TuneConfig(length=3, restarts=6, steps=12, patience=None, seed=2, **settings)
+    alone = tune(lm, target, config).result
+    engine = Engine(lm, max_rows=4)
+    early = engine.submit(target, config, owner="early")
+    for _ in range(3):
+        engine.step()
+    assert rows_of(engine, early) == [4]
+    late = engine.submit(target, TuneConfig(length=3, restarts=2, steps=5, patience=None, **settings), owner="late")
+    engine.step()
+    assert rows_of(engine, early, late) == [2, 2]
+    assert len(late.steps) == 1
+    while engine.step():
+        assert sum(rows_of(engine, early, late)) <= 4
+    assert len(late.steps) == 5
+    # Who had to step back comes to the same as if it had been alone.
+    assert early.result.kl_nats_per_restart == pytest.approx(alone.kl_nats_per_restart, abs=1e-4)
+    assert early.result.status == "max_steps"
+
+
+def test_the_queue_is_told_and_served_by_turns(lm: LanguageModel, target: Target) -> None:
+    config = TuneConfig(length=3, restarts=3, steps=4, patience=None)
+    engine = Engine(lm, max_rows=1)
+    runs = [engine.submit(target, config, owner=owner) for owner in ("a", "b", "c")]
+    engine.step()
+    assert [run.begun for run in runs] == [1, 0, 0]
+    assert runs[1].queue_position >= 0
+    assert runs[2].queue_position == runs[1].queue_position + 1
+    while engine.step():
+        assert sum(rows_of(engine, *runs)) <= 1
+    assert [run.result.status for run in runs] == ["max_steps"] * 3
+
+
+@pytest.mark.usefixtures("no_clock")
+def test_a_run_that_stepped_back_can_be_stopped(lm: LanguageModel, target: Target) -> None:
+    config = TuneConfig(length=3, restarts=4, steps=50, patience=None)
+    engine = Engine(lm, max_rows=4)
+    early = engine.submit(target, config, owner="early")
+    engine.step()
+    late = engine.submit(target, config, owner="late")
+    engine.step()
+    assert len(early.parked) == 2
+    early.cancel()
+    engine.step()
+    assert early.result.status == "cancelled"
+    assert None not in early.result.kl_nats_per_restart
+    assert not late.finished
+    assert rows_of(engine, late) == [4]
+    late.cancel()
+    engine.step()
+
+
+def test_one_runs_failure_leaves_the_others_alone(
+    lm: LanguageModel, target: Target, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    poisoned: set[int] = set()
+    original = NextTokenObjective.score
+
+    def score(lm: LanguageModel, embeds: torch.Tensor, objectives: list[NextTokenObjective]) -> Scores:
+        if any(id(objective) in poisoned for objective in objectives):
+            raise RuntimeError("of this run alone")
+        return original(lm, embeds, objectives)
+
+    config = TuneConfig(length=3, restarts=2, steps=8, patience=None)
+    alone = tune(lm, target, config).result
+    monkeypatch.setattr(NextTokenObjective, "score", staticmethod(score))
+    server = EngineServer(lm)
+    bad = server.submit(target, TuneConfig(length=3, restarts=3, steps=10**6, patience=None), owner="bad")
+    good = [server.submit(target, config, owner=f"good {i}") for i in range(3)]
+    poisoned.add(id(bad.objective))
+    with pytest.raises(InputError, match="internal error"):
+        _ = bad.result
+    for run in good:
+        assert run.result.kl_nats_per_restart == pytest.approx(alone.kl_nats_per_restart, abs=1e-4)
+    server.close()
+    assert "of this run alone" in caplog.text
+    assert str(bad.error) == INTERNAL_ERROR
+
+
+# The server's pages.
+
+
+@pytest.fixture
+def app(lm: LanguageModel, tmp_path: Path) -> Iterator[AppContext]:
+    context = AppContext(
+        pool=ModelPool(lambda _name, progress: lm), model="tiny", journal=Journal(tmp_path / "runs"), grace_seconds=0.1
+    )
+    context.pool.load("tiny")
+    yield context
+    context.close()
+
+
+ENDLESS = TuneConfig(length=2, restarts=1, steps=10**6, patience=None)
+
+
+def test_thirty_at_once_get_their_own(app: AppContext) -> None:
+    finals: dict[int, RunView] = {}
+
+    def user(number: int) -> None:
+        config = TuneConfig(length=2, restarts=1, steps=6, seed=number)
+        session, recipe = f"user {number}", f"entropy(bits=2, seed={number})"
+        for view in app.watch(session, app.begin(session, "tiny", recipe, config)):
+            finals[number] = view
+
+    users = [threading.Thread(target=user, args=(number,)) for number in range(30)]
+    for thread in users:
+        thread.start()
+    for thread in users:
+        thread.join()
+    for number, view in finals.items():
+        assert view.result is not None
+        assert view.result.capsule["config"]["seed"] == number
+        assert view.result.capsule["target"]["recipe"] == f"entropy(bits=2, seed={number})"
+        own = tune(
+            app.pool.get("tiny").lm,
+            app.target("tiny", f"entropy(bits=2, seed={number})"),
+            TuneConfig(length=2, restarts=1, steps=6, seed=number),
+        ).result
+        assert view.result.kl_nats == pytest.approx(own.kl_nats, abs=1e-4)
+        assert set(app.sessions.tuned(f"user {number}", "tiny", f"entropy(bits=2, seed={number})")) == {"best soft"}
+        assert not app.sessions.tuned(f"user {number}", "tiny", f"entropy(bits=2, seed={(number + 1) % 30})")
+
+
+def test_a_run_that_nobody_looks_at_stops_after_its_time_of_grace(app: AppContext) -> None:
+    live = app.begin("gone", "tiny", "entropy(bits=2)", ENDLESS)
+    views = app.watch("gone", live)
+    next(views)
+    views.close()
+    while not live.ended:
+        live.run.wait(1)
+    assert live.run.status == "cancelled"
+    assert app.sessions.current("gone") is None
+
+
+def test_a_run_that_shall_keep_running_does_and_can_be_picked_up(app: AppContext) -> None:
+    app.sessions.keep_running("first page", True)
+    live = app.begin("first page", "tiny", "entropy(bits=2)", ENDLESS)
+    views = app.watch("first page", live)
+    before = next(views)
+    views.close()
+    app.sessions.close("first page")
+    seen = len(live.run.steps)
+    while len(live.run.steps) < seen + 20:  # far beyond 0.1 s of grace
+        assert not live.run.finished
+        live.run.wait(1)
+    assert app.sessions.join("second page", live.id) is live
+    again = app.watch("second page", live)
+    assert next(again).live.startswith(before.live)
+    assert app.sessions.stop("second page")
+    *_, last = again
+    assert last.result is not None
+    assert last.result.status == "cancelled"
+
+
+def test_a_looker_on_does_not_end_anybodys_run(app: AppContext) -> None:
+    live = app.begin("student", "tiny", "entropy(bits=2)", ENDLESS)
+    mine = app.watch("student", live)
+    next(mine)
+    app.sessions.join("teacher", live.id)
+    own = app.begin("teacher", "tiny", "entropy(bits=2)", TuneConfig(length=2, restarts=1, steps=3))
+    *_, last = app.watch("teacher", own)
+    assert last.result is not None
+    assert not live.run.cancel_requested
+    app.sessions.close("teacher")
+    assert next(mine).result is None
+    live.cancel()
+    *_, last = mine
+    assert last.result is not None
