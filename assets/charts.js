@@ -97,19 +97,18 @@
       const u = units(), log = root.dataset.scale === "log";
       const lines = restarts(kl, u.kl.name, u.kl.per), notes = [];
       const place = (v) => (log ? Math.log10(Math.max(v, 1e-9)) : v);
-      if (marks.floor != null && !(log && marks.floor <= 0)) {
-        const y = marks.floor * u.kl.per;
-        lines.unshift(level(y, "floor", u.kl.name, "certified floor", log ? {} : { fill: "tozeroy", fillcolor: tint(colour("floor"), 0.12) }));
-        const top = highest(kl, 0) * u.kl.per, below = y > 0.14 * top && !log;
-        notes.push(note(`certified floor ${fixed(y)} ${u.kl.name}`, "floor", place(y), below ? { yanchor: "top" } : { x: 0.01, xanchor: "left" }));
-      }
-      if (marks.head != null && !(log && marks.head <= 0)) {
-        const y = marks.head * u.kl.per;
-        lines.unshift(level(y, "head", u.kl.name, "head optimum (estimate)"));
-        const near = kl.map((one) => one.map((v) => (v == null ? null : v * u.kl.per)));
-        const where = log ? {} : { ...clearest(x, near, y, highest(near, y)), yanchor: "bottom" };
-        const taken = notes.length && notes[0].xanchor === where.xanchor && notes[0].yanchor === "bottom";
-        notes.push(note(`head optimum ≈ ${fixed(y)}`, "head", place(y), taken ? { ...where, x: 1, xanchor: "right" } : where));
+      const shown = (role) => marks[role] != null && !(log && marks[role] <= 0);
+      const top = highest(kl, 0) * u.kl.per, near = kl.map((one) => one.map((v) => (v == null ? null : v * u.kl.per)));
+      const told = { floor: `certified floor ${fixed(marks.floor * u.kl.per)} ${u.kl.name}`, head: `head optimum ≈ ${fixed(marks.head * u.kl.per)}` };
+      if (shown("floor")) lines.unshift(level(marks.floor * u.kl.per, "floor", u.kl.name, "certified floor", log ? {} : { fill: "tozeroy", fillcolor: tint(colour("floor"), 0.12) }));
+      if (shown("head")) lines.unshift(level(marks.head * u.kl.per, "head", u.kl.name, "head optimum (estimate)"));
+      if (shown("floor") && shown("head") && !log && marks.head * u.kl.per < 0.14 * top) { // no room below: both in one line above
+        const both = `<span style="color:${colour("floor")}">${told.floor}</span>  ·  ${told.head}`;
+        notes.push(note(both, "head", marks.head * u.kl.per, { ...clearest(x, near, marks.head * u.kl.per, top), yanchor: "bottom" }));
+      } else {
+        const low = log || marks.floor * u.kl.per < 0.14 * top;
+        if (shown("floor")) notes.push(note(told.floor, "floor", place(marks.floor * u.kl.per), low ? { x: 0.01, xanchor: "left" } : { yanchor: "top" }));
+        if (shown("head")) notes.push(note(told.head, "head", place(marks.head * u.kl.per), low ? {} : { ...clearest(x, near, marks.head * u.kl.per, top), yanchor: "bottom" }));
       }
       P().react(klDiv, lines, {
         ...layout("step", `KL(p‖q) (${u.kl.name})`, { x: { rangemode: "tozero" }, y: log ? { type: "log" } : { rangemode: "tozero" }, annotations: notes }),
@@ -200,6 +199,18 @@
     };
   }
 
+  /* A figure's traces in the colours of the page: on a dark one those that `layout.meta.dark` gives for the ones on paper. */
+  function onThisPage(spec) {
+    const pairs = Object.entries((spec.layout && spec.layout.meta && spec.layout.meta.dark) || {});
+    if (!pairs.length || !document.body.classList.contains("dark")) return spec.data;
+    const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)).join(",");
+    const recoloured = pairs.reduce(
+      (text, [paper, dark]) => text.replaceAll(paper, dark).replaceAll(`rgba(${rgb(paper)},`, `rgba(${rgb(dark)},`),
+      JSON.stringify(spec.data),
+    );
+    return JSON.parse(recoloured);
+  }
+
   /* A finished Plotly figure, one JSON line; its inks follow the page. */
   function figure(root) {
     const div = root.querySelector(".dpx-figure");
@@ -212,8 +223,9 @@
       if (!spec) { P().purge(div); return; }
       const grid = css("--dpx-grid"), own = spec.layout || {};
       const axis = (name) => ({ ...own[name], gridcolor: grid, linecolor: grid, tickcolor: grid, zerolinecolor: grid });
-      P().react(div, spec.data, {
-        ...own, title: { ...(own.title || {}), font: { size: 13 } }, xaxis: axis("xaxis"), yaxis: axis("yaxis"),
+      const axes = new Set(["xaxis", "yaxis", ...Object.keys(own).filter((name) => /^[xy]axis\d+$/.test(name))]);
+      P().react(div, onThisPage(spec), {
+        ...own, title: { ...(own.title || {}), font: { size: 13 } }, ...Object.fromEntries([...axes].map((name) => [name, axis(name)])),
         font: { ...(own.font || {}), color: css("--body-text-color") }, autosize: true, datarevision: rev,
       }, CONFIG);
       root.dataset.points = spec.data.length;

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from dpexplore.ui.context import AppContext
-from dpexplore.ui.continuation import ContinuationPanel, wire_continuation
+from dpexplore.ui.continuation import ContinuationPanel, build_continuation, wire_continuation
 from dpexplore.ui.examples import build_examples, wire_examples
 from dpexplore.ui.floor_panel import build_floor_card, build_why_card, wire_floor_panel
 from dpexplore.ui.markup import message
@@ -63,13 +63,17 @@ def _results(app: AppContext) -> tuple[ResultPanel, ContinuationPanel, ShareBar]
     with gr.Column(elem_classes="dpx-card", elem_id="live-card"):
         live = live_chart()
     with gr.Row(elem_id="lower"):
-        with gr.Column(elem_classes="dpx-card", elem_id="achieved-card", min_width=300):
-            switch = segmented("Order of tokens", BY, "switch", BY[0][1])
-            card_title("Target and achieved", legend([("target", "target"), ("achieved", "achieved")]) + switch)
-            ranks = achieved_chart()
+        with gr.Column(elem_id="middle", min_width=300):
+            with gr.Column(elem_classes="dpx-card", elem_id="achieved-card"):
+                switch = segmented("Order of tokens", BY, "switch", BY[0][1])
+                card_title("Target and achieved", legend([("target", "target"), ("achieved", "achieved")]) + switch)
+                ranks = achieved_chart()
+            with gr.Column(elem_classes="dpx-card", elem_id="onward-card"):
+                card_title("What it says next")
+                onward = build_continuation()
         with gr.Column(elem_classes="dpx-card", elem_id="result-card", min_width=300):
             card_title("Result")
-            result, capsule, onward = build_result_card()
+            result, capsule = build_result_card()
             bar = build_share_bar(app)
     with gr.Column(elem_classes="dpx-card", elem_id="microscope-card"):
         card_title("Where the KL comes from", legend([("target", "target p"), ("achieved", "achieved q")]))

@@ -9,6 +9,7 @@ import gradio as gr
 from dpexplore.ui.about import build_about
 from dpexplore.ui.api import add_endpoints
 from dpexplore.ui.context import AppContext
+from dpexplore.ui.experiments import build_experiments
 from dpexplore.ui.explore import build_explore
 from dpexplore.ui.lessons import build_lessons
 from dpexplore.ui.strings import build_strings
@@ -38,6 +39,8 @@ def build(app: AppContext | None = None) -> gr.Blocks:
                 model = build_explore(app, demo, strip)
             with gr.Tab("Strings", id="strings"):
                 build_strings(app, demo, model)
+            with gr.Tab("Experiments", id="experiments"):
+                build_experiments(app, demo)
             with gr.Tab("Lessons", id="lessons") as lessons:
                 build_lessons(app, lessons, model)
             with gr.Tab("About", id="about"):

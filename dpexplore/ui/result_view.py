@@ -109,7 +109,7 @@ def _exact_chip(own: list[NearestToken]) -> str:
 
 def _soft_chip(near: list[NearestToken]) -> str:
     first, *others = near
-    rest = "".join(f"<span>{token(item.token)} <small>{item.cosine:.2f}</small></span>" for item in others[:3])
+    rest = "".join(f"<span>{token(item.token)} <small>{item.cosine:.2f}</small></span>" for item in others[:2])
     return (
         f"<li class='dpx-chip'><span>{token(first.token)} <small>cos {first.cosine:.2f}</small></span>"
         f"<span class='dpx-others'>{rest}</span></li>"

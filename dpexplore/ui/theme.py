@@ -14,7 +14,7 @@ from dpexplore.plots import COLOURS, DASHES
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 PLOTLY_JS = Path(plotly.__path__[0]) / "package_data" / "plotly.min.js"
 SCRIPTS = (PLOTLY_JS, *(ASSETS / f"{name}.js" for name in ("charts", "microscope", "slots", "page")))
-STYLES = (ASSETS / "page.css", ASSETS / "strings.css")
+STYLES = (ASSETS / "page.css", ASSETS / "strings.css", ASSETS / "experiments.css")
 
 
 def theme() -> Base:

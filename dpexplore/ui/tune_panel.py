@@ -12,7 +12,6 @@ from gradio.components import Component
 
 from dpexplore.tuning import METHODS, PRESETS, TuneConfig, fig4_slots
 from dpexplore.ui.context import AppContext, sentence
-from dpexplore.ui.continuation import ContinuationPanel, build_continuation
 from dpexplore.ui.markup import message
 from dpexplore.ui.microscope import microscope_json
 from dpexplore.ui.result_view import EMPTY_RESULT, capsule_file, result_html
@@ -165,11 +164,9 @@ def achieved_chart() -> gr.HTML:
     return chart("ranks", [("dpx-ranks", "")], empty, under=SCRUBBER, elem_id="achieved-chart")
 
 
-def build_result_card() -> tuple[gr.HTML, gr.DownloadButton, ContinuationPanel]:
+def build_result_card() -> tuple[gr.HTML, gr.DownloadButton]:
     result = view(EMPTY_RESULT, elem_id="result")
-    onward = build_continuation()
-    capsule = gr.DownloadButton("Download capsule (JSON)", interactive=False, elem_id="capsule", size="sm")
-    return result, capsule, onward
+    return result, gr.DownloadButton("Download capsule (JSON)", interactive=False, elem_id="capsule", size="sm")
 
 
 def wire_tune_panel(
