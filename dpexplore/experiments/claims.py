@@ -39,6 +39,7 @@ class Claim:
     verdict: Verdict
     effect: str
     """What `value` is."""
+    unit: str
     value: float
     low: float
     high: float
@@ -54,7 +55,8 @@ class Claim:
         if not np.isfinite(self.value):
             return f"no data; {self.note}" if self.note else "no data"
         interval = f", 95 % interval {self.low:.2f} to {self.high:.2f}" if np.isfinite(self.low) else ""
-        told = f"{self.effect} {self.value:.2f}{interval} (n = {self.count}; {self.method})"
+        unit = f" {self.unit}" if self.unit else ""
+        told = f"{self.effect}: {self.value:.2f}{unit}{interval} (n = {self.count}; {self.method})"
         return f"{told}. {self.note}" if self.note else told
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,8 +73,20 @@ def claims_of(data: SweepData) -> list[Claim]:
 def _claim(
     data: SweepData, text: str, effect: str, found: Interval, method: str, note: str = "", beyond: float = 0.0
 ) -> Claim:
+    """`effect` may end in its unit, in square brackets."""
+    effect, _, unit = effect.removesuffix("]").partition(" [")
     return Claim(
-        data.name, text, found.verdict(beyond), effect, found.value, found.low, found.high, found.count, method, note
+        data.name,
+        text,
+        found.verdict(beyond),
+        effect,
+        unit,
+        found.value,
+        found.low,
+        found.high,
+        found.count,
+        method,
+        note,
     )
 
 
@@ -101,7 +115,7 @@ def _unimodal(data: SweepData, model: str, text: str) -> Iterator[Claim]:
         yield _claim(
             data,
             f"{text} ({model})",
-            "rise or fall, whichever is smaller, in nats",
+            "rise or fall, whichever is smaller [nats]",
             found.smaller,
             "peak chosen on the other seeds; t interval",
             f"The peak is at {found.peak:g} bits; a rising-then-falling curve explains {found.fit_r2:.0%} of the "
@@ -120,7 +134,7 @@ def _fig4(data: SweepData) -> Iterator[Claim]:
     yield _claim(
         data,
         "Soft prompts come closer than hybrid ones, and those closer than hard ones",
-        "loss saved by each soft token, in nats",
+        "loss saved by each soft token [nats]",
         mean_interval([-slope for slope in slopes]),
         "slope within each target, t interval",
         f"Soft in place of hard saves {whole.value:.2f} nats ({whole.low:.2f} to {whole.high:.2f}); Page's trend test "
@@ -134,7 +148,7 @@ def _fig5(data: SweepData) -> Iterator[Claim]:
     yield _claim(
         data,
         "Between 4 and 12 bits the answer's entropy is above the target's",
-        "entropy of q minus the target's, in bits",
+        "entropy of q minus the target's [bits]",
         mean_interval(excess),
         "mean over seeds, t interval",
     )
@@ -163,12 +177,12 @@ def _fig7(data: SweepData) -> Iterator[Claim]:
     for k, difference in saved.items():
         yield _claim(
             data, f"Targets with {k} are easier than vanilla ones of the same entropy",
-            "loss of vanilla minus that with outliers, in nats", mean_interval(difference),
+            "loss of vanilla minus that with outliers [nats]", mean_interval(difference),
             "paired by entropy and seed, t interval",
         )  # fmt: skip
     if len(ks) > 1:
         yield _claim(
-            data, f"The effect is strongest for a single token ({ks[0]} against {ks[-1]})", "loss saved, in nats",
+            data, f"The effect is strongest for a single token ({ks[0]} against {ks[-1]})", "loss saved [nats]",
             mean_interval((saved[ks[0]] - saved[ks[-1]]).dropna()), "paired by entropy and seed, t interval",
         )  # fmt: skip
 
@@ -183,7 +197,7 @@ def _against_vanilla(data: SweepData, group: str, text: str, on: list[str], note
     return _claim(
         data,
         text,
-        "loss of matched vanilla minus theirs, in nats",
+        "loss of matched vanilla minus theirs [nats]",
         mean_interval(difference),
         "paired, t interval",
         told,
@@ -201,7 +215,7 @@ def _fig8(data: SweepData) -> Iterator[Claim]:
     difference = paired(data.targets.assign(off=off), "off", "group", "vanilla", "generated", ["seed"])
     yield _claim(
         data, "The entropy that hard prompts reach is nearer the target's for LM-generated targets",
-        "error in entropy, vanilla minus LM-generated, in bits", mean_interval(difference), "paired, t interval",
+        "error in entropy, vanilla minus LM-generated [bits]", mean_interval(difference), "paired, t interval",
     )  # fmt: skip
 
 
@@ -269,7 +283,7 @@ def _adjectives(data: SweepData, model: str, groups: dict[str, np.ndarray]) -> C
     return _claim(
         data,
         f"Adjectives are the easiest part of speech ({model})",
-        f"loss of {list(others)[nearest]}, the easiest other one, minus that of ADJ, in nats",
+        f"loss of {list(others)[nearest]}, the easiest other one, minus that of ADJ [nats]",
         interval,
         "Dunnett's intervals against ADJ",
     )
@@ -282,7 +296,7 @@ def _instruct(data: SweepData) -> Iterator[Claim]:
         difference = paired(both, "kl_nats", "model", tuned, base, ["tag", "seed"])
         yield _claim(
             data, f"The base model comes closer than its instruction-tuned variant ({base})",
-            "loss of the variant minus that of the base, in nats", mean_interval(difference),
+            "loss of the variant minus that of the base [nats]", mean_interval(difference),
             "paired by part of speech and draw, t interval",
         )  # fmt: skip
     if not pairs:

@@ -67,12 +67,13 @@ def sweep(
 def figures(
     store: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs"),
     out: Annotated[Path, typer.Option(help="Folder for the figures, made if need be.")] = Path("figures"),
+    formats: Annotated[str, typer.Option(help="Of html, png, svg, json; CSV is always there.")] = "html,png,svg",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")] = False,
 ) -> int:
     """Draw everything there is data for (HTML, PNG, SVG, CSV), and a table of the paper's claims."""
     from dpexplore.experiments.export import write_figures
 
-    written = write_figures(Store(store), out)
+    written = write_figures(Store(store), out, [each.strip() for each in formats.split(",") if each.strip()])
     for figure in written.figures:
         if as_json:
             print(json.dumps({"event": "figure", **figure}, ensure_ascii=False), flush=True)
@@ -86,7 +87,7 @@ def figures(
     if written.note:
         print(written.note, file=sys.stderr)
     if not as_json:
-        print(f"Written to {out}; open {out / 'index.html'}.")
+        print(f"Written to {out}.")
     return 0
 
 

@@ -13,6 +13,7 @@ from dpexplore.experiments.curves import protocol
 from dpexplore.experiments.data import BITS_PER_NAT, SweepData
 from dpexplore.experiments.drawing import (
     LOSS,
+    ON_DARK,
     TARGET_BITS,
     Drawn,
     add_band,
@@ -38,15 +39,15 @@ def named(group: str) -> str:
     return GROUP_NAMES.get(group, group)
 
 
-def fig3(data: SweepData, dark: bool = False) -> Drawn | None:
+def fig3(data: SweepData) -> Drawn | None:
     """Two distributions of one entropy by rank."""
     shapes = data.rows[data.rows["kind"] == "shape"]
     if shapes.empty:
         return None
     bits = shapes["target_entropy_nats"].mean() * BITS_PER_NAT
-    figure = new_figure(f"Two shapes of one entropy, {bits:.2f} bits", "rank of the token", "probability", dark)
+    figure = new_figure(f"Two shapes of one entropy, {bits:.2f} bits", "rank of the token", "probability")
     rows = []
-    for look, (_, shape) in zip(series_of(list(shapes["group"]), dark), shapes.iterrows(), strict=False):
+    for look, (_, shape) in zip(series_of(list(shapes["group"])), shapes.iterrows(), strict=False):
         ranks = [int(rank) for rank in shape["names"]]
         loss = data.group(look.name)["kl_nats"]
         told = f"{named(look.name)}: loss {loss.iloc[0]:.2f} nats" if len(loss) else named(look.name)
@@ -65,15 +66,15 @@ def fig3(data: SweepData, dark: bool = False) -> Drawn | None:
     return Drawn(figure, pd.DataFrame(rows), caption)
 
 
-def fig4(data: SweepData, dark: bool = False) -> Drawn:
+def fig4(data: SweepData) -> Drawn:
     """Loss over entropy for 0 to 5 soft tokens among the prompt's; every restart as a faint point."""
     restarts = data.restarts.assign(soft=data.restarts["slots"].map(_soft_tokens))
     targets = data.targets.assign(soft=data.targets["slots"].map(_soft_tokens))
     counts = sorted(targets["soft"].unique())
     names = [_kind_name(soft, max(counts)) for soft in counts]
-    figure = new_figure(data.title, TARGET_BITS, LOSS, dark)
+    figure = new_figure(data.title, TARGET_BITS, LOSS)
     rows = []
-    for look, soft in zip(series_of(names, dark), counts, strict=True):
+    for look, soft in zip(series_of(names), counts, strict=True):
         own, every = targets[targets["soft"] == soft], restarts[restarts["soft"] == soft]
         means = own.groupby("bits")["kl_nats"].mean()
         spread = every.groupby("bits")["kl_nats"]
@@ -101,13 +102,13 @@ def _kind_name(soft: int, most: int) -> str:
     return "soft" if soft == most else f"hybrid, {soft} soft token{'s' * (soft > 1)}"
 
 
-def fig7(data: SweepData, dark: bool = False) -> Drawn:
+def fig7(data: SweepData) -> Drawn:
     """Loss (above) and entropy of q (below) over the target's entropy, by number of outlier tokens."""
     groups = list(dict.fromkeys(data.targets["group"]))
     groups = sorted(groups, key=lambda name: (name != "vanilla", int(name.split()[0]) if name[0].isdigit() else 0))
-    figure = _two_panels(data.title, LOSS, "entropy of q (bits)", dark)
+    figure = _two_panels(data.title, LOSS, "entropy of q (bits)")
     rows = []
-    for look, group in zip(series_of(groups, dark), groups, strict=True):
+    for look, group in zip(series_of(groups), groups, strict=True):
         own = data.group(group)
         for panel, column in ((1, "kl_nats"), (2, "achieved_bits")):
             part: Any = go.Figure()
@@ -121,7 +122,7 @@ def fig7(data: SweepData, dark: bool = False) -> Drawn:
                 {"group": group, "bits": bits, "quantity": column, "mean": f.value, "low": f.low, "high": f.high,
                  "targets": f.count} for bits, f in found
             ]  # fmt: skip
-    _diagonal(figure, data, dark)
+    _diagonal(figure, data)
     caption = (
         f"Fig. 7. Targets with k outlier tokens (Eq. 3) and vanilla ones, soft prompts. {protocol(data)} Means over "
         "targets; bands: 95 % BCa bootstrap intervals (scipy.stats.bootstrap)."
@@ -129,13 +130,11 @@ def fig7(data: SweepData, dark: bool = False) -> Drawn:
     return Drawn(figure, pd.DataFrame(rows), caption)
 
 
-def fig8(data: SweepData, dark: bool = False) -> Drawn:
+def fig8(data: SweepData) -> Drawn:
     """LM-generated against vanilla targets of the same entropy: loss with regression lines, and entropies."""
     groups = [name for name in ("vanilla", "generated") if name in set(data.targets["group"])]
-    figure = _two_panels(
-        "A model's own distributions are easier, by hard prompts too", LOSS, "entropy of q (bits)", dark
-    )
-    for look, group in zip(series_of([named(group) for group in groups], dark), groups, strict=True):
+    figure = _two_panels(data.title, LOSS, "entropy of q (bits)")
+    for look, group in zip(series_of([named(group) for group in groups]), groups, strict=True):
         own = data.group(group)
         slope, intercept, r2 = line(own["target_bits"], own["kl_nats"])
         for panel, column in ((1, "kl_nats"), (2, "achieved_bits")):
@@ -148,7 +147,7 @@ def fig8(data: SweepData, dark: bool = False) -> Drawn:
                 x=ends, y=[intercept + slope * x for x in ends], mode="lines", row=1, col=1,
                 name=f"{look.name}: R² {r2:.2f}", line={"color": look.colour, "width": 2, "dash": "dash"},
             )  # fmt: skip
-    _diagonal(figure, data, dark)
+    _diagonal(figure, data)
     caption = (
         "Fig. 8. What the model says after five random tokens, and vanilla targets of the same entropies, hard prompts "
         f"by Eq. 4. {protocol(data)} Dashed: least-squares lines (scipy.stats.linregress)."
@@ -157,15 +156,15 @@ def fig8(data: SweepData, dark: bool = False) -> Drawn:
     return Drawn(figure, data.targets[columns], caption)
 
 
-def fig9(data: SweepData, dark: bool = False) -> Drawn:
+def fig9(data: SweepData) -> Drawn:
     """LM-generated, shuffled and vanilla targets of one entropy each."""
-    figure = new_figure(data.title, TARGET_BITS, LOSS, dark)
-    return _scatter_of_groups(data, figure, ("vanilla", "generated", "shuffled"), "Fig. 9", dark)
+    figure = new_figure(data.title, TARGET_BITS, LOSS)
+    return _scatter_of_groups(data, figure, ("vanilla", "generated", "shuffled"), "Fig. 9")
 
 
-def fig10(data: SweepData, dark: bool = False) -> Drawn:
+def fig10(data: SweepData) -> Drawn:
     """Migrated targets from several source models against vanilla ones of the same entropies."""
-    figure = new_figure(data.title, TARGET_BITS, LOSS, dark)
+    figure = new_figure(data.title, TARGET_BITS, LOSS)
     targets = data.targets.assign(
         series=[
             f"migrated from {row.source}" if row.group == "migrated" else "vanilla, matched"
@@ -173,7 +172,7 @@ def fig10(data: SweepData, dark: bool = False) -> Drawn:
         ]
     )
     names = sorted(targets["series"].unique(), key=lambda name: (not name.startswith("vanilla"), name))
-    for look in series_of(names, dark):
+    for look in series_of(names):
         own = targets[targets["series"] == look.name]
         add_points(figure, own["target_bits"].tolist(), own["kl_nats"].tolist(), look)
     caption = (
@@ -189,9 +188,9 @@ def _untrained(data: SweepData) -> bool:
     return all(str(source).startswith("random:") for source in data.targets["source"])
 
 
-def _scatter_of_groups(data: SweepData, figure: go.Figure, order: tuple[str, ...], number: str, dark: bool) -> Drawn:
+def _scatter_of_groups(data: SweepData, figure: go.Figure, order: tuple[str, ...], number: str) -> Drawn:
     groups = [name for name in order if name in set(data.targets["group"])]
-    for look, group in zip(series_of([named(group) for group in groups], dark), groups, strict=True):
+    for look, group in zip(series_of([named(group) for group in groups]), groups, strict=True):
         own = data.group(group)
         mean = mean_interval(own["kl_nats"])
         told = f"{look.name} (mean {mean.value:.2f} nats)"
@@ -204,14 +203,14 @@ def _scatter_of_groups(data: SweepData, figure: go.Figure, order: tuple[str, ...
     return Drawn(figure, data.targets[columns], caption)
 
 
-def fig12(data: SweepData, dark: bool = False) -> Drawn | None:
+def fig12(data: SweepData) -> Drawn | None:
     """The eight most common parts of speech among a vocabulary's English tokens."""
     counts = data.rows[data.rows["kind"] == "pos_counts"]
     if counts.empty:
         return None
-    figure = new_figure(data.title, "part of speech", "tokens", dark)
+    figure = new_figure(data.title, "part of speech", "tokens")
     rows = []
-    for look, (_, row) in zip(series_of(list(counts["model"]), dark), counts.iterrows(), strict=True):
+    for look, (_, row) in zip(series_of(list(counts["model"])), counts.iterrows(), strict=True):
         pairs = list(zip(row["names"], row["values"], strict=True))[:8]
         figure.add_bar(
             x=[tag for tag, _ in pairs], y=[count for _, count in pairs], name=look.name,
@@ -226,12 +225,12 @@ def fig12(data: SweepData, dark: bool = False) -> Drawn | None:
     return Drawn(figure, pd.DataFrame(rows), caption)
 
 
-def fig13(data: SweepData, dark: bool = False) -> Drawn:
+def fig13(data: SweepData) -> Drawn:
     """Box plot of the loss of uniform targets over each part of speech, a box a model."""
-    figure = new_figure(data.title, "part of speech", LOSS, dark)
+    figure = new_figure(data.title, "part of speech", LOSS)
     tags = list(dict.fromkeys(["ADJ", "NOUN", "PROPN", "VERB", *data.targets["tag"]]))
     tags = [tag for tag in tags if tag in set(data.targets["tag"])]
-    for look in series_of(data.models, dark):
+    for look in series_of(data.models):
         own = data.targets[data.targets["model"] == look.name].copy()
         own["tag"] = pd.Categorical(own["tag"], categories=tags, ordered=True)
         own = own.sort_values("tag")
@@ -244,7 +243,7 @@ def fig13(data: SweepData, dark: bool = False) -> Drawn:
         figure.add_scatter(
             x=[tag for tag in tags if tag in floor], y=[floor[tag] for tag in tags if tag in floor],
             name="certified floor (mean)", mode="markers",
-            marker={"symbol": "line-ew-open", "size": 36, "line": {"width": 3}, "color": colour("floor", dark)},
+            marker={"symbol": "line-ew-open", "size": 36, "line": {"width": 3}, "color": colour("floor")},
         )  # fmt: skip
     figure.update_layout(boxmode="group" if len(data.models) > 1 else "overlay")
     caption = (
@@ -255,9 +254,9 @@ def fig13(data: SweepData, dark: bool = False) -> Drawn:
     return Drawn(figure, data.targets[columns], caption)
 
 
-def _two_panels(title: str, above: str, below: str, dark: bool) -> Any:
+def _two_panels(title: str, above: str, below: str) -> Any:
     figure: Any = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
-    look: Any = base_layout(title, "", above, dark)
+    look: Any = base_layout(title, "", above)
     figure.update_layout(
         title=look.title, font=look.font, paper_bgcolor=look.paper_bgcolor, plot_bgcolor=look.plot_bgcolor,
         hovermode="closest", legend=look.legend, margin={"l": 64, "r": 20, "t": 56, "b": 90},
@@ -267,10 +266,10 @@ def _two_panels(title: str, above: str, below: str, dark: bool) -> Any:
     figure.update_xaxes(title={"text": TARGET_BITS}, row=2, col=1)
     figure.update_yaxes(title={"text": above}, row=1, col=1)
     figure.update_yaxes(title={"text": below}, row=2, col=1)
-    return figure.update_layout(legend={"y": -0.16})
+    return figure.update_layout(legend={"y": -0.16}, meta={"dark": ON_DARK})
 
 
-def _diagonal(figure: Any, data: SweepData, dark: bool) -> None:
+def _diagonal(figure: Any, data: SweepData) -> None:
     part: Any = go.Figure()
-    add_identity(part, data.targets["target_bits"].min(), data.targets["target_bits"].max(), dark)
+    add_identity(part, data.targets["target_bits"].min(), data.targets["target_bits"].max())
     figure.add_trace(part.data[0], row=2, col=1)

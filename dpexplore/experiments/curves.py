@@ -67,13 +67,13 @@ def _curves(table: Table, series: str, figure: go.Figure, looks: Sequence[Series
         add_curve(figure, own["bits"].tolist(), own["kl_nats"].tolist(), look)
 
 
-def fig1(data: SweepData, dark: bool = False) -> Drawn:
+def fig1(data: SweepData) -> Drawn:
     """Loss over entropy, a curve a model, standard-error bands; floor and head optimum where there is one model."""
     table = curve_table(data.targets, "model")
-    figure = new_figure(data.title, TARGET_BITS, LOSS, dark)
+    figure = new_figure(data.title, TARGET_BITS, LOSS)
     if len(data.models) == 1:
-        add_floor(figure, data.targets, dark)
-    _curves(table, "model", figure, series_of(data.models, dark), errors=True)
+        add_floor(figure, data.targets)
+    _curves(table, "model", figure, series_of(data.models), errors=True)
     caption = (
         f"Fig. 1. Vanilla targets (Eq. 1), soft prompts. {protocol(data)} Line: mean over "
         f"{table['targets'].max()} targets; band: one standard error (scipy.stats.sem). Certified floor: no prompt "
@@ -82,7 +82,7 @@ def fig1(data: SweepData, dark: bool = False) -> Drawn:
     return Drawn(figure, table, caption)
 
 
-def floors(data: SweepData, dark: bool = False) -> Drawn | None:
+def floors(data: SweepData) -> Drawn | None:
     """Ours: which share of the loss the certified floor and the head optimum explain."""
     known = data.targets.dropna(subset=["floor_nats"])
     if known.empty:
@@ -94,7 +94,7 @@ def floors(data: SweepData, dark: bool = False) -> Drawn | None:
     rows = []
     figure = new_figure(
         "Share of the loss that the softmax head explains",
-        TARGET_BITS, "share of the loss explained (%)", dark,
+        TARGET_BITS, "share of the loss explained (%)",
     )  # fmt: skip
     for model, own in known.groupby("model", sort=False):
         for role, column in (("floor", "floor_share"), ("head", "head_share")):
@@ -110,9 +110,9 @@ def floors(data: SweepData, dark: bool = False) -> Drawn | None:
                 y=[100 * share.value for _, share in found],
                 name=name,
                 mode="lines+markers",
-                line={"color": colour(role, dark), "width": 3 if role == "floor" else 2, "dash": DASHES[role]},
+                line={"color": colour(role), "width": 3 if role == "floor" else 2, "dash": DASHES[role]},
                 fill="tozeroy" if role == "floor" and len(data.models) == 1 else None,
-                fillcolor=tint(colour(role, dark), 0.12),
+                fillcolor=tint(colour(role), 0.12),
             )
     figure.update_yaxes(range=[0, 105])
     caption = (
@@ -122,18 +122,18 @@ def floors(data: SweepData, dark: bool = False) -> Drawn | None:
     return Drawn(figure, pd.DataFrame(rows), caption)
 
 
-def fig5(data: SweepData, dark: bool = False) -> Drawn:
+def fig5(data: SweepData) -> Drawn:
     """Loss and the entropy of q over the target's entropy, with 95 % intervals."""
     table = curve_table(data.targets, "model")
-    figure: Any = new_figure(data.title, TARGET_BITS, LOSS, dark)
-    loss, entropy = series_of(["loss (left axis)", "entropy of q (right axis)"], dark)
+    figure: Any = new_figure(data.title, TARGET_BITS, LOSS)
+    loss, entropy = series_of(["loss (left axis)", "entropy of q (right axis)"])
     bits = table["bits"].tolist()
     add_band(figure, bits, table["kl_low_nats"].tolist(), table["kl_high_nats"].tolist(), loss)
     add_curve(figure, bits, table["kl_nats"].tolist(), loss)
     before = len(figure.data)
     add_band(figure, bits, table["achieved_low_bits"].tolist(), table["achieved_high_bits"].tolist(), entropy)
     add_curve(figure, bits, table["achieved_bits"].tolist(), entropy)
-    add_identity(figure, 0, max(bits), dark)
+    add_identity(figure, 0, max(bits))
     for trace in figure.data[before:]:
         trace.update(yaxis="y2")
     axis = figure.layout.yaxis.to_plotly_json() | {
@@ -147,13 +147,13 @@ def fig5(data: SweepData, dark: bool = False) -> Drawn:
     return Drawn(figure, table, caption)
 
 
-def fig6(data: SweepData, dark: bool = False) -> Drawn:
+def fig6(data: SweepData) -> Drawn:
     """The same architecture with random and with pretrained weights."""
     table = curve_table(data.targets, "model")
-    figure = new_figure(data.title, TARGET_BITS, LOSS, dark)
-    _curves(table, "model", figure, series_of(data.models, dark), errors=False)
+    figure = new_figure(data.title, TARGET_BITS, LOSS)
+    _curves(table, "model", figure, series_of(data.models), errors=False)
     for model in data.models:
-        add_floor(figure, data.targets[data.targets["model"] == model], dark, label=f", {model}")
+        add_floor(figure, data.targets[data.targets["model"] == model], label=f", {model}")
     caption = (
         f"Fig. 6. Vanilla targets, soft prompts; `random:` is the architecture's own initialisation. {protocol(data)} "
         f"Lines: means over {table['targets'].max()} targets; bands: 95 % t intervals (scipy.stats.t)."
@@ -161,12 +161,12 @@ def fig6(data: SweepData, dark: bool = False) -> Drawn:
     return Drawn(figure, table, caption)
 
 
-def fig11(data: SweepData, dark: bool = False) -> Drawn:
+def fig11(data: SweepData) -> Drawn:
     """Loss over entropy for several prefix lengths."""
     table = curve_table(data.targets, "length")
     lengths = sorted(data.targets["length"].unique())
-    figure = new_figure(data.title, TARGET_BITS, LOSS, dark)
-    looks = series_of([str(length) for length in lengths], dark)
+    figure = new_figure(data.title, TARGET_BITS, LOSS)
+    looks = series_of([str(length) for length in lengths])
     _curves(table, "length", figure, looks, errors=False)
     figure.update_layout(legend={"title": {"text": "soft tokens"}})
     caption = (

@@ -9,17 +9,19 @@ import numpy as np
 import plotly.graph_objects as go
 
 from dpexplore.experiments.tables import Table
-from dpexplore.plots import DASHES, base_layout, colour, tint
+from dpexplore.plots import COLOURS, DASHES, base_layout, colour, tint
 
-# Series of one figure, on light and on dark: the achieved colour first, then hues that no role has taken.
-SERIES = (
-    (colour("achieved"), colour("achieved", True)),
-    ("#2B3A8C", "#9FB0FF"),
-    ("#8A6100", "#E5C04D"),
-    ("#00707C", "#4FD0DC"),
-    ("#B0307A", "#F08CC4"),
-    ("#55534E", "#B4B2AC"),
-)
+# Series of one figure: the achieved colour first, then hues that no role has taken. For each its like on a dark page.
+SERIES = {
+    COLOURS["achieved"][0]: COLOURS["achieved"][1],
+    "#2B3A8C": "#9FB0FF",
+    "#8A6100": "#E5C04D",
+    "#00707C": "#4FD0DC",
+    "#B0307A": "#F08CC4",
+    "#55534E": "#B4B2AC",
+}
+ON_DARK = dict(COLOURS.values()) | SERIES
+"""Colour on paper -> its like on a dark page; figures carry it along as `layout.meta.dark`, and the page uses it."""
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
 LINES = ("solid", "dash", "dot", "dashdot", "longdash", "solid")
 LOSS = "KL(p‖q) (nats)"
@@ -43,11 +45,10 @@ class Series:
 
     name: str
     number: int
-    dark: bool = False
 
     @property
     def colour(self) -> str:
-        return SERIES[self.number % len(SERIES)][self.dark]
+        return list(SERIES)[self.number % len(SERIES)]
 
     @property
     def symbol(self) -> str:
@@ -58,14 +59,16 @@ class Series:
         return LINES[self.number % len(LINES)]
 
 
-def series_of(names: Sequence[str], dark: bool = False) -> list[Series]:
+def series_of(names: Sequence[str]) -> list[Series]:
     """A look for each name."""
-    return [Series(str(name), number, dark) for number, name in enumerate(names)]
+    return [Series(str(name), number) for number, name in enumerate(names)]
 
 
-def new_figure(title: str, x: str, y: str, dark: bool = False) -> go.Figure:
-    figure = go.Figure(layout=base_layout(title, x, y, dark))
-    return figure.update_layout(margin={"t": 56, "b": 90, "l": 64, "r": 20}, legend={"y": -0.22})
+def new_figure(title: str, x: str, y: str) -> go.Figure:
+    figure = go.Figure(layout=base_layout(title, x, y))
+    return figure.update_layout(
+        meta={"dark": ON_DARK}, margin={"t": 56, "b": 90, "l": 64, "r": 20}, legend={"y": -0.22}
+    )
 
 
 def add_band(figure: go.Figure, x: Sequence[float], low: Sequence[float], high: Sequence[float], look: Series) -> None:
@@ -109,7 +112,7 @@ def add_points(figure: go.Figure, x: Sequence[float], y: Sequence[float], look: 
     )
 
 
-def add_floor(figure: go.Figure, targets: Table, dark: bool, by: str = "bits", label: str = "") -> None:
+def add_floor(figure: go.Figure, targets: Table, by: str = "bits", label: str = "") -> None:
     """Certified floor and head optimum over the entropy, means over targets; nothing where none is known."""
     known = targets.dropna(subset=["floor_nats"])
     if known.empty:
@@ -121,9 +124,9 @@ def add_floor(figure: go.Figure, targets: Table, dark: bool, by: str = "bits", l
         y=means["floor_nats"],
         name=name,
         mode="lines",
-        line={"color": colour("floor", dark), "width": 3},
+        line={"color": colour("floor"), "width": 3},
         fill="tozeroy",
-        fillcolor=tint(colour("floor", dark), 0.10),
+        fillcolor=tint(colour("floor"), 0.10),
         hovertemplate=f"{name}<br>%{{x:.3g}}: %{{y:.3f}}<extra></extra>",
     )
     if means["head_optimum_nats"].notna().any():
@@ -132,17 +135,17 @@ def add_floor(figure: go.Figure, targets: Table, dark: bool, by: str = "bits", l
             y=means["head_optimum_nats"],
             name=f"head optimum (estimate){label}",
             mode="lines",
-            line={"color": colour("head", dark), "width": 2, "dash": DASHES["head"]},
+            line={"color": colour("head"), "width": 2, "dash": DASHES["head"]},
         )
 
 
-def add_identity(figure: go.Figure, low: float, high: float, dark: bool) -> None:
+def add_identity(figure: go.Figure, low: float, high: float) -> None:
     """Where the answer's entropy would equal the target's."""
     figure.add_scatter(
         x=[low, high],
         y=[low, high],
         name="entropy of the target",
         mode="lines",
-        line={"color": colour("target", dark), "width": 1.5, "dash": DASHES["target"]},
+        line={"color": colour("target"), "width": 1.5, "dash": DASHES["target"]},
         hoverinfo="skip",
     )

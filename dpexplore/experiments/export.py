@@ -16,10 +16,15 @@ from dpexplore.errors import InputError
 from dpexplore.experiments.claims import claims_table
 from dpexplore.experiments.figures import DrawnFigure, draw_all
 from dpexplore.experiments.store import Store
+from dpexplore.plots import figure_json
 
 WIDTH, HEIGHT, TALL = 900, 520, 760
 SCALE = 2
 """Pixels of a PNG for each of the figure's."""
+FORMATS = ("html", "png", "svg", "json")
+"""Files of each figure; the CSV is always there. json: Plotly's own, for pages that draw it themselves."""
+RECORD = "figures.json"
+"""What the figures of a folder are, with captions and claims."""
 NO_BROWSER = (
     "PNG and SVG were left out: they are drawn by a Chromium or Chrome, and none was found; install one, or name it in "
     "BROWSER_PATH or DPEXPLORE_CHROMIUM. HTML and CSV are there."
@@ -36,8 +41,13 @@ class Written:
     """What could not be written, and why."""
 
 
-def write_figures(store: Store, out: Path) -> Written:
-    """Draw everything there is data for. InputError if there is none, or the folder cannot be written to."""
+def write_figures(store: Store, out: Path, formats: Sequence[str] = FORMATS) -> Written:
+    """Draw everything there is data for, with its CSV and its claims.
+
+    InputError for an unknown format, if there is no data, or if the folder cannot be written to.
+    """
+    if unknown := sorted(set(formats) - set(FORMATS)):
+        raise InputError(f"{unknown[0]!r} is no format of figures; {', '.join(FORMATS)} are accepted.")
     drawn = list(draw_all(store)) if store.results.is_dir() else []
     if not drawn:
         raise InputError(
@@ -46,36 +56,46 @@ def write_figures(store: Store, out: Path) -> Written:
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        written = _write_all(drawn, out)
+        written = _write_all(drawn, out, formats)
     except OSError as error:
         raise InputError(f"The folder {out} cannot be written to ({error.strerror}).") from error
     return written
 
 
-def _write_all(drawn: Sequence[DrawnFigure], out: Path) -> Written:
+def _write_all(drawn: Sequence[DrawnFigure], out: Path, formats: Sequence[str]) -> Written:
     written = Written()
     for figure in drawn:
         figure.drawn.table.to_csv(out / f"{figure.name}.csv", index=False, float_format="%.6g")
-        page = on_white(figure.drawn.figure).to_html(include_plotlyjs="directory", full_html=True)
-        (out / f"{figure.name}.html").write_text(page, encoding="utf-8")
-        written.figures.append(
-            {
-                "name": figure.name,
-                "title": figure.title,
-                "headline": figure.drawn.figure.layout.title.text,
-                "coverage": figure.coverage,
-                "caption": figure.drawn.caption,
-                "claims": [claim.to_dict() for claim in figure.claims],
-            }
-        )
+        if "html" in formats:
+            page = on_white(figure.drawn.figure).to_html(include_plotlyjs="directory", full_html=True)
+            (out / f"{figure.name}.html").write_text(page, encoding="utf-8")
+        if "json" in formats:
+            (out / f"{figure.name}.json").write_text(figure_json(figure.drawn.figure), encoding="utf-8")
+        written.figures.append(describe(figure))
         written.claims += written.figures[-1]["claims"]
-    written.note = write_pictures({figure.name: on_white(figure.drawn.figure) for figure in drawn}, out)
+    pictures = [kind for kind in ("png", "svg") if kind in formats]
+    if pictures:
+        written.note = write_pictures({each.name: on_white(each.drawn.figure) for each in drawn}, out, pictures)
     claims = [claim for figure in drawn for claim in figure.claims]
     claims_table(claims).to_csv(out / "claims.csv", index=False, float_format="%.6g")
     record = {"figures": written.figures}
-    (out / "figures.json").write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
-    (out / "index.html").write_text(_index(written, pictures=not written.note), encoding="utf-8")
+    (out / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    if "html" in formats:
+        shown = "svg" in formats and not written.note
+        (out / "index.html").write_text(_index(written, pictures=shown), encoding="utf-8")
     return written
+
+
+def describe(figure: DrawnFigure) -> dict[str, Any]:
+    """A figure without its picture, JSON-ready."""
+    return {
+        "name": figure.name,
+        "title": figure.title,
+        "headline": figure.drawn.figure.layout.title.text,
+        "coverage": figure.coverage,
+        "caption": figure.drawn.caption,
+        "claims": [claim.to_dict() for claim in figure.claims],
+    }
 
 
 def on_white(figure: go.Figure) -> go.Figure:
@@ -86,7 +106,7 @@ def on_white(figure: go.Figure) -> go.Figure:
     )
 
 
-def write_pictures(figures: dict[str, go.Figure], out: Path) -> str:
+def write_pictures(figures: dict[str, go.Figure], out: Path, kinds: Sequence[str] = ("png", "svg")) -> str:
     """PNG and SVG of each, by kaleido and the browser that is installed; empty, or the sentence why there are none."""
     import kaleido
     from kaleido.errors import ChromeNotFoundError
@@ -97,8 +117,9 @@ def write_pictures(figures: dict[str, go.Figure], out: Path) -> str:
         kaleido.start_sync_server(silence_warnings=True, **settings)
         try:
             for name, figure in figures.items():
-                for kind, scale in (("png", SCALE), ("svg", 1)):
-                    kaleido.write_fig_sync(figure, path=out / f"{name}.{kind}", opts={"format": kind, "scale": scale})
+                for kind in kinds:
+                    options = {"format": kind, "scale": SCALE if kind == "png" else 1}
+                    kaleido.write_fig_sync(figure, path=out / f"{name}.{kind}", opts=options)
         finally:
             kaleido.stop_sync_server(silence_warnings=True)
     except ChromeNotFoundError:

@@ -43,20 +43,20 @@ class DrawnFigure:
     """What the data say of the claims that go with it; the sweep's first figure has them."""
 
 
-def draw_all(store: Store, dark: bool = False) -> Iterator[DrawnFigure]:
+def draw_all(store: Store) -> Iterator[DrawnFigure]:
     """Every figure that the store has data for."""
     for data in read_sweeps(store):
-        yield from draw_sweep(data, dark)
+        yield from draw_sweep(data)
 
 
-def draw_sweep(data: SweepData, dark: bool = False) -> Iterator[DrawnFigure]:
+def draw_sweep(data: SweepData) -> Iterator[DrawnFigure]:
     """The figures of one sweep; sweeps for no figure of ours are drawn as Fig. 1 where they vary `bits`."""
     known = DRAWERS.get(data.figure, DRAWERS["fig1"] if "bits" in data.labels else {})
     claims = claims_of(data)
     for ending, draw in known.items():
         if not len(data.targets) and data.figure not in ("fig3", "fig12"):
             continue
-        drawn = draw(data, dark)
+        drawn = draw(data)
         if drawn is not None:
             yield DrawnFigure(f"{data.name}{ending}", data.title, data.coverage, drawn, claims)
             claims = []
