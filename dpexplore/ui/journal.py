@@ -58,7 +58,7 @@ class Record:
 
     def as_capsule(self) -> dict[str, Any] | None:
         """The run's capsule; of an interrupted one what is known of it; None if there is no prompt."""
-        if self.capsule is not None or self.best is None:
+        if not self.interrupted or self.best is None:
             return self.capsule
         rows = [row for row in map(json.loads, self.live) if isinstance(row, list)]
         return interrupted_capsule(self.head, self.best, [row[1] for row in rows], [row[2] for row in rows])

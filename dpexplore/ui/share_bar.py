@@ -124,10 +124,11 @@ def _arrive_at_run(app: AppContext, run_id: str) -> Arrival:
     return Arrival(setup_of(record.head, record.model), f"run {run_id}")
 
 
-def setup_of(capsule: dict[str, Any], model: str) -> Setup:
-    """What a capsule, or its beginning, was set to. InputError if it is damaged."""
+def setup_of(capsule: dict[str, Any], model: str = "") -> Setup:
+    """What a capsule, or its beginning, was set to, of its own model or of another name. InputError if damaged."""
     try:
-        return Setup(model, capsule["target"]["recipe"], TuneConfig.from_dict(capsule["config"]))
+        name = model or str(capsule["model"]["name"])
+        return Setup(name, capsule["target"]["recipe"], TuneConfig.from_dict(capsule["config"]))
     except (KeyError, TypeError) as error:
         raise InputError("The capsule is damaged; a file that `Download capsule` saved is accepted.") from error
 
@@ -136,7 +137,7 @@ def arrive_by_capsule(path: str) -> Arrival:
     """What an uploaded capsule asks for."""
     try:
         capsule = load_capsule(Path(path))
-        return Arrival(setup_of(capsule, str(capsule["model"]["name"])), f"capsule {path}")
+        return Arrival(setup_of(capsule), f"capsule {path}")
     except Exception as error:
         return Arrival(problem=sentence(error))
 
@@ -155,7 +156,7 @@ def arrived_views(app: AppContext, session: str, what: str) -> Generator[RunView
     kind, _, name = what.partition(" ")
     if kind == "capsule":
         capsule = load_capsule(Path(name))
-        yield _capsule_view(app, str(capsule["model"]["name"]), capsule, None)
+        yield _capsule_view(app, setup_of(capsule), capsule, None)
         return
     live = app.sessions.join(session, name)
     if live is not None:
@@ -165,12 +166,13 @@ def arrived_views(app: AppContext, session: str, what: str) -> Generator[RunView
     if record is None:
         raise InputError("This server knows no run by this link; it is too old, or was made on another server.")
     capsule = record.as_capsule()
-    yield failed_view(record) if capsule is None else _capsule_view(app, record.model, capsule, record)
+    yield (
+        failed_view(record) if capsule is None else _capsule_view(app, setup_of(capsule, record.model), capsule, record)
+    )
 
 
-def _capsule_view(app: AppContext, model: str, capsule: dict[str, Any], record: Record | None) -> RunView:
-    recipe = setup_of(capsule, model).recipe
-    return capsule_view(app.pool.get(model).lm, app.target(model, recipe), capsule, record)
+def _capsule_view(app: AppContext, setup: Setup, capsule: dict[str, Any], record: Record | None) -> RunView:
+    return capsule_view(app.pool.get(setup.model).lm, app.target(setup.model, setup.recipe), capsule, record)
 
 
 # Wiring.

@@ -1,0 +1,307 @@
+"""Runs on disk: what a killed server leaves behind, and how little it may cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gradio_client import Client
+
+from dpexplore.errors import InputError
+from dpexplore.models import LanguageModel
+from dpexplore.tuning import TuneConfig, restore
+from dpexplore.ui.context import AppContext
+from dpexplore.ui.journal import Journal, Record, RunFile, new_run_id
+from dpexplore.ui.model_pool import ModelPool
+from dpexplore.ui.share_bar import arrive, arrive_by_capsule, arrived_views, preset_of
+from dpexplore.ui.watch import RunView
+
+pytestmark = [
+    # Gradio's client leaves sockets to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+RECIPE = "entropy(bits=2, seed=0)"
+METHODS = {
+    "soft": TuneConfig(length=2, restarts=2, steps=5),
+    "hard": TuneConfig(method="hard", length=2, restarts=2, steps=5),
+    "hybrid": TuneConfig(method="hybrid", slots='"the" soft*1 hard*1', restarts=2, steps=5),
+}
+
+
+@pytest.fixture
+def app(tiny_lm: Callable[[str], LanguageModel], tmp_path: Path) -> Iterator[AppContext]:
+    lm = tiny_lm("llama")
+    context = AppContext(
+        pool=ModelPool(lambda _name, progress: lm), model="tiny", journal=Journal(tmp_path / "runs"), grace_seconds=0.1
+    )
+    context.pool.load("tiny")
+    yield context
+    context.close()
+
+
+def finished(app: AppContext, config: TuneConfig) -> tuple[str, RunView]:
+    live = app.begin("s", "tiny", RECIPE, config)
+    *_, last = app.watch("s", live)
+    return live.id, last
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_finished_run_comes_back_as_it_was(app: AppContext, method: str) -> None:
+    run_id, shown = finished(app, METHODS[method])
+    assert app.sessions.find(run_id) is None
+    arrival = arrive(app, {"run": run_id})
+    assert arrival.setup is not None
+    assert arrival.setup.config == METHODS[method]
+    (again,) = arrived_views(app, "another page", arrival.shows)
+    assert shown.result is not None
+    assert again.result is not None
+    assert again.result.capsule == json.loads(json.dumps(shown.result.capsule))
+    assert (again.result.log_probs - shown.result.log_probs).abs().max() < 1e-5
+    assert again.result.nearest == shown.result.nearest
+    assert again.result.kl_reencoded_nats == shown.result.kl_reencoded_nats
+    assert shown.live.startswith(again.live)  # the end is marked after the last line that is journaled
+    assert shown.ranks.startswith(again.ranks)
+    assert len(again.live.splitlines()) >= 6
+    assert again.status == shown.status
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_journal_cut_off_anywhere_gives_what_was_whole(app: AppContext, method: str) -> None:
+    run_id, _ = finished(app, METHODS[method])
+    path = app.journal.folder / f"{run_id}.run"
+    data = path.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(data) if byte == ord("\n")]
+    places = sorted({0, 1, len(data) - 1, *(end - 1 for end in ends), *ends, *(end + 3 for end in ends)})
+    for place in places:
+        path.write_bytes(data[:place])
+        record = app.journal.read(run_id)
+        lines = data[:place].count(b"\n")
+        if not lines:
+            assert record is None
+            continue
+        assert record is not None
+        assert 1 + len(record.live) + len(record.ranks) + (record.best is not None) <= lines
+        (view,) = arrived_views(app, "s", f"run {run_id}")
+        if record.capsule is None and record.best is None:
+            assert view.result is None
+            assert "press Tune to begin it again" in view.status
+        else:
+            assert view.result is not None
+            assert "Cut off" in view.status or record.capsule is not None
+            # What is shown is a prompt of the run, and its KL is that prompt's.
+            best = record.best or {}
+            expected = record.capsule["result"]["kl_nats"] if record.capsule else best["kl_nats"]
+            assert view.result.distances["kl"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_failed_run_says_so_again(app: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    live = app.begin("s", "tiny", RECIPE, TuneConfig(length=2, steps=3))
+    live.run.error = InputError("The memory does not hold a single prompt.")
+    *_, last = app.watch("s", live)
+    (again,) = arrived_views(app, "s", f"run {live.id}")
+    assert "does not hold" in last.status
+    assert again.status == last.status
+
+
+@pytest.mark.parametrize("run_id", ["", "x", "../../etc/passwd", "a" * 22 + "/", "A" * 22, "é" * 22])
+def test_ids_that_no_run_has(app: AppContext, run_id: str) -> None:
+    assert app.journal.read(run_id) is None
+    if run_id:
+        assert "knows no run" in arrive(app, {"run": run_id}).problem
+
+
+def test_ids_cannot_be_guessed() -> None:
+    ids = {new_run_id() for _ in range(1000)}
+    assert len(ids) == 1000
+    assert {len(run_id) for run_id in ids} == {22}
+
+
+def test_the_disk_use_is_bounded(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, most_bytes=20_000)
+    kept = []
+    for number in range(12):
+        kept.append(new_run_id())
+        file = journal.open(kept[-1], "tiny", {"number": number})
+        assert file is not None
+        file.update('{"x":"' + "x" * 3000 + '"}\n', "", None)
+        file.end(None, "over")
+        os.utime(tmp_path / f"{kept[-1]}.run", (number, number))
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 20_000 + 3_500
+    assert journal.read(kept[0]) is None
+    record = journal.read(kept[-1])
+    assert record is not None
+    assert record.head == {"number": 11}
+
+
+def test_replaced_best_prompts_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dpexplore.ui.journal.STALE_BYTES", 5_000)
+    run_id = new_run_id()
+    journal = Journal(tmp_path)
+    file = journal.open(run_id, "tiny", {})
+    assert file is not None
+    for number in range(50):
+        file.update(f"[{number}]\n", "", {"number": number, "weight": "x" * 900})
+        record = journal.read(run_id)
+        assert record is not None
+        assert record.best is not None
+        assert record.best["number"] == number
+        assert record.live == [f"[{i}]" for i in range(number + 1)]
+    assert (tmp_path / f"{run_id}.run").stat().st_size < 9_000
+    file.close()
+
+
+def test_a_failing_disk_costs_the_journal_and_not_the_run(
+    app: AppContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dpexplore.ui.journal.os.fsync", full)
+    _, last = finished(app, METHODS["soft"])
+    assert last.result is not None
+    assert "No space left" in caplog.text
+    monkeypatch.setattr(RunFile, "__init__", lambda *_: full(0))
+    _, last = finished(app, METHODS["soft"])
+    assert last.result is not None
+
+
+def test_a_capsule_restores_the_whole_run(app: AppContext, tmp_path: Path) -> None:
+    _, shown = finished(app, METHODS["hard"])
+    assert shown.result is not None
+    capsule = {**shown.result.capsule, "model": {**shown.result.capsule["model"], "name": "tiny"}}
+    path = tmp_path / "capsule.json"
+    path.write_text(json.dumps(capsule), encoding="utf-8")
+    arrival = arrive_by_capsule(str(path))
+    assert arrival.setup is not None
+    assert arrival.setup.config == METHODS["hard"]
+    (again,) = arrived_views(app, "s", arrival.shows)
+    assert again.result is not None
+    assert again.result.prompt_ids == shown.result.prompt_ids
+    steps = [json.loads(line) for line in shown.live.splitlines()]
+    redrawn = [json.loads(line) for line in again.live.splitlines()]
+    kls = [[row[1] for row in rows if isinstance(row, list)] for rows in (steps, redrawn)]
+    assert kls[1] == [pytest.approx(row, rel=1e-4) for row in kls[0]]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda capsule: capsule["result"].pop("kl_nats"),
+        lambda capsule: capsule["restarts"].clear(),
+        lambda capsule: capsule["result"].update(prompt_ids=["x"]),
+        lambda capsule: capsule["result"].update(best_restart=99),
+        lambda capsule: capsule["result"].update(prompt_ids=[10**9]),
+    ],
+)
+def test_a_damaged_capsule_is_one_sentence(app: AppContext, damage: Callable[[dict], Any]) -> None:
+    _, shown = finished(app, METHODS["hard"])
+    assert shown.result is not None
+    capsule = json.loads(json.dumps(shown.result.capsule))
+    damage(capsule)
+    with pytest.raises(InputError, match="capsule"):
+        restore(app.pool.get("tiny").lm, capsule, app.target("tiny", RECIPE))
+
+
+def test_what_is_no_capsule_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    for text in ("", "[]", '{"format": "dpexplore capsule", "format_version": 1}', '{"format": "dpexplore capsule"}'):
+        path.write_text(text, encoding="utf-8")
+        assert "capsule" in arrive_by_capsule(str(path)).problem
+
+
+def test_a_configs_preset_is_found_again() -> None:
+    assert preset_of(TuneConfig.preset("fast", method="hard", seed=7)) == "fast"
+    assert preset_of(TuneConfig.preset("fast", steps=7)).endswith("*")
+
+
+# A real server, killed.
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_server(model: Path, cache: Path, port: int) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "DPEXPLORE_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).resolve().parents[1]
+    process = subprocess.Popen(
+        [sys.executable, "app.py", "--port", str(port), "--model", str(model)], cwd=root, env=environment
+    )
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/config", timeout=60).close()
+            return process
+        except OSError:
+            time.sleep(0.2)
+    process.kill()
+    raise AssertionError("the server did not start")
+
+
+def test_sigkill_loses_no_finished_run_and_at_most_a_second_of_a_running_one(
+    tiny_folders: Callable[[str], Path], tmp_path: Path, app: AppContext
+) -> None:
+    port = free_port()
+    server = start_server(tiny_folders("llama"), tmp_path, port)
+    try:
+        client = Client(f"http://127.0.0.1:{port}", verbose=False)
+        *_, result = client.submit(RECIPE, restarts=2, steps=6, length=2, api_name="/tune")
+        endless = client.submit(
+            RECIPE, restarts=1, steps=10**6, length=2, settings={"patience": None}, api_name="/tune"
+        )
+        seen: list[tuple[float, dict[str, Any]]] = []
+        for row in endless:
+            seen.append((time.monotonic(), row))
+            if seen[-1][0] - seen[0][0] > 4:
+                break
+    finally:
+        killed = time.monotonic()
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+    record = Journal(tmp_path / "runs").read(result["run"])
+    assert record is not None
+    assert record.capsule == result["capsule"]
+    cut = Journal(tmp_path / "runs").read(seen[0][1]["run"])
+    assert cut is not None
+    assert cut.interrupted
+    rows = [row for row in map(json.loads, cut.live) if isinstance(row, list)]
+    before = [row["step"] for when, row in seen if when < killed - 2.5]  # a second, and the loaded machine's delays
+    assert before
+    assert rows[-1][0] >= before[-1]
+    capsule = cut.as_capsule()
+    assert capsule is not None
+    lm = app.pool.get("tiny").lm
+    result_again = restore(lm, capsule, app.target("tiny", RECIPE))
+    assert result_again.kl_nats == pytest.approx(min(row[1][0] for row in rows), abs=0.5)
+    assert result_again.distances["kl"] == pytest.approx(result_again.kl_nats, abs=1e-3)
+    # What comes after it shows both.
+    after = AppContext(pool=app.pool, model="tiny", journal=Journal(tmp_path / "runs"))
+    for left in (record, cut):
+        arrival = arrive(after, {"run": left.run_id})
+        assert arrival.setup is not None
+        assert arrival.setup.recipe == RECIPE
+        app.pool._loaded.setdefault(left.model, app.pool.get("tiny"))
+        (view,) = arrived_views(after, "s", arrival.shows)
+        assert view.result is not None
+        assert ("Cut off" in view.status) == left.interrupted
+
+
+def test_a_record_without_a_beginning_is_none(tmp_path: Path) -> None:
+    run_id = new_run_id()
+    (tmp_path / f"{run_id}.run").write_text("live [1]\nbest {}\n", encoding="utf-8")
+    assert Journal(tmp_path).read(run_id) is None
+    assert Record(run_id, "m", {}).interrupted
