@@ -23,7 +23,7 @@ import torch
 
 import dpexplore as dp
 from dpexplore.diffuse.adapter import Adapter
-from dpexplore.diffuse.config import AdapterConfig
+from dpexplore.diffuse.config import PRESETS, AdapterConfig
 from dpexplore.diffuse.families import SIX, Task, family
 from dpexplore.diffuse.generalise import generalise
 from dpexplore.diffuse.metrics import perplexity
@@ -50,7 +50,7 @@ class Record:
 
 def ratio(lm: dp.LanguageModel, pairs: int) -> None:
     """Loss and gradient of numbers 1 to 100, packed against one sequence for each outcome."""
-    target = next(task for task in family("numbers") if task.name == "1-100").strings.build(lm)
+    target = next(task for task in family("numbers", "full") if task.name == "1-100").strings.build(lm)
     prompt = lm.embed(torch.tensor([target.request_ids])).detach()
     losses: dict[str, float] = {}
 
@@ -82,29 +82,32 @@ def tell(record: Record, lm: dp.LanguageModel, name: str, tasks: list[Task], sam
         record.add(family=name, **more, **told.to_dict())
 
 
-def ten(lm: dp.LanguageModel, record: Record, samples: int) -> None:
+def ten(lm: dp.LanguageModel, record: Record, ways: list[str], samples: int, steps: int, restarts: int) -> None:
     task = next(task for task in family("numbers") if task.name == "1-10")
     text = held_out_text()
-    tell(record, lm, "ten", [task], samples, way="untuned", perplexity=perplexity(lm, text), seconds=0.0)
-    for preset in ("paper", "fast"):
+    if "untuned" in ways:
+        tell(record, lm, "ten", [task], samples, way="untuned", perplexity=perplexity(lm, text), seconds=0.0)
+    for preset in [preset for preset in PRESETS if preset in ways]:
         run = AdapterRun(lm, [task.strings.build(lm)], AdapterConfig.preset(preset)).finish()
         cost = perplexity(run.adapter.lm, text)
         tell(record, run.adapter.lm, "ten", [task], samples, way=f"lora {preset}", perplexity=cost, seconds=run.seconds)
-    prompt, seconds = soft(lm, task, steps=150, restarts=3)
-    tell(record, lm, "ten", [task], samples, way="soft", perplexity=None, seconds=seconds, prompts=[prompt])
+    if "soft" in ways:
+        prompt, seconds = soft(lm, task, steps, restarts)
+        tell(record, lm, "ten", [task], samples, way="soft", perplexity=None, seconds=seconds, prompts=[prompt])
 
 
-def families(lm: dp.LanguageModel, record: Record, samples: int) -> None:
+def families(lm: dp.LanguageModel, record: Record, samples: int, passes: int, steps: int) -> None:
     text = held_out_text()
     before = perplexity(lm, text)
     for name in SIX:
         tasks = family(name)
         tell(record, lm, name, tasks, samples, way="untuned", perplexity=before, seconds=0.0)
-        run = AdapterRun(lm, [task.strings.build(lm) for task in tasks], AdapterConfig.preset("fast")).finish()
+        config = AdapterConfig.preset("fast", passes=passes)
+        run = AdapterRun(lm, [task.strings.build(lm) for task in tasks], config).finish()
         adapter: Adapter = run.adapter
         cost = perplexity(adapter.lm, text)
         tell(record, adapter.lm, name, tasks, samples, way="lora fast", perplexity=cost, seconds=run.seconds)
-        tuned = [soft(lm, task, steps=60, restarts=1) for task in tasks]
+        tuned = [soft(lm, task, steps, restarts=1) for task in tasks]
         spent = sum(seconds for _, seconds in tuned)
         prompts = [prompt for prompt, _ in tuned]
         tell(record, lm, name, tasks, samples, way="soft", perplexity=None, seconds=spent, prompts=prompts)
@@ -163,7 +166,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--pairs", type=int, default=2)
-    parser.add_argument("--passes", type=int, default=12, help="passes of each training of the matrix")
+    parser.add_argument("--passes", type=int, default=12, help="passes of a training of families and matrix")
+    parser.add_argument("--steps", type=int, default=150, help="steps of a soft prompt")
+    parser.add_argument("--restarts", type=int, default=3, help="restarts of the soft prompt of ten")
+    parser.add_argument("--ways", nargs="+", default=["untuned", *PRESETS, "soft"], help="ways of ten")
     options = parser.parse_args()
     if options.what == "tables":
         tables(options.files)
@@ -175,9 +181,9 @@ def main() -> None:
     if options.what == "ratio":
         ratio(lm, options.pairs)
     elif options.what == "ten":
-        ten(lm, record, options.samples)
+        ten(lm, record, options.ways, options.samples, options.steps, options.restarts)
     elif options.what == "families":
-        families(lm, record, options.samples)
+        families(lm, record, options.samples, options.passes, options.steps)
     else:
         matrix(lm, record, options.passes)
     print(f"{time.monotonic() - began:.0f} s")
