@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dpexplore.models import DEFAULT_MODEL, LanguageModel, load_model
+from dpexplore.targets import Target, entropy
 from tests.tiny_models import save_tiny_model
 
 
@@ -28,3 +29,15 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 def tiny_lm(tiny_folders: Callable[[str], Path]) -> Callable[[str], LanguageModel]:
     """Architecture -> its tiny random model, loaded from its folder as any other, on the CPU in float32."""
     return cache(lambda architecture: load_model(str(tiny_folders(architecture)), device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def lm(tiny_lm: Callable[[str], LanguageModel]) -> LanguageModel:
+    """The tiny model that tuning is tested on."""
+    return tiny_lm("llama")
+
+
+@pytest.fixture(scope="session")
+def target(lm: LanguageModel) -> Target:
+    """A vanilla target of 3 bits for that model."""
+    return entropy(bits=3, seed=1).build(lm)

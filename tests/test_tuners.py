@@ -45,16 +45,6 @@ RULES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def lm(tiny_lm: TinyLM) -> LanguageModel:
-    return tiny_lm("llama")
-
-
-@pytest.fixture(scope="module")
-def target(lm: LanguageModel) -> Target:
-    return entropy(bits=3, seed=1).build(lm)
-
-
 def trace(lm: LanguageModel, target: Target, config: TuneConfig) -> list[list[float | None]]:
     return [step.kl_nats for step in tune(lm, target, config)]
 

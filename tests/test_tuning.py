@@ -31,16 +31,6 @@ from tests.tiny_models import ARCHITECTURES
 TinyLM = Callable[[str], LanguageModel]
 
 
-@pytest.fixture(scope="module")
-def lm(tiny_lm: TinyLM) -> LanguageModel:
-    return tiny_lm("llama")
-
-
-@pytest.fixture(scope="module")
-def target(lm: LanguageModel) -> Target:
-    return entropy(bits=3, seed=1).build(lm)
-
-
 def best_trace(lm: LanguageModel, target: Target, config: TuneConfig) -> list[list[float | None]]:
     return [step.kl_nats for step in tune(lm, target, config)]
 
