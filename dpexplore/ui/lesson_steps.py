@@ -22,7 +22,7 @@ WORDS = ("yes", "no", "maybe")
 SURE, UNSURE = "The capital of France is", "I love"
 LOW_BITS, MIDDLE_BITS, HIGH_BITS = 2.0, 8.0, 15.0
 FORGOTTEN = (1e-1, 1e-3, 1e-6, 1e-12)
-STEPS = 40
+STEPS = 80
 
 
 @dataclass(frozen=True)
@@ -185,14 +185,14 @@ def _three_bits(desk: Desk, middle: float) -> tuple[float, float, float]:
 
 
 def _look_search(desk: Desk, middle: float) -> str:
-    rows = [(f"{b:g} bits", b, f"like {2**b:,.0f} tokens") for b in _three_bits(desk, middle)]
+    rows = [(f"{b:g} bits", b, f"≈ {2**b:,.0f} tokens") for b in _three_bits(desk, middle)]
     return bars(rows, "target", math.log2(desk.lm.vocab_size), "Entropies of the three targets")
 
 
 def _answer_search(desk: Desk, middle: float) -> Generator[str | Answer]:
     bits = _three_bits(desk, middle)
     targets = [entropy(bits=b, seed=0).build(desk.lm) for b in bits]
-    config = TuneConfig.preset("fast", method="soft", restarts=1, steps=STEPS, evaluations=STEPS)
+    config = TuneConfig.preset("fast", method="soft", restarts=1, steps=STEPS, screen=1)
     server = desk.app.pool.get(desk.model).server
     runs = [server.submit(target, desk.app.admit(desk.lm, config), owner=desk.session) for target in targets]
     try:
@@ -338,7 +338,7 @@ LESSONS = (
         "head",
         "The last two layers alone",
         "Whatever the Transformer does, it ends in one vector u of fixed length, from which a table A makes all "
-        "logits. What that step cannot do, no prompt can. The <b>certified floor</b> is the least KL it leaves. Move it.",
+        "logits. What that step cannot do, no prompt can. The <b>certified floor</b> is the least KL left. Move it.",
         _entropy_slider,
         _look_head,
         "No search this time: at which of these entropies is the floor itself highest?",

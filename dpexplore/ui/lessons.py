@@ -57,7 +57,7 @@ def answer_html(lesson: Lesson, predicted: int, told: Answer) -> str:
     verdict = "Right." if right else f"Not this time: {lesson.options[told.right]}."
     return (
         f"<div class='dpx-answer {'is-right' if right else 'is-wrong'}' data-right='{told.right}'>"
-        f"<p class='dpx-verdict'><b>{'✓' if right else '✗'}</b> {verdict}</p>{told.html}"
+        f"<p class='dpx-told'><b>{'✓' if right else '✗'}</b> {verdict}</p>{told.html}"
         f"<p class='dpx-take'>{lesson.lesson}</p></div>"
     )
 
