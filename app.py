@@ -11,7 +11,7 @@ import sys
 from functools import partial
 
 with contextlib.suppress(ImportError):
-    importlib.import_module("spaces")  # ZeroGPU's asks to be there before torch
+    importlib.import_module("spaces")  # ZeroGPU asks for it before torch
 
 from dpexplore.errors import InputError
 from dpexplore.models import DEFAULT_MODEL, load_model

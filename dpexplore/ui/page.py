@@ -8,12 +8,13 @@ import gradio as gr
 
 from dpexplore.ui.about import build_about
 from dpexplore.ui.api import add_endpoints
+from dpexplore.ui.compare import build_compare
 from dpexplore.ui.context import AppContext
 from dpexplore.ui.experiments import build_experiments
 from dpexplore.ui.explore import build_explore
 from dpexplore.ui.lessons import build_lessons
 from dpexplore.ui.strings import build_strings
-from dpexplore.ui.theme import SCRIPTS, css, theme
+from dpexplore.ui.theme import css, script_routes, theme
 from dpexplore.ui.widgets import segmented, view
 
 UNITS = [("KL nats, H bits", "mixed"), ("nats", "nats"), ("bits", "bits")]
@@ -27,7 +28,6 @@ HEADER = (
 def build(app: AppContext | None = None) -> gr.Blocks:
     """The whole page. Models live in `app.pool`, runs in `app.sessions`; nothing is global."""
     app = app or AppContext()
-    gr.set_static_paths(list(SCRIPTS))
     with gr.Blocks(title="dpexplore", analytics_enabled=False, fill_width=True, delete_cache=(3600, 7200)) as demo:
         view(HEADER, elem_id="header")
         strip = view(live=True, elem_id="model-strip")
@@ -37,6 +37,7 @@ def build(app: AppContext | None = None) -> gr.Blocks:
         with gr.Tabs(elem_id="nav"):
             with gr.Tab("Explore", id="explore"):
                 model = build_explore(app, demo, strip)
+            build_compare(app, demo)
             with gr.Tab("Strings", id="strings"):
                 build_strings(app, demo, model)
             with gr.Tab("Experiments", id="experiments"):
@@ -54,6 +55,7 @@ def launch_settings() -> dict[str, Any]:
     return {
         "theme": theme(),
         "css": css(),
+        "app_kwargs": {"routes": script_routes()},
         "footer_links": ["api"],
         "max_file_size": "20mb",
         "max_threads": 200,

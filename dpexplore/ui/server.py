@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import re
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -31,6 +34,9 @@ REMEMBERED = 10_000
 """Addresses whose uploads are counted."""
 _HOUR = 3600.0
 _FRAMES_LOGGED = 8
+_ERROR_LINE = re.compile(r"([A-Za-z_][\w.]*(?:Error|Exception|Warning))\b")
+
+logger = logging.getLogger(__name__)
 
 
 class BodyLimits:
@@ -103,12 +109,28 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+class Printed(io.TextIOBase):
+    """Standard error for those who print there: Gradio prints whole tracebacks, with what visitors wrote."""
+
+    def __init__(self, *, with_text: bool) -> None:
+        self.with_text = with_text
+
+    def write(self, text: str, /) -> int:
+        for line in text.splitlines():
+            if self.with_text and line.strip():
+                logger.warning("printed: %s", line)
+            elif kind := _ERROR_LINE.match(line):
+                logger.warning("printed: " + kind[1])
+        return len(text)
+
+
 def log_as_json(*, with_text: bool) -> None:
-    """Let every logger of the process write JSON lines to standard error."""
-    handler = logging.StreamHandler()
+    """Let every logger of the process, and who prints to standard error, write JSON lines there."""
+    handler = logging.StreamHandler(sys.__stderr__)
     handler.setFormatter(JsonLines(with_text=with_text))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it writes a line for every request, with its address
+    sys.stderr = Printed(with_text=with_text)
 
 
 def start(app: AppContext, host: str, port: int, **settings: Any) -> gr.Blocks:
@@ -118,17 +140,12 @@ def start(app: AppContext, host: str, port: int, **settings: Any) -> gr.Blocks:
     def health(_request: Request) -> JSONResponse:
         return JSONResponse({"status": "ok", "runs": app.pool.running, "models": app.pool.ready})
 
+    arguments = launch_settings()
+    arguments["app_kwargs"]["routes"].append(Route("/health", health))
+    arguments["app_kwargs"]["middleware"] = [Middleware(BodyLimits, upload_bytes=megabytes * 2**20)]  # type: ignore[arg-type]
+    arguments["max_file_size"] = f"{megabytes}mb"
     demo = build(app)
-    demo.launch(
-        server_name=host,
-        server_port=port,
-        prevent_thread_lock=True,
-        app_kwargs={
-            "routes": [Route("/health", health)],
-            "middleware": [Middleware(BodyLimits, upload_bytes=megabytes * 2**20)],  # type: ignore[arg-type]
-        },
-        **{**launch_settings(), "max_file_size": f"{megabytes}mb", **settings},
-    )
+    demo.launch(server_name=host, server_port=port, prevent_thread_lock=True, **arguments | settings)
     return demo
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import plotly
 from gradio.themes import Base, Monochrome
 from gradio.themes.utils import colors, sizes
 from gradio.themes.utils.fonts import LocalFont
+from starlette.requests import Request
+from starlette.responses import FileResponse
+from starlette.routing import Route
 
 from dpexplore.plots import COLOURS, DASHES
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 PLOTLY_JS = Path(plotly.__path__[0]) / "package_data" / "plotly.min.js"
 SCRIPTS = (PLOTLY_JS, *(ASSETS / f"{name}.js" for name in ("charts", "microscope", "slots", "page")))
-STYLES = (ASSETS / "page.css", ASSETS / "strings.css", ASSETS / "experiments.css")
+STYLES = (ASSETS / "page.css", ASSETS / "strings.css", ASSETS / "experiments.css", ASSETS / "compare.css")
 
 
 def theme() -> Base:
@@ -95,7 +99,16 @@ def colour_css() -> str:
 def script_tags() -> str:
     """What charts and page need before they run; plotly.js comes from the installed plotly package."""
     # The time of change in the address keeps a browser from running last week's script out of its cache.
-    return "".join(f'<script src="/gradio_api/file={path}?v={path.stat().st_mtime_ns}"></script>' for path in SCRIPTS)
+    return "".join(f'<script src="scripts/{path.name}?v={path.stat().st_mtime_ns}"></script>' for path in SCRIPTS)
+
+
+def script_routes() -> list[Route]:
+    """Where the page finds them: addresses that do not tell where they lie on the server."""
+    return [Route(f"/scripts/{path.name}", partial(_send, path)) for path in SCRIPTS]
+
+
+async def _send(path: Path, _request: Request) -> FileResponse:
+    return FileResponse(path, media_type="text/javascript")
 
 
 def css() -> str:

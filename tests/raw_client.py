@@ -1,0 +1,126 @@
+"""A visitor without a page: Gradio's queue and files by plain HTTP, as an attacker would use them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class PublicServer:
+    """A running `app.py --public`."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+@contextmanager
+def public_server(folder: Path, **environment: str) -> Iterator[PublicServer]:
+    """Start it, wait until its model is there, and end it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = folder / "server.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "app.py", "--public", "--port", str(port)],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=stream,
+            env=os.environ | {"GRADIO_TEMP_DIR": str(folder / "uploads")} | environment,
+        )
+    server = PublicServer(f"http://127.0.0.1:{port}", process, log)
+    try:
+        _wait_for(server)
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_for(server: PublicServer) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        assert server.process.poll() is None, server.log.read_text(encoding="utf-8")
+        try:
+            if httpx.get(f"{server.url}/health").json()["models"]:
+                return
+        except (httpx.HTTPError, ValueError):
+            pass
+        time.sleep(0.2)
+    raise TimeoutError(server.log.read_text(encoding="utf-8"))
+
+
+class RawClient:
+    """Calls handlers by number and endpoints by name, with whatever data."""
+
+    def __init__(self, url: str) -> None:
+        self.http = httpx.Client(base_url=f"{url}/gradio_api", timeout=120)
+        self.config: dict[str, Any] = httpx.get(f"{url}/config", timeout=60).json()
+
+    def __enter__(self) -> RawClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+
+    def call(self, endpoint: str, *data: Any, most: int = 1000) -> list[tuple[str, str]]:
+        """Events of a named endpoint as (name, data), at most so many; a refusal is ("http <status>", body)."""
+        answer = self.http.post(f"/call/{endpoint}", json={"data": list(data)})
+        if answer.status_code != 200:
+            return [(f"http {answer.status_code}", answer.text)]
+        events: list[tuple[str, str]] = []
+        with self.http.stream("GET", f"/call/{endpoint}/{answer.json()['event_id']}") as stream:
+            name = ""
+            for line in stream.iter_lines():
+                key, _, value = line.partition(": ")
+                name = value if key == "event" else name
+                if key == "data":
+                    events.append((name, value))
+                    if len(events) >= most:
+                        break
+        return events
+
+    def refusal(self, endpoint: str, *data: Any) -> str:
+        """The sentence with which an endpoint refuses."""
+        name, text = self.call(endpoint, *data)[-1]
+        assert name == "error", (name, text)
+        return text
+
+    def handler(self, number: int, data: list[Any], most: int = 50) -> str:
+        """Everything that a handler of the page answers, as text: raw messages of the queue."""
+        session = uuid.uuid4().hex
+        asked = {"fn_index": number, "data": data, "session_hash": session, "event_data": None, "trigger_id": None}
+        answer = self.http.post("/queue/join", json=asked)
+        if answer.status_code != 200:
+            return f"{answer.status_code} {answer.text}"
+        told: list[str] = []
+        with self.http.stream("GET", "/queue/data", params={"session_hash": session}) as stream:
+            for line in stream.iter_lines():
+                if not line.startswith("data:"):
+                    continue
+                told.append(line)
+                kind = json.loads(line[5:])["msg"]
+                if kind in ("process_completed", "close_stream") or len(told) >= most:
+                    break
+        return "\n".join(told)
+
+    def upload(self, name: str, data: bytes) -> str:
+        """Path of an uploaded file on the server; of a refusal its status and body."""
+        answer = self.http.post("/upload", files={"files": (name, data)})
+        return answer.json()[0] if answer.status_code == 200 else f"{answer.status_code} {answer.text}"
