@@ -92,6 +92,7 @@ class AppContext:
             for view in views:
                 if view.result is not None:
                     self.sessions.note_result(session, live.model, live.run.target.recipe, view.result)
+                    self.sessions.note_finished(session, live.id)
                 yield view
 
     def close(self) -> None:

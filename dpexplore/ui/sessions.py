@@ -22,6 +22,7 @@ class Sessions:
         self._by_id: dict[str, LiveRun] = {}
         self._keep: dict[str, bool] = {}
         self._turns: dict[str, int] = {}
+        self._finished: dict[str, dict[str, None]] = {}
         self._tuned: dict[str, dict[tuple[str, str], dict[str, float]]] = {}
         self._gate = threading.Lock()
 
@@ -64,6 +65,21 @@ class Sessions:
             rungs[method] = result.kl_nats
             if result.kl_reencoded_nats is not None:
                 rungs["re-encoded"] = result.kl_reencoded_nats
+
+    def note_finished(self, session: str, run_id: str) -> None:
+        """A run that the session saw has ended with a result."""
+        with self._gate:
+            self._finished.setdefault(session, {})[run_id] = None
+
+    def finished(self, session: str) -> list[str]:
+        """Ids of the runs whose results the session saw, in that order."""
+        with self._gate:
+            return list(self._finished.get(session, ()))
+
+    def forget_finished(self, session: str, run_id: str | None) -> None:
+        """The session wants to see no more of a run."""
+        with self._gate:
+            self._finished.get(session, {}).pop(run_id or "", None)
 
     def tuned(self, session: str, model: str, recipe: str) -> dict[str, float]:
         """The session's best KLs in nats for a target, by rung of the gap ladder."""
@@ -108,5 +124,5 @@ class Sessions:
     def close(self, session: str) -> None:
         """The page was closed: forget it. Its run has its time of grace."""
         with self._gate:
-            for kept in (self._runs, self._began, self._keep, self._turns, self._tuned):
+            for kept in (self._runs, self._began, self._keep, self._finished, self._turns, self._tuned):
                 kept.pop(session, None)

@@ -203,7 +203,7 @@ class LiveRun:
 def capsule_view(lm: LanguageModel, target: Target, capsule: dict[str, Any], record: Record | None = None) -> RunView:
     """A finished run as it was shown, from its capsule and its journal, if it has one. InputError as `restore`."""
     result = restore(lm, capsule, target)
-    if record is None:
+    if record is None or not record.live:  # a capsule from elsewhere has no streams
         live, ranks = _drawn_again(lm, target, capsule, result)
     else:
         live, ranks = "".join(f"{line}\n" for line in record.live), "".join(f"{line}\n" for line in record.ranks)
