@@ -422,14 +422,20 @@ def test_text_is_where_the_first_restart_begins(lm: LanguageModel) -> None:
     assert torch.equal(other, again)
 
 
-def test_screening_begins_at_the_best_of_the_drawn(lm: LanguageModel, target: Target) -> None:
-    config = TuneConfig(method="soft", length=3, restarts=2, steps=1, screen=6, seed=4)
+@pytest.mark.parametrize(("evaluations", "screened"), [(None, 6), (1000, 6), (60, 3), (10, 1)])
+def test_screening_begins_at_the_best_of_the_drawn(
+    lm: LanguageModel, target: Target, evaluations: int | None, screened: int
+) -> None:
+    config = TuneConfig(
+        method="soft", length=3, restarts=2, steps=1, screen=6, seed=4, evaluations=evaluations, patience=None
+    )
     run = tune(lm, target, config)
     (step,) = list(run)
-    assert step.evaluations == [7, 7]
+    alone = screened == 1  # nothing to choose from: not scored twice
+    assert step.evaluations == [1 if alone else screened + 1] * 2
     for restart in range(2):
-        drawn = [initial_prompt(lm, run.layout, config, restart, draw)[1] for draw in range(6)]
-        losses = NextTokenObjective.score(lm, torch.stack(drawn), [run.objective] * 6).loss
+        drawn = [initial_prompt(lm, run.layout, config, restart, draw)[1] for draw in range(screened)]
+        losses = NextTokenObjective.score(lm, torch.stack(drawn), [run.objective] * screened).loss
         assert step.kl_nats[restart] == pytest.approx(float(losses.min()), abs=1e-4)
 
 

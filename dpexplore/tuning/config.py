@@ -13,6 +13,9 @@ from dpexplore.tuning.objective import Divergence
 from dpexplore.tuning.policy import TokenPolicy
 from dpexplore.tuning.slots import Slots
 
+SCREENED_SHARE = 0.05
+"""Choosing a beginning takes at most this share of a restart's evaluations; the tuning itself needs the others more."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     # Distribution Prompting, App. B, to the letter.
     "paper": {
@@ -127,6 +130,12 @@ class TuneConfig:
         if self.method == "hybrid":
             raise InputError("Method 'hybrid' needs slots, such as soft*3 hard*2.")
         return Slots.of(self.method, self.length)
+
+    @property
+    def beginnings(self) -> int:
+        """Random prompts scored before a restart begins: `screen`, but at most a share of what it may score at all."""
+        limit = self.screen if self.evaluations is None else int(SCREENED_SHARE * self.evaluations)
+        return max(1, min(self.screen, limit))
 
     @property
     def rules(self) -> tuple[str | None, str | None]:

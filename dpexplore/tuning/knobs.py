@@ -72,7 +72,12 @@ _ALL = (
         rules=("gcg", "search"),
     ),
     Knob("memory", "Pairs of step and gradient change that L-BFGS remembers.", low=1, high=1000, rules=("lbfgs",)),
-    Knob("screen", "Random prompts scored to choose each restart's beginning.", low=1, high=1_000_000),
+    Knob(
+        "screen",
+        "Random prompts scored to choose each restart's beginning; at most a twentieth of its evaluations.",
+        low=1,
+        high=1_000_000,
+    ),
     Knob("init_text", "The text that restarts begin with, repeated or cut to the number of tokens.", optional=True),
     Knob(
         "policy",

@@ -113,7 +113,7 @@ class RowStack:
         """Ask for the evaluations of one step and move on by them; rows that have ended stay until `leave`."""
         if not self.rows:
             return
-        if any(row.run.config.screen > 1 for row in self.rows) and (self.state["step"] == 0).any():
+        if any(row.run.config.beginnings > 1 for row in self.rows) and (self.state["step"] == 0).any():
             yield from self._screen()
         state = self.state
         present = Batch.of_prompts(state["ids"], state["embeds"], grad=True)
@@ -204,8 +204,8 @@ class RowStack:
         drawn: dict[int, list[tuple[Tensor, Tensor]]] = {}
         for i, (row, step) in enumerate(zip(self.rows, state["step"].tolist(), strict=True)):
             run = row.run
-            if step == 0 and run.config.screen > 1 and run.starts is None:
-                draws = range(1, run.config.screen)
+            if step == 0 and run.config.beginnings > 1 and run.starts is None:
+                draws = range(1, run.config.beginnings)
                 probs = run.objective.token_probs
                 others = [initial_prompt(self.lm, run.layout, run.config, row.restart, n, probs) for n in draws]
                 drawn[i] = [(state["ids"][i], state["embeds"][i]), *others]
