@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from gradio_client import Client
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import dpexplore
 from dpexplore.models import LanguageModel
 from dpexplore.ui.context import AppContext
+from dpexplore.ui.journal import Journal
+from dpexplore.ui.lesson_steps import LESSONS
 from dpexplore.ui.model_pool import ModelPool
 from dpexplore.ui.page import build, launch_settings
 from tests.browser import find_chromium
@@ -28,13 +31,15 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
-PATIENCE = 60_000
+PATIENCE = 120_000
 """Milliseconds for what a busy machine of two cores may take."""
+GRAVE = ("serious", "critical")
 
 
 @pytest.fixture(scope="module")
-def app(default_lm: LanguageModel) -> Iterator[AppContext]:
-    context = AppContext(pool=ModelPool(lambda _name, progress: default_lm))
+def app(default_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppContext]:
+    journal = Journal(tmp_path_factory.mktemp("runs"))
+    context = AppContext(pool=ModelPool(lambda _name, progress: default_lm), journal=journal, grace_seconds=1.0)
     yield context
     context.close()
 
@@ -95,7 +100,7 @@ def test_five_steps_from_model_to_prompt(page: Page, tmp_path: Path) -> None:
     assert int(page.locator("#target-chart [data-chart]").get_attribute("data-points") or 0) > 50
 
     # 3. Tune: KL and entropy stream for every restart, the achieved distribution overlays the target.
-    page.get_by_label("hard").check()
+    page.get_by_label("hard", exact=True).check()
     settings(page, length=3, restarts=2, steps=4000)
     page.click("#tune")
     live = page.locator("#live-chart [data-chart]")
@@ -118,7 +123,7 @@ def test_five_steps_from_model_to_prompt(page: Page, tmp_path: Path) -> None:
     expect(page.locator("#result .dpx-chip")).to_have_count(len(ids))
     expect(result).to_contain_text("at the ids")
     expect(result).to_contain_text("re-encoded")
-    expect(page.locator("#shares tbody tr").first).to_be_visible()
+    expect(page.locator("#microscope tbody tr").first).to_be_visible()
     with page.expect_download() as waiting:
         page.click("#capsule")
     waiting.value.save_as(tmp_path / "capsule.json")
@@ -127,6 +132,150 @@ def test_five_steps_from_model_to_prompt(page: Page, tmp_path: Path) -> None:
     assert capsule["target"]["recipe"] == 'capture("The capital of France is")'
     assert capsule["result"]["kl_nats"] == pytest.approx(float(result.get_attribute("data-kl") or "nan"), abs=1e-5)
     expect(page.locator("#tune")).to_be_enabled()
+
+
+def serious_violations(page: Page) -> list[str]:
+    """What axe-core finds that keeps somebody from using the page."""
+    found = Axe().run(page).response["violations"]
+    return [f"{item['id']}: {item['nodes'][0]['html'][:160]}" for item in found if item["impact"] in GRAVE]
+
+
+def finish_a_run(page: Page, recipe: str, **numbers: int) -> None:
+    page.fill("#recipe textarea", recipe)
+    expect(page.locator("#target-problem p")).to_have_count(0)
+    settings(page, **numbers)
+    page.click("#tune")
+    expect(page.locator("#status [data-status]")).to_be_visible()
+    expect(page.locator("#microscope [data-follow]").first).to_be_visible()
+
+
+def test_a_finished_run_is_gone_back_over_looked_into_and_continued(page: Page) -> None:
+    finish_a_run(page, 'capture("I love")', length=2, restarts=1, steps=12)
+    assert serious_violations(page) == []
+
+    # The scrubber, by keyboard: back to the first recorded step, and on to the last.
+    chart = page.locator("#achieved-chart [data-chart]")
+    last = chart.get_attribute("data-shown")
+    scrubber = page.get_by_role("slider", name="Recorded step")
+    scrubber.focus()
+    page.keyboard.press("Home")
+    expect(chart).to_have_attribute("data-shown", "1")
+    expect(page.locator(".dpx-scrub output")).to_contain_text("step 1 · KL")
+    page.keyboard.press("End")
+    expect(chart).to_have_attribute("data-shown", last or "")
+
+    # The microscope: both ways, and any token can be followed.
+    lens = page.locator("#microscope .dpx-microscope")
+    expect(lens).to_contain_text("Said too little")
+    expect(lens).to_contain_text("Said too much")
+    before = (lens.get_attribute("data-followed") or "").split()
+    other = lens.locator("[data-follow]").nth(3)
+    other.focus()
+    page.keyboard.press("Enter")
+    chosen = other.get_attribute("data-follow") or ""
+    expect(lens).to_have_attribute("data-followed", " ".join([*before, chosen][-3:]))
+    expect(other).to_have_attribute("aria-pressed", "true")
+    expect(lens.locator(".dpx-follow .scatterlayer .trace")).to_have_count(2 * len([*before, chosen][-3:]))
+
+    # What the model says next, by a seed: the same one twice.
+    page.fill("#continue-tokens input", "4")
+    page.keyboard.press("Tab")
+    page.click("#continue")
+    said = page.locator("#continuation .dpx-continuations")
+    expect(said.locator("li")).to_have_count(3)
+    first = said.inner_text()
+    page.fill("#continue-seed input", "7")
+    page.keyboard.press("Tab")
+    page.click("#continue")
+    expect(said).not_to_have_text(first)
+
+
+def test_an_example_is_one_click(page: Page) -> None:
+    page.click("#example-die")
+    expect(page.locator("#notice")).to_contain_text("fair die")
+    expect(page.locator("#recipe textarea")).to_have_value(re.compile(r"tokens\(.*\"6\": 1"))
+    expect(page.locator("#preset input")).to_have_value("fast *")
+    expect(page.locator("#status")).to_contain_text("Running")
+    page.click("#stop")
+    expect(page.locator("#status [data-status]")).to_be_visible()
+    expect(page.locator("#floor [data-floor]")).to_have_class(re.compile("is-free"))
+
+
+def test_every_knob_is_behind_the_fold_and_slots_are_chips_and_text(page: Page) -> None:
+    page.locator("#advanced > button").click()
+    expect(page.locator("#knob-learning_rate")).to_contain_text("Paper: 0.1.")
+    page.click("#preset input")
+    page.get_by_role("option", name="fast", exact=True).click()
+    expect(page.locator("#knob-evaluations input")).to_have_value("1500")
+    page.fill("#knob-patience input", "7")
+    expect(page.locator("#preset input")).to_have_value("fast *")
+
+    page.get_by_label("hybrid", exact=True).check()
+    slots = page.locator("#slots textarea, #slots input").first
+    expect(page.locator(".dpx-slot")).to_have_count(2)
+    page.get_by_role("button", name="+ text").click()
+    page.get_by_label("Fixed text of slot 3").fill(" A:")
+    expect(slots).to_have_value('soft*3 hard*2 " A:"')
+    page.get_by_label("Move left slot 3").click()
+    expect(slots).to_have_value('soft*3 " A:" hard*2')
+    page.get_by_label("soft tokens of slot 1").fill("1")
+    expect(slots).to_have_value('soft*1 " A:" hard*2')
+    page.get_by_label("Take off slot 2").click()
+    expect(slots).to_have_value("soft*1 hard*2")
+    slots.fill('"Q:" hard*4')
+    expect(page.locator(".dpx-slot.is-text input")).to_have_value("Q:")
+    expect(page.locator(".dpx-slot.is-hard input")).to_have_value("4")
+    slots.fill('"Q: hard*4')
+    expect(page.locator("#status")).to_contain_text("Slots are written like")
+    page.click("#fig4 input")
+    page.get_by_role("option", name="2 soft, 3 hard").click()
+    expect(slots).to_have_value("soft*2 hard*3")
+    expect(page.locator(".dpx-slot")).to_have_count(2)
+
+
+def test_a_newcomer_finishes_lessons(page: Page, default_lm: LanguageModel) -> None:
+    page.get_by_role("tab", name="Lessons").click()
+    expect(page.locator(".dpx-lesson")).to_have_count(len(LESSONS))
+    expect(page.locator("#lesson-model .dpx-bars")).to_contain_text("Paris")
+
+    softmax = page.locator("#lesson-softmax")
+    softmax.get_by_role("button", name="Check").click()
+    expect(softmax).to_contain_text("Choose an answer first")
+    assert softmax.locator(".dpx-answer").count() == 0
+    softmax.get_by_label("The largest one grows").check()
+    softmax.get_by_role("button", name="Check").click()
+    expect(softmax.locator(".dpx-answer")).to_contain_text("Not this time: They stay the same.")
+    softmax.get_by_label("They stay the same").check()
+    softmax.get_by_role("button", name="Check").click()
+    expect(softmax.locator(".is-right")).to_contain_text("Right.")
+
+    model = page.locator("#lesson-model")
+    model.locator("textarea, input[type=text]").first.fill("Two plus two is")
+    target = dpexplore.capture("Two plus two is").build(default_lm)
+    expect(model).to_contain_text(f"Entropy: {target.entropy_bits:.2f} bits")
+
+    together = page.locator("#lesson-together")
+    together.get_by_label("It rises well above 0").check()
+    together.get_by_role("button", name="Check").click()
+    shuffled = dpexplore.parse_recipe('capture("I love").shuffle(seed=1)').build(default_lm)
+    floor = dpexplore.softmax_floor(default_lm, shuffled).lower_bound_nats
+    expect(together.locator(".is-right")).to_contain_text(f"{floor:.1f}")
+    assert serious_violations(page) == []
+    page.click("[data-dark]")
+    expect(page.locator("body")).to_have_class(re.compile("dark"))
+    assert serious_violations(page) == []
+
+
+@pytest.mark.parametrize("tab", ["Explore", "About"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(browser: Browser, address: str, tab: str, scheme: str) -> None:
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
+    page = context.new_page()
+    page.goto(address)
+    expect(page.locator("#floor [data-floor]")).to_be_visible()
+    page.get_by_role("tab", name=tab).click()
+    assert serious_violations(page) == []
+    context.close()
 
 
 def test_mistakes_are_answered_on_the_page_and_lose_nothing(page: Page) -> None:

@@ -10,18 +10,25 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dpexplore.errors import InputError
 from dpexplore.model_floor import softmax_floor
 from dpexplore.models import LanguageModel
+from dpexplore.targets import parse_recipe
 from dpexplore.tuning import PRESETS, Slot, Slots, TuneConfig
+from dpexplore.tuning.continuation import continue_prompt
 from dpexplore.tuning.knobs import KNOBS
 from dpexplore.ui.api import target_endpoint, tune_endpoint
 from dpexplore.ui.context import AppContext
+from dpexplore.ui.continuation import continuations
+from dpexplore.ui.examples import EXAMPLES, settings_of
 from dpexplore.ui.floor_panel import follow_floor
 from dpexplore.ui.floors import Floors
+from dpexplore.ui.lesson_steps import LESSONS, Desk, Lesson
+from dpexplore.ui.lessons import answer, look
 from dpexplore.ui.markup import probability, progress_bar, quantity, token
 from dpexplore.ui.model_panel import use_model
 from dpexplore.ui.model_pool import INTERNAL_ERROR, ModelPool
@@ -355,6 +362,71 @@ def test_a_floor_is_solved_once_and_a_failing_one_stays_on_the_server(app: AppCo
     assert floors.marks(lm, target) == {}
     assert calls == ["entropy(bits=2, seed=0)"]
     floors.close()
+
+
+# Examples, lessons, continuations.
+
+
+def test_examples_are_recipes_and_settings_that_run(app: AppContext) -> None:
+    assert len(EXAMPLES) == 6
+    for example in EXAMPLES:
+        parse_recipe(example.recipe)
+        assert make_config(settings_of(example)).method == example.method
+    assert {example.key for example in EXAMPLES} == {"die", "love", "shuffled", "moderate", "outlier", "uniform"}
+
+
+VALUES: dict[str, tuple] = {
+    "softmax": (2, 1, 0),
+    "model": ("I love",),
+    "kl": (0.2,),
+    "search": (5,),
+    "head": (4,),
+    "together": ("I love", 1),
+}
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.key)
+def test_a_lesson_shows_asks_and_answers_by_numbers(app: AppContext, lesson: Lesson) -> None:
+    desk, values = Desk(app, "pupil", "tiny"), VALUES[lesson.key]
+    assert "is-error" not in look(desk, lesson, *values)
+    (first,) = answer(desk, lesson, None, *values)
+    assert "Choose an answer first" in first
+    verdicts = []
+    for option in lesson.options:
+        *_, last = answer(desk, lesson, option, *values)
+        assert "dpx-answer" in last
+        verdicts.append("is-right" in last)
+    assert sum(verdicts) == 1
+
+
+def test_what_a_lesson_cannot_show_is_one_sentence(app: AppContext) -> None:
+    lesson = next(lesson for lesson in LESSONS if lesson.key == "model")
+    assert "is-error" in look(Desk(app, "pupil", "tiny"), lesson, "")
+    assert "There is no model" in look(Desk(app, "pupil", "missing"), lesson, "I love")
+
+
+@pytest.mark.parametrize("settings", [SOFT, HARD])
+def test_a_continuation_is_drawn_after_the_capsules_prompt(app: AppContext, settings: dict[str, Any]) -> None:
+    final = last(tune(app, "session", "tiny", "entropy(bits=3, seed=0)", settings))
+    capsule = final[CAPSULE]["value"]
+    busy, shown = continuations(app, "tiny", capsule, 4, 3)
+    assert "is-busy" in busy
+    assert shown.count("<li>") == 3
+    assert shown == [*continuations(app, "tiny", capsule, 4, 3)][-1]
+    assert shown != [*continuations(app, "tiny", capsule, 4, 4)][-1]
+    for path, tokens in ((None, 4), (capsule, 0), (capsule, None), (capsule, 10_000)):
+        assert "is-error" in [*continuations(app, "tiny", path, tokens, 0)][-1]
+
+
+def test_a_continuations_first_token_is_a_draw_from_q(app: AppContext) -> None:
+    lm = app.pool.get("tiny").lm
+    embeds = lm.embed(torch.tensor(lm.encode("I love")))
+    drawn = torch.tensor([ids[0] for ids in continue_prompt(lm, embeds, 1, samples=20_000, seed=1) if ids])
+    q = lm.log_probs_of_ids(torch.tensor([lm.encode("I love")]))[0].exp().double()
+    share = torch.bincount(drawn, minlength=lm.vocab_size).double() / len(drawn)
+    ordinary = q.clone()
+    ordinary[lm.tokenizer.eos_token_id] = 0  # ends at once, and is not among the drawn
+    assert float((share - ordinary / ordinary.sum()).abs().max()) < 0.02
 
 
 # Models.

@@ -36,17 +36,20 @@ class ContinuationPanel:
     shown: gr.HTML
 
 
-def prompt_of(app: AppContext, capsule: str) -> tuple[LanguageModel, Tensor]:
-    """The model of a capsule's file and the embeddings `(pos hidden)` of the prompt that was found."""
+def prompt_of(lm: LanguageModel, capsule: str) -> Tensor:
+    """Embeddings `(pos hidden)` of the prompt in a capsule's file. InputError if another model's."""
     record = json.loads(Path(capsule).read_text(encoding="utf-8"))
-    lm, result = app.pool.get(record["model"]["name"]).lm, record["result"]
-    if result["prompt_ids"] is None:
-        return lm, decode_array(result["prompt_embeds"])
+    if record["model"]["identity"] != lm.identity:
+        raise InputError(
+            f"This prompt was found on {record['model']['name']}; choose that model again to let it go on."
+        )
+    if record["result"]["prompt_ids"] is None:
+        return decode_array(record["result"]["prompt_embeds"])
     with torch.no_grad():
-        return lm, lm.embed(torch.tensor(result["prompt_ids"]))
+        return lm.embed(torch.tensor(record["result"]["prompt_ids"]))
 
 
-def continuations(app: AppContext, capsule: str | None, tokens: float, seed: float) -> Iterator[str]:
+def continuations(app: AppContext, model: str, capsule: str | None, tokens: float, seed: float) -> Iterator[str]:
     """HTML of the continuations of a capsule's prompt, after a word that they are on their way."""
     try:
         if not capsule:
@@ -54,8 +57,8 @@ def continuations(app: AppContext, capsule: str | None, tokens: float, seed: flo
         if tokens is None or seed is None or not 1 <= tokens <= MOST_TOKENS or seed < 0:
             raise InputError(f"From 1 to {MOST_TOKENS} tokens and a seed from 0 are accepted.")
         yield message("The model is writing …", "busy")
-        lm, embeds = prompt_of(app, capsule)
-        yield continuations_html(lm, continue_prompt(lm, embeds, int(tokens), SAMPLES, int(seed)))
+        lm = app.pool.get(model).lm
+        yield continuations_html(lm, continue_prompt(lm, prompt_of(lm, capsule), int(tokens), SAMPLES, int(seed)))
     except Exception as error:
         yield message(sentence(error), "error")
 
@@ -78,13 +81,15 @@ def build_continuation() -> ContinuationPanel:
     return ContinuationPanel(go, tokens, seed, view(EMPTY, live=True, elem_id="continuation"))
 
 
-def wire_continuation(app: AppContext, panel: ContinuationPanel, result: gr.HTML, capsule: gr.DownloadButton) -> None:
-    def run(path: str | None, tokens: float, seed: float) -> Iterator[str]:
-        yield from continuations(app, path, tokens, seed)
+def wire_continuation(
+    app: AppContext, panel: ContinuationPanel, model: gr.State, result: gr.HTML, capsule: gr.DownloadButton
+) -> None:
+    def run(model: str, path: str | None, tokens: float, seed: float) -> Iterator[str]:
+        yield from continuations(app, model, path, tokens, seed)
 
     panel.go.click(
         run,
-        [capsule, panel.tokens, panel.seed],
+        [model, capsule, panel.tokens, panel.seed],
         panel.shown,
         show_progress="hidden",
         concurrency_limit=4,

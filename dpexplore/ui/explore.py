@@ -50,7 +50,7 @@ def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML) -> gr.State:
     wire_target_panel(app, target, models.name)
     run_after = wire_tune_panel(app, demo, tuning, shown, models.name, target.recipe)
     wire_examples(app, examples, target, tuning, models.name, run_after)
-    wire_continuation(app, onward, shown.result, shown.capsule)
+    wire_continuation(app, onward, models.name, shown.result, shown.capsule)
     wire_floor_panel(app, floor, target, shown.result, models.name)
     arrivals = wire_share_bar(app, demo, bar, models.name, target, tuning)
     starts = [tuning.tune, *examples.buttons.values()]
