@@ -34,7 +34,7 @@ def build(app: AppContext | None = None) -> gr.Blocks:
         # Gradio draws a tab's components when it is first opened, so that further tabs cost the first load nothing.
         # Compare, Strings and Experiments stand between Explore and Lessons, each one line that calls its module's
         # build function: build_compare(app, demo), build_strings(app, demo, model), build_experiments(app, demo).
-        with gr.Tabs(elem_id="nav"):
+        with gr.Tabs(elem_id="nav", overflow_behavior="wrap"):
             with gr.Tab("Explore", id="explore"):
                 model = build_explore(app, demo, strip)
             build_compare(app, demo)
