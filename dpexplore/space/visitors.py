@@ -65,10 +65,14 @@ class VisitorRules:
         """Memory that is kept free: below it idle models are let go and no run begins."""
         return round(self.manifest.server.free_memory_gigabytes * 2**30)
 
+    def lists(self, name: str) -> bool:
+        """Whether a model is on the manifest's list."""
+        return name in self.manifest.models.allowed
+
     def check_model(self, name: str) -> None:
         """Only the manifest's models, or, where it says so, ids of the Hub; nothing is downloaded before that."""
         models = self.manifest.models
-        if name in models.allowed:
+        if self.lists(name):
             return
         if not models.any_hub_model:
             raise InputError(f"This server offers its own list of models: {', '.join(models.allowed)}.")

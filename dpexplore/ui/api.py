@@ -11,7 +11,6 @@ import torch
 from gradio.events import api
 
 from dpexplore.errors import InputError
-from dpexplore.models import describe_models
 from dpexplore.tuning import TuneConfig, TuneResult
 from dpexplore.ui.context import AppContext, sentence
 
@@ -30,7 +29,7 @@ def models_endpoint(app: AppContext) -> list[dict[str, Any]]:
             "gated": info.gated,
             "loaded": app.pool.is_loaded(info.name),
         }
-        for info in describe_models()
+        for info in app.offered()
     ]
 
 

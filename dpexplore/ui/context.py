@@ -11,7 +11,7 @@ from pathlib import Path
 from gradio.utils import get_upload_folder
 
 from dpexplore.errors import InputError
-from dpexplore.models import DEFAULT_MODEL, LanguageModel
+from dpexplore.models import DEFAULT_MODEL, LanguageModel, ModelInfo, describe_models
 from dpexplore.models.default_model import cache_folder
 from dpexplore.space import VisitorRules
 from dpexplore.targets import Target, parse_recipe
@@ -49,6 +49,10 @@ class AppContext:
         if self.rules:
             self.rules.check_recipe(recipe)
         return self.pool.get(model).target(recipe, self.pool.source)
+
+    def offered(self) -> list[ModelInfo]:
+        """The curated models that may be chosen here."""
+        return [info for info in describe_models() if self.rules is None or self.rules.lists(info.name)]
 
     def admit(self, lm: LanguageModel, config: TuneConfig) -> TuneConfig:
         """The config that a run may have here. InputError if it asks for too much, or the machine is full."""

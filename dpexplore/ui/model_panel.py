@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from dpexplore.errors import InputError
-from dpexplore.models import LanguageModel, ModelInfo, describe_models
+from dpexplore.models import LanguageModel, ModelInfo
 from dpexplore.ui.context import AppContext
 from dpexplore.ui.markup import message, progress_bar, table
 from dpexplore.ui.model_pool import ModelPool
@@ -83,7 +83,8 @@ def follow_loading(pool: ModelPool, name: str) -> Iterator[str]:
 
 
 def build_model_panel(app: AppContext, strip: gr.HTML) -> ModelPanel:
-    infos = describe_models()
+    infos = app.offered()
+    any_model = app.rules is None or app.rules.manifest.models.any_hub_model
     name = gr.State("")
     with gr.Accordion("Model", open=False, elem_id="model-picker") as picker:
         choice = gr.Dropdown(
@@ -92,10 +93,10 @@ def build_model_panel(app: AppContext, strip: gr.HTML) -> ModelPanel:
             label="Curated",
             elem_id="model-choice",
         )
-        with gr.Row(elem_classes="dpx-inline"):
+        with gr.Row(elem_classes="dpx-inline", visible=any_model):
             custom = gr.Textbox(
                 label="or any other",
-                placeholder="Hub id, local folder, .gguf file, random:gpt2",
+                placeholder="Hub id, local folder, .gguf file, random:gpt2" if app.rules is None else "Hub id",
                 elem_id="model-custom",
                 scale=3,
             )

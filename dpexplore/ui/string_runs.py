@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,20 @@ class Running:
         self._cancels: dict[str, Callable[[], None]] = {}
         self._asked: set[str] = set()
         self._gate = threading.Lock()
+        self._training = threading.Lock()
+
+    @contextmanager
+    def training(self, *, alone: bool) -> Iterator[None]:
+        """While an adapter is trained. InputError if another one is and they must train `alone`: strangers' do."""
+        if not alone:
+            yield
+        elif self._training.acquire(blocking=False):
+            try:
+                yield
+            finally:
+                self._training.release()
+        else:
+            raise InputError("Another visitor trains an adapter just now; please try again in a few minutes.")
 
     def begin(self, session: str) -> None:
         with self._gate:
@@ -109,11 +124,12 @@ def reach(
         file: str | None = None
         yield [message("The request alone is measured", "busy"), *_pictures(course), gr.skip(), *busy]
         if "lora" in ways and not running.stopped(session):
-            run = AdapterRun(lm, [target], adapter)
-            running.now(session, run.cancel)
-            for told in _follow_adapter(course, run):
-                yield [told, course_chart(course), *[gr.skip()] * 3, *busy]
-            file = _finish_adapter(course, run)
+            with running.training(alone=app.rules is not None):
+                run = AdapterRun(lm, [target], adapter)
+                running.now(session, run.cancel)
+                for told in _follow_adapter(course, run, app.rules.limits.seconds if app.rules else None):
+                    yield [told, course_chart(course), *[gr.skip()] * 3, *busy]
+                file = _finish_adapter(course, run)
             yield [
                 message("LoRA is measured", "busy"),
                 *_pictures(course),
@@ -133,10 +149,12 @@ def reach(
         running.end(session)
 
 
-def _follow_adapter(course: Course, run: AdapterRun) -> Iterator[str]:
+def _follow_adapter(course: Course, run: AdapterRun, most_seconds: float | None) -> Iterator[str]:
     way = course.ways["lora"] = Way()
-    shown = 0.0
+    began, shown = time.monotonic(), 0.0
     for step in run:
+        if most_seconds is not None and time.monotonic() - began > most_seconds:
+            run.cancel()
         way.steps.append(step.step)
         way.cross_entropy_nats.append(step.loss_nats)
         if time.monotonic() - shown >= UPDATE_SECONDS:
