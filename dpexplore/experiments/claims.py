@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from dpexplore.experiments.comparisons import _soft_tokens
+from dpexplore.experiments.comparisons import soft_tokens
 from dpexplore.experiments.data import SweepData
 from dpexplore.experiments.statistics import (
     LEVEL,
@@ -124,7 +124,7 @@ def _unimodal(data: SweepData, model: str, text: str) -> Iterator[Claim]:
 
 
 def _fig4(data: SweepData) -> Iterator[Claim]:
-    targets = data.targets.assign(soft=data.targets["slots"].map(_soft_tokens).astype(float))
+    targets = data.targets.assign(soft=data.targets["slots"].map(soft_tokens).astype(float))
     curves = targets.pivot_table(index=["seed", "bits"], columns="soft", values="kl_nats").dropna()
     if len(curves) < 2 or curves.shape[1] < 3:
         return

@@ -68,8 +68,8 @@ def fig3(data: SweepData) -> Drawn | None:
 
 def fig4(data: SweepData) -> Drawn:
     """Loss over entropy for 0 to 5 soft tokens among the prompt's; every restart as a faint point."""
-    restarts = data.restarts.assign(soft=data.restarts["slots"].map(_soft_tokens))
-    targets = data.targets.assign(soft=data.targets["slots"].map(_soft_tokens))
+    restarts = data.restarts.assign(soft=data.restarts["slots"].map(soft_tokens))
+    targets = data.targets.assign(soft=data.targets["slots"].map(soft_tokens))
     counts = sorted(targets["soft"].unique())
     names = [_kind_name(soft, max(counts)) for soft in counts]
     figure = new_figure(data.title, TARGET_BITS, LOSS)
@@ -92,14 +92,15 @@ def fig4(data: SweepData) -> Drawn:
     return Drawn(figure, pd.DataFrame(rows), caption)
 
 
-def _soft_tokens(slots: str) -> int:
+def soft_tokens(slots: str) -> int:
+    """How many there are in `soft*2 hard*3`."""
     return sum(int(part.split("*")[1]) for part in slots.split() if part.startswith("soft"))
 
 
 def _kind_name(soft: int, most: int) -> str:
     if soft == 0:
         return "hard"
-    return "soft" if soft == most else f"hybrid, {soft} soft token{'s' * (soft > 1)}"
+    return "soft" if soft == most else f"hybrid, {soft} soft token{'s' if soft > 1 else ''}"
 
 
 def fig7(data: SweepData) -> Drawn:

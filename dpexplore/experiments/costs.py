@@ -48,16 +48,19 @@ def model_size(name: str, device: str | None = None) -> ModelSize | None:
     return ModelSize(parameters, text.vocab_size, text.hidden_size, memory_needed(parameters, dtype))
 
 
-def seconds_of(size: ModelSize, positions: int, row_steps: int, device: str | None = None) -> float:
-    """Time for `positions` token positions in `row_steps` forward and backward passes.
+def operations_of(size: ModelSize, positions: int, row_steps: int) -> float:
+    """Floating-point operations of `positions` token positions in `row_steps` forward and backward passes.
 
     A multiplication and an addition for each parameter forward, as many backward: no weight gradients are computed.
     The unembedding is paid once a pass, not once a position.
     """
     head = size.vocab_size * (size.hidden_size or _hidden_guess(size))
-    body = max(size.parameters - head, 0)
-    operations = 4.0 * (body * positions + head * row_steps)
-    return operations / (SHARE_OF_PEAK * _operations_a_second(device))
+    return 4.0 * (max(size.parameters - head, 0) * positions + head * row_steps)
+
+
+def seconds_of(size: ModelSize, positions: int, row_steps: int, device: str | None = None) -> float:
+    """Rough time for that on this machine."""
+    return operations_of(size, positions, row_steps) / (SHARE_OF_PEAK * matrix_product_speed(device))
 
 
 def _hidden_guess(size: ModelSize) -> int:
@@ -66,7 +69,8 @@ def _hidden_guess(size: ModelSize) -> int:
 
 
 @cache
-def _operations_a_second(device: str | None) -> float:
+def matrix_product_speed(device: str | None = None) -> float:
+    """Operations a second of a plain matrix product, in the precision that models have on this device."""
     place = default_device() if device is None else torch.device(device)
     left = torch.ones(PROBE, PROBE, device=place, dtype=default_dtype(place))
     times = []

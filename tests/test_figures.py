@@ -1,0 +1,322 @@
+"""Figures, statistics and claims, against mathematics and against results that were made up to show them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kaleido.errors import ChromeNotFoundError
+
+from dpexplore.__main__ import main
+from dpexplore.errors import InputError
+from dpexplore.experiments import Store, export, known_specs
+from dpexplore.experiments.claims import claims_of
+from dpexplore.experiments.data import SweepData, read_sweeps
+from dpexplore.experiments.drawing import ON_DARK
+from dpexplore.experiments.figures import DRAWERS, draw_all
+from dpexplore.experiments.gallery import SHIPPED_GALLERY, gallery_of, shipped_gallery
+from dpexplore.experiments.statistics import (
+    bootstrap_interval,
+    correlation,
+    line,
+    mean_interval,
+    paired,
+    rise_and_fall,
+    unimodal_r2,
+)
+from tests.browser import find_chromium
+from tests.made_up_results import fill_store
+
+ALL = tuple(f"{name}-small" for name in known_specs())
+numbers = st.lists(st.floats(-100, 100), min_size=3, max_size=12)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return fill_store(tmp_path_factory.mktemp("runs"), *ALL)
+
+
+@pytest.fixture(scope="module")
+def sweeps(store: Store) -> dict[str, SweepData]:
+    return {data.figure: data for data in read_sweeps(store)}
+
+
+# Statistics
+
+
+@given(numbers, st.floats(-5, 5), st.floats(0.5, 3))
+def test_a_mean_interval_moves_and_stretches_with_its_values(values: list[float], shift: float, scale: float) -> None:
+    found, moved = mean_interval(values), mean_interval([scale * value + shift for value in values])
+    for name in ("value", "low", "high"):
+        expected = scale * getattr(found, name) + shift
+        assert getattr(moved, name) == pytest.approx(expected, abs=1e-6, rel=1e-6)
+    assert found.low <= found.value <= found.high
+
+
+def test_a_mean_interval_by_the_book() -> None:
+    """n = 4, mean 5, s = 2.582, t(0.975, 3) = 3.182."""
+    found = mean_interval([2, 4, 6, 8])
+    assert found.value == 5
+    assert found.high - 5 == pytest.approx(3.182446 * math.sqrt(20 / 3) / 2, rel=1e-5)
+    assert (found.verdict(), found.verdict(beyond=100)) == (
+        "supported" if found.low > 0 else "undecided",
+        "not supported",
+    )
+    assert math.isnan(mean_interval([1.0]).low)
+    assert mean_interval([1.0]).verdict() == "undecided"
+
+
+def test_a_bootstrap_interval_holds_the_mean_and_covers_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for number in range(30):
+        found = bootstrap_interval(rng.normal(1.0, 1.0, 25), seed=number)
+        assert found.low < found.value < found.high
+        hits += found.low <= 1.0 <= found.high
+    assert 23 <= hits <= 30  # 95 % of 30 is 28.5; fewer than 23 has a probability below 1e-4
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=8), st.lists(st.floats(0, 10), min_size=1, max_size=8))
+def test_rising_then_falling_curves_are_explained_in_full(up: list[float], down: list[float]) -> None:
+    curve = np.array(sorted(up) + sorted(down, reverse=True))
+    assert unimodal_r2(curve) == pytest.approx(1.0, abs=1e-9)
+
+
+def test_a_valley_is_not_unimodal() -> None:
+    assert unimodal_r2(np.array([5.0, 1.0, 0.0, 1.0, 5.0])) < 0.5
+
+
+def hump(peak: float, seeds: int, noise: float) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {"seed": seed, "bits": bits, "loss": 5 - (bits - peak) ** 2 / 4 + rng.normal(0, noise)}
+        for seed in range(seeds)
+        for bits in range(9)
+    )
+
+
+def test_rise_and_fall_of_a_hump() -> None:
+    found = rise_and_fall(hump(4, 3, 0.01), "bits", "loss", "seed")
+    assert found is not None
+    assert found.peak == 4
+    assert found.smaller.value == pytest.approx(4.0, abs=0.1)
+    assert found.smaller.verdict() == "supported"
+
+
+def test_a_curve_that_only_rises_is_not_called_unimodal() -> None:
+    found = rise_and_fall(hump(20, 3, 0.01), "bits", "loss", "seed")
+    assert found is not None
+    assert found.smaller.verdict() != "supported"
+    assert rise_and_fall(hump(4, 1, 0.0), "bits", "loss", "seed") is None
+
+
+def test_pairs_are_of_the_same_target() -> None:
+    table = pd.DataFrame(
+        {"group": ["a", "b", "a", "b", "a"], "seed": [0, 0, 1, 1, 2], "loss": [3.0, 1.0, 5.0, 4.0, 100.0]}
+    )
+    assert paired(table, "loss", "group", "a", "b", ["seed"]).tolist() == [2.0, 1.0]
+    assert paired(table, "loss", "group", "a", "c", ["seed"]).empty
+
+
+@given(st.floats(-3, 3), st.floats(-3, 3))
+def test_a_line_is_found_again(slope: float, intercept: float) -> None:
+    x = pd.Series([0.0, 1.0, 2.0, 4.0])
+    found = line(x, slope * x + intercept)
+    assert found[:2] == pytest.approx((slope, intercept), abs=1e-9)
+    assert all(map(math.isnan, line(x[:2], x[:2])))
+
+
+def test_the_interval_of_a_correlation_narrows_with_more_points() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=400)
+    y = x + rng.normal(size=400)
+    few, many = correlation(x[:20], y[:20]), correlation(x, y)
+    assert many.low < math.sqrt(0.5) < many.high
+    assert many.high - many.low < few.high - few.low
+
+
+# Data
+
+
+def test_a_target_counts_with_its_best_restart(store: Store, sweeps: dict[str, SweepData]) -> None:
+    best: dict[str, float] = defaultdict(lambda: math.inf)
+    entropy: dict[str, float] = {}
+    listed = {name for listing in store.listings() if listing.sweep == "fig1-small" for name in listing.ids}
+    for row in store.read().to_pylist():
+        if row["id"] in listed and row["kind"] == "tune" and row["kl_nats"] < best[row["recipe"]]:
+            best[row["recipe"]], entropy[row["recipe"]] = row["kl_nats"], row["entropy_nats"] / math.log(2)
+    targets = sweeps["fig1"].targets
+    assert dict(zip(targets["recipe"], targets["kl_nats"], strict=True)) == pytest.approx(dict(best))
+    assert dict(zip(targets["recipe"], targets["achieved_bits"], strict=True)) == pytest.approx(entropy)
+
+
+def test_floors_serve_every_sweep_of_the_same_target(sweeps: dict[str, SweepData]) -> None:
+    """Fig. 5 asks for no floors; those of Fig. 1 are of the same targets."""
+    assert sweeps["fig5"].targets["floor_nats"].notna().all()
+
+
+def test_a_sweep_that_is_under_way_is_drawn_as_far_as_it_is(tmp_path: Path) -> None:
+    whole = fill_store(tmp_path / "whole", "fig1-small")
+    part = Store(tmp_path / "part")
+    rows = [row for row in whole.read().to_pylist() if "seed=0" in row["recipe"]]
+    with part.locked():
+        part.commit(rows)
+        part.write_listing(whole.listings()[0])
+    (data,) = read_sweeps(part)
+    assert (data.done, data.asked) == (len(rows), whole.read().num_rows)
+    assert f"{len(rows)} of {data.asked} problems" in data.coverage
+    drawn = list(draw_all(part))
+    assert [figure.name for figure in drawn] == ["fig1-small", "fig1-small-floor"]
+    assert set(drawn[0].drawn.table["targets"]) == {1}
+
+
+# Figures
+
+
+def test_every_figure_is_drawn_with_its_numbers_and_a_caption(store: Store) -> None:
+    drawn = {figure.name: figure for figure in draw_all(store)}
+    assert set(drawn) == {f"{name}-small{ending}" for name, endings in DRAWERS.items() for ending in endings}
+    for name, figure in drawn.items():
+        assert len(figure.drawn.table) > 0, name
+        assert figure.drawn.figure.data, name
+        assert figure.drawn.caption.startswith(("Fig. ", "Ours.")), name
+        assert figure.drawn.figure.layout.meta["dark"] == ON_DARK
+        assert "nan" not in figure.drawn.caption
+    floor = drawn["fig1-small"].drawn.figure.data[0]
+    assert floor.name == "certified floor"
+
+
+def test_the_curve_of_fig_1_is_the_mean_over_targets(sweeps: dict[str, SweepData]) -> None:
+    data = sweeps["fig1"]
+    (figure,) = [each for each in draw_all_of(data) if each.name == "fig1-small"]
+    (curve,) = [trace for trace in figure.drawn.figure.data if trace.name == "smollm2-135m-instruct"]
+    means: dict[float, list[float]] = defaultdict(list)
+    for row in data.targets.itertuples():
+        means[float(str(row.bits))].append(float(str(row.kl_nats)))
+    assert list(curve.x) == sorted(means)
+    assert list(curve.y) == pytest.approx([sum(means[bits]) / len(means[bits]) for bits in sorted(means)])
+
+
+def draw_all_of(data: SweepData):
+    from dpexplore.experiments.figures import draw_sweep
+
+    return draw_sweep(data)
+
+
+# Claims
+
+
+def test_results_that_show_the_claims_support_them(sweeps: dict[str, SweepData]) -> None:
+    for figure in ("fig1", "fig4", "fig5", "fig7", "fig8", "fig9", "fig11"):
+        claims = claims_of(sweeps[figure])
+        assert claims
+        for claim in claims:
+            assert claim.verdict == "supported", claim.claim
+            assert claim.low <= claim.value <= claim.high
+            assert f"{claim.value:.2f}" in claim.finding
+            json.dumps(claim.to_dict(), allow_nan=False)
+
+
+def test_results_that_show_the_opposite_do_not(sweeps: dict[str, SweepData]) -> None:
+    for figure in ("fig7", "fig8", "fig9"):
+        data = sweeps[figure]
+        rows = data.rows.copy()
+        rows["kl_nats"] = 20 - rows["kl_nats"]
+        found = claims_of(dataclasses.replace(data, rows=rows))
+        easier = [claim for claim in found if "easier" in claim.claim]
+        assert easier
+        assert {claim.verdict for claim in easier} == {"not supported"}
+
+
+def test_untrained_sources_decide_nothing(sweeps: dict[str, SweepData]) -> None:
+    claims = claims_of(sweeps["fig10"])
+    assert {claim.verdict for claim in claims} == {"undecided"}
+    assert all("untrained" in claim.note for claim in claims)
+    assert all(math.isfinite(claim.value) for claim in claims)
+
+
+def test_a_claim_without_data_says_what_it_needs(sweeps: dict[str, SweepData]) -> None:
+    (claim,) = [claim for claim in claims_of(sweeps["fig13"]) if "instruction-tuned" in claim.claim]
+    assert claim.verdict == "undecided"
+    assert "no such pair" in claim.finding
+
+
+def test_adjectives_against_the_easiest_other_part_of_speech(sweeps: dict[str, SweepData]) -> None:
+    claim = claims_of(sweeps["fig13"])[0]
+    means = sweeps["fig13"].targets.groupby("tag")["kl_nats"].mean()
+    assert claim.value == pytest.approx(means.drop("ADJ").min() - means["ADJ"])
+    assert claim.verdict == "supported"
+
+
+# Files
+
+
+def test_files_of_every_figure(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["figures", "--store", str(store.folder), "--out", str(tmp_path / "out"), "--formats", "html,json"]) == 0
+    )
+    told = capsys.readouterr().out
+    names = [figure.name for figure in draw_all(store)]
+    for name in names:
+        assert name in told
+        assert len(pd.read_csv(tmp_path / "out" / f"{name}.csv")) > 0
+        assert "plotly" in (tmp_path / "out" / f"{name}.html").read_text()
+    index = (tmp_path / "out" / "index.html").read_text()
+    assert all(f"id='{name}'" in index for name in names)
+    claims = pd.read_csv(tmp_path / "out" / "claims.csv")
+    assert set(claims["verdict"]) <= {"supported", "not supported", "undecided"}
+    shown = shipped_gallery(tmp_path / "out")
+    assert [figure.name for figure in shown] == names
+    assert shown == gallery_of(store)
+
+
+@pytest.mark.browser
+def test_pictures_are_drawn_by_the_browser_that_is_there(tmp_path: Path) -> None:
+    if find_chromium() is None:
+        pytest.skip("no Chromium was found; install one or name it in DPEXPLORE_CHROMIUM")
+    store = fill_store(tmp_path / "runs", "fig12-small")
+    written = export.write_figures(store, tmp_path / "out", ["png", "svg"])
+    assert written.note == ""
+    assert (tmp_path / "out" / "fig12-small.png").read_bytes().startswith(b"\x89PNG")
+    assert "NOUN" in (tmp_path / "out" / "fig12-small.svg").read_text()
+
+
+def test_without_a_browser_everything_else_is_written(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ChromeNotFoundError
+
+    monkeypatch.setattr("kaleido.start_sync_server", refuse)
+    assert main(["figures", "--store", str(store.folder), "--out", str(tmp_path)]) == 0
+    assert "none was found" in capsys.readouterr().err
+    assert (tmp_path / "fig1-small.html").is_file()
+    assert (tmp_path / "fig1-small.csv").is_file()
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_what_cannot_be_drawn_is_one_sentence(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no results to draw"):
+        export.write_figures(Store(tmp_path / "nothing"), tmp_path / "out")
+    with pytest.raises(InputError, match="'pdf' is no format"):
+        export.write_figures(store, tmp_path / "out", ["pdf"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written to"):
+        export.write_figures(store, tmp_path / "file", ["json"])
+
+
+def test_the_shipped_gallery_is_whole() -> None:
+    shown = shipped_gallery()
+    assert {figure.name.split("-")[0] for figure in shown} >= {"fig1", "fig3", "fig12"}
+    for figure in shown:
+        assert json.loads(figure.figure)["data"]
+        assert (SHIPPED_GALLERY / f"{figure.name}.png").is_file()
+        assert (SHIPPED_GALLERY / f"{figure.name}.csv").is_file()
