@@ -161,7 +161,7 @@
       const small = div.clientHeight < 190;
       P().react(div, traces, {
         ...layout(byToken ? "token, by its rank in the target" : "rank", "probability", {
-          x: { type: "log", dtick: 1, exponentformat: "power", tickangle: 0 }, y: { type: "log", range: [Math.min(low, -4), 0.15], dtick: small ? 2 : undefined, exponentformat: "power" },
+          x: { type: "log", dtick: div.clientWidth < 220 ? 2 : 1, exponentformat: "power", tickangle: 0 }, y: { type: "log", range: [Math.min(low, -4), 0.15], dtick: small ? 2 : undefined, exponentformat: "power" },
         }),
         uirevision: head ? head.run + byToken : "none", datarevision: rev,
       }, CONFIG);

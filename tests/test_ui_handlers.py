@@ -99,6 +99,8 @@ def test_a_soft_run_streams_and_ends_with_its_result(app: AppContext) -> None:
     kl = float(re.search(r"data-kl='([^']+)'", final[RESULT])[1])  # type: ignore[index]
     assert kl == pytest.approx(min(min(row[1]) for row in steps), rel=1e-3)
     assert "Soft tokens are free vectors" in final[RESULT]
+    for words in ("KL(q‖p)", "Jensen-Shannon", "total variation", "top ten"):
+        assert words in final[RESULT]
     assert final[TUNE]["interactive"] is True
     assert final[STOP]["interactive"] is False
     with open(final[CAPSULE]["value"], encoding="utf-8") as file:
@@ -425,7 +427,9 @@ def test_a_continuations_first_token_is_a_draw_from_q(app: AppContext) -> None:
     q = lm.log_probs_of_ids(torch.tensor([lm.encode("I love")]))[0].exp().double()
     share = torch.bincount(drawn, minlength=lm.vocab_size).double() / len(drawn)
     ordinary = q.clone()
-    ordinary[lm.tokenizer.eos_token_id] = 0  # ends at once, and is not among the drawn
+    end = lm.tokenizer.eos_token_id
+    assert isinstance(end, int)
+    ordinary[end] = 0  # ends at once, and is not among the drawn
     assert float((share - ordinary / ordinary.sum()).abs().max()) < 0.02
 
 

@@ -49,7 +49,9 @@ def prompt_of(lm: LanguageModel, capsule: str) -> Tensor:
         return lm.embed(torch.tensor(record["result"]["prompt_ids"]))
 
 
-def continuations(app: AppContext, model: str, capsule: str | None, tokens: float, seed: float) -> Iterator[str]:
+def continuations(
+    app: AppContext, model: str, capsule: str | None, tokens: float | None, seed: float | None
+) -> Iterator[str]:
     """HTML of the continuations of a capsule's prompt, after a word that they are on their way."""
     try:
         if not capsule:
@@ -84,7 +86,7 @@ def build_continuation() -> ContinuationPanel:
 def wire_continuation(
     app: AppContext, panel: ContinuationPanel, model: gr.State, result: gr.HTML, capsule: gr.DownloadButton
 ) -> None:
-    def run(model: str, path: str | None, tokens: float, seed: float) -> Iterator[str]:
+    def run(model: str, path: str | None, tokens: float | None, seed: float | None) -> Iterator[str]:
         yield from continuations(app, model, path, tokens, seed)
 
     panel.go.click(

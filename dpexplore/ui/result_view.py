@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
 from html import escape
@@ -15,7 +16,7 @@ from dpexplore.targets import Target
 from dpexplore.tuning import TuneResult
 from dpexplore.tuning.records import NearestToken
 from dpexplore.tuning.results import nearest_tokens
-from dpexplore.ui.markup import quantity, token
+from dpexplore.ui.markup import message, quantity, token
 
 STATUS_TEXT = {
     "converged": "converged: no restart improved any more",
@@ -33,7 +34,7 @@ def result_html(lm: LanguageModel, target: Target, result: TuneResult) -> str:
     """Everything about the best prompt but its tokens under the microscope."""
     return (
         f"<div class='dpx-result' data-status='{result.status}' data-kl='{result.kl_nats:.6f}'>"
-        f"{_headline(target, result)}{_prompt(lm, result)}{_spread(result)}</div>"
+        f"{_headline(target, result)}{_prompt(lm, result)}{_spread(result)}{_distances(result)}</div>"
     )
 
 
@@ -113,6 +114,18 @@ def _soft_chip(near: list[NearestToken]) -> str:
     return (
         f"<li class='dpx-chip'><span>{token(first.token)} <small>cos {first.cosine:.2f}</small></span>"
         f"<span class='dpx-others'>{rest}</span></li>"
+    )
+
+
+def _distances(result: TuneResult) -> str:
+    """The other distances between p and q, and a word where the model's precision moves the KL."""
+    reverse, js = result.distances["reverse_kl"], result.distances["js"]
+    back = quantity(reverse, "kl") if math.isfinite(reverse) else "infinite: the target excludes tokens"
+    minimised = "" if result.objective == "kl" else f" Minimised: {escape(result.objective)}."
+    warning = message(result.precision_warning, "error") if result.precision_warning else ""
+    return (
+        f"<p class='dpx-note'>KL(q‖p) {back} · Jensen-Shannon {quantity(js, 'kl')} · total variation "
+        f"{result.distances['tv']:.2f} of 1 · {result.top_overlap:.0%} of p’s top ten in q’s.{minimised}</p>{warning}"
     )
 
 

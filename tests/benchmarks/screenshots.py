@@ -1,6 +1,7 @@
 """The README's pictures, taken from the page itself after a real run: `python -m tests.benchmarks.screenshots`.
 
-Writes assets/screenshot.png (light), screenshot-dark.png, screenshot-phone.png and screenshot-hard.png.
+Writes assets/screenshot.png (light), screenshot-dark.png, screenshot-hard.png, screenshot-microscope.png,
+screenshot-lessons.png and screenshot-phone.png.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def run(page: Page, recipe: str, **settings: int | str) -> None:
     expect(page.locator("#target-problem p")).to_have_count(0)
     page.get_by_label(str(settings.pop("method", "soft")), exact=True).check()
     page.click("#preset input")
-    page.get_by_role("option", name=str(settings.pop("preset", "paper")), exact=True).click()
+    page.get_by_role("option", name=str(settings.pop("preset", "fast")), exact=True).click()
     page.wait_for_timeout(3000)  # the preset writes its numbers; ours come after them
     for name, value in settings.items():
         page.fill(f"#{name} input", str(value))
@@ -70,10 +71,23 @@ def picture(page: Page, name: str) -> None:
     print(f"assets/{name}")
 
 
+def lessons(page: Page) -> None:
+    """The lesson on the head, with its answer."""
+    page.get_by_role("tab", name="Lessons").click()
+    card = page.locator("#lesson-head")
+    expect(card.locator("[data-floor]")).to_be_visible()
+    card.get_by_label("8 bits").check()
+    card.get_by_role("button", name="Check").click()
+    expect(card.locator(".dpx-answer")).to_be_visible()
+    card.evaluate("element => element.scrollIntoView({ block: 'center' })")
+    page.wait_for_timeout(500)
+    picture(page, "screenshot-lessons.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--restarts", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=90)
+    parser.add_argument("--restarts", type=int, default=4)
     options = parser.parse_args()
     soft = 'entropy(bits=7, seed=0, method="temperature")'
     with serve() as url, sync_playwright() as playwright:
@@ -86,8 +100,17 @@ def main() -> None:
         page.wait_for_timeout(800)
         picture(page, "screenshot-dark.png")
         page.click("[data-dark]")
+        page.locator("#microscope-card").scroll_into_view_if_needed()
+        page.locator("#microscope [data-follow]").nth(2).click()
+        page.wait_for_timeout(800)
+        page.locator("#microscope-card").screenshot(path=ASSETS / "screenshot-microscope.png", animations="disabled")
+        page.evaluate("scrollTo(0, 0)")
         run(page, 'capture("I love")', method="hard", steps=min(40, options.steps), restarts=options.restarts)
+        page.click("#continue")
+        expect(page.locator(".dpx-continuations li")).to_have_count(3)
+        page.evaluate("scrollTo(0, 0)")
         picture(page, "screenshot-hard.png")
+        lessons(page)
         phone = open_page(browser, url, PHONE, dark=False)
         run(phone, 'capture("I love")', method="hard", steps=min(20, options.steps), restarts=2)
         phone.locator("#tune").scroll_into_view_if_needed()
