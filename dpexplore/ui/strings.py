@@ -206,11 +206,11 @@ def _build_ways() -> dict[str, Any]:
         )
     roles = [(role, name) for name, role in WAYS.values()]
     with gr.Row(elem_id="strings-upper"):
-        with gr.Column(elem_classes="dpx-card", min_width=300, scale=3):
-            card_title("Cross-entropy of whole strings", legend([("floor", "floor H(w)"), *roles]))
+        with gr.Column(elem_classes="dpx-card", min_width=300, scale=1):
+            card_title("Cross-entropy", legend([("floor", "floor H(w)"), *roles]))
             empty = "Press Run: every way becomes a line here, above the floor that none of them can pass."
             made["chart"] = chart("figure", [("dpx-figure", "")], empty, elem_id="strings-chart")
-        with gr.Column(elem_classes="dpx-card", min_width=300, scale=2):
+        with gr.Column(elem_classes="dpx-card", min_width=300, scale=1):
             card_title("Target and achieved", legend([("target", "target w")]))
             made["bars"] = view(EMPTY_BARS, elem_id="strings-bars")
     with gr.Column(elem_classes="dpx-card"):
