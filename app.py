@@ -8,7 +8,9 @@ import importlib
 import os
 import socket
 import sys
+from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 
 with contextlib.suppress(ImportError):
     importlib.import_module("spaces")  # ZeroGPU asks for it before torch
@@ -32,10 +34,19 @@ def main() -> int:
     parser.add_argument("--auth", metavar="USER:PASSWORD", action="append", help="ask for a login; may be repeated")
     parser.add_argument("--root-path", help="path under which a proxy serves the page, such as /dpexplore")
     parser.add_argument("--log-text", action="store_true", help="with --public: log what users wrote, too")
+    parser.add_argument("--mcp", action="store_true", help="offer /target, /floor, /tune, /models to agents over MCP")
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=AppContext.grace_seconds,
+        metavar="SECONDS",
+        help=f"how long a run goes on when its page is closed (default: {AppContext.grace_seconds:.0f})",
+    )
     options = parser.parse_args()
-    trouble = why_not(options.host, options.port) or bad_login(options.auth)
+    trouble = why_not(options.host, options.port) or bad_login(options.auth) or (options.mcp and no_mcp())
     try:
         app = context(options.model, public=options.public or running_on_a_space())
+        app = replace(app, grace_seconds=max(0.0, options.grace))
     except InputError as error:
         trouble = str(error)
     if trouble:
@@ -46,7 +57,10 @@ def main() -> int:
     app.pool.start_loading(app.model)
     print(f"dpexplore is at http://{options.host}:{options.port}", flush=True)
     logins = [tuple(login.split(":", 1)) for login in options.auth or []]
-    serve(app, options.host, options.port, auth=logins or None, root_path=options.root_path)
+    if options.mcp:
+        print(f"MCP is at http://{options.host}:{options.port}/gradio_api/mcp/", flush=True)
+    settings = {"auth": logins or None, "root_path": options.root_path, "mcp_server": options.mcp}
+    serve(app, options.host, options.port, **settings)
     return 0
 
 
@@ -69,6 +83,11 @@ def bad_login(logins: list[str] | None) -> str:
     """What is wrong with the logins; empty if nothing is."""
     wrong = [login for login in logins or [] if not all(login.partition(":"))]
     return "--auth takes USER:PASSWORD, such as ada:secret." if wrong else ""
+
+
+def no_mcp() -> str:
+    """What an MCP server lacks here; empty if it lacks nothing."""
+    return "" if find_spec("mcp") else "--mcp needs one more library: pip install 'gradio[mcp]'."
 
 
 def why_not(host: str, port: int) -> str:

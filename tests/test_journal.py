@@ -5,11 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +21,7 @@ from dpexplore.ui.journal import Journal, Record, RunFile, new_run_id
 from dpexplore.ui.model_pool import ModelPool
 from dpexplore.ui.share_bar import arrive, arrive_by_capsule, arrived_views, preset_of
 from dpexplore.ui.watch import RunView
+from tests.live_server import free_port, start_server
 
 pytestmark = [
     # Gradio's client leaves sockets to the garbage collector.
@@ -229,34 +226,12 @@ def test_a_configs_preset_is_found_again() -> None:
 # A real server, killed.
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def start_server(model: Path, cache: Path, port: int) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "DPEXPLORE_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).resolve().parents[1]
-    process = subprocess.Popen(
-        [sys.executable, "app.py", "--port", str(port), "--model", str(model)], cwd=root, env=environment
-    )
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/config", timeout=60).close()
-            return process
-        except OSError:
-            time.sleep(0.2)
-    process.kill()
-    raise AssertionError("the server did not start")
-
-
 def test_sigkill_loses_no_finished_run_and_at_most_a_second_of_a_running_one(
     tiny_folders: Callable[[str], Path], tmp_path: Path, app: AppContext
 ) -> None:
     port = free_port()
-    server = start_server(tiny_folders("llama"), tmp_path, port)
+    environment = {"DPEXPLORE_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    server = start_server(port, "--model", str(tiny_folders("llama")), environment=environment)
     try:
         client = Client(f"http://127.0.0.1:{port}", verbose=False)
         *_, result = client.submit(RECIPE, restarts=2, steps=6, length=2, api_name="/tune")
