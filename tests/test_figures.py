@@ -7,6 +7,7 @@ import json
 import math
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from dpexplore.experiments import Store, export, known_specs
 from dpexplore.experiments.claims import claims_of
 from dpexplore.experiments.data import SweepData, read_sweeps
 from dpexplore.experiments.drawing import ON_DARK
-from dpexplore.experiments.figures import DRAWERS, draw_all
+from dpexplore.experiments.figures import DRAWERS, draw_all, draw_sweep
 from dpexplore.experiments.gallery import SHIPPED_GALLERY, gallery_of, shipped_gallery
 from dpexplore.experiments.statistics import (
     bootstrap_interval,
@@ -190,25 +191,20 @@ def test_every_figure_is_drawn_with_its_numbers_and_a_caption(store: Store) -> N
         assert figure.drawn.caption.startswith(("Fig. ", "Ours.")), name
         assert figure.drawn.figure.layout.meta["dark"] == ON_DARK
         assert "nan" not in figure.drawn.caption
-    floor = drawn["fig1-small"].drawn.figure.data[0]
-    assert floor.name == "certified floor"
+    traces: Any = drawn["fig1-small"].drawn.figure.data
+    assert traces[0].name == "certified floor"
 
 
 def test_the_curve_of_fig_1_is_the_mean_over_targets(sweeps: dict[str, SweepData]) -> None:
     data = sweeps["fig1"]
-    (figure,) = [each for each in draw_all_of(data) if each.name == "fig1-small"]
-    (curve,) = [trace for trace in figure.drawn.figure.data if trace.name == "smollm2-135m-instruct"]
+    (figure,) = [each for each in draw_sweep(data) if each.name == "fig1-small"]
+    traces: Any = figure.drawn.figure.data
+    (curve,) = [trace for trace in traces if trace.name == "smollm2-135m-instruct"]
     means: dict[float, list[float]] = defaultdict(list)
     for row in data.targets.itertuples():
         means[float(str(row.bits))].append(float(str(row.kl_nats)))
     assert list(curve.x) == sorted(means)
     assert list(curve.y) == pytest.approx([sum(means[bits]) / len(means[bits]) for bits in sorted(means)])
-
-
-def draw_all_of(data: SweepData):
-    from dpexplore.experiments.figures import draw_sweep
-
-    return draw_sweep(data)
 
 
 # Claims

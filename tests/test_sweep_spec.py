@@ -54,7 +54,7 @@ def test_paper_specs_follow_appendix_b(name: str) -> None:
 
 def test_the_papers_entropies_go_from_0_to_log_v_by_0_05() -> None:
     spec = load_spec("fig1-paper")
-    bits = {labels["bits"] for p, _, labels in spec.problems(facts("gpt2")) if p.kind == "floor"}
+    bits = {float(labels["bits"]) for p, _, labels in spec.problems(facts("gpt2")) if p.kind == "floor"}
     assert len(bits) == math.floor(math.log2(49_152) / 0.05) + 1
     assert min(bits) == 0
     assert math.log2(49_152) - 0.05 < max(bits) <= math.log2(49_152)

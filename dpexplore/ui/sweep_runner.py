@@ -78,21 +78,21 @@ class SweepRunner:
 
     def _follow(self, process: subprocess.Popen[str], spec: str) -> None:
         complaints: list[str] = []
+        ended: dict[str, Any] = {}
         reader = threading.Thread(target=lambda: complaints.extend(process.stderr or ()), daemon=True)
         reader.start()
-        ended: dict[str, Any] = {}
-        for line in process.stdout or ():
-            event = _event(line)
-            if event.get("event") == "progress":
-                self._update(progress=event)
-            elif event.get("event") == "failed":
-                self._update(failed=(*self._state.failed, str(event["why"]))[-KEPT_LINES:])
-            elif event.get("event") == "end":
-                ended = event
-        code = process.wait()
-        reader.join()
+        with process:  # waits for its end and closes its pipes
+            for line in process.stdout or ():
+                event = _event(line)
+                if event.get("event") == "progress":
+                    self._update(progress=event)
+                elif event.get("event") == "failed":
+                    self._update(failed=(*self._state.failed, str(event["why"]))[-KEPT_LINES:])
+                elif event.get("event") == "end":
+                    ended = event
+            reader.join()
         atexit.unregister(self._end_with_the_page)
-        self._update(running=False, end=_how_it_ended(spec, code, ended, complaints))
+        self._update(running=False, end=_how_it_ended(spec, process.returncode, ended, complaints))
 
     def _update(self, **changes: Any) -> None:
         with self._changed:
