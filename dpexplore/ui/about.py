@@ -16,8 +16,9 @@ QUESTION = (
     "can pass."
 )
 FIRST_STEPS = (
-    "Open <b>Explore</b> and press one of the examples, then <b>Tune</b>. "
-    "If the words below are new to you, begin with <b>Lessons</b>: six short steps, no mathematics beyond a logarithm."
+    "Open <b>Explore</b> and press one of the examples. If the words below are new to you, begin with <b>Lessons</b>: "
+    "six short steps, no mathematics beyond a logarithm. <b>Strings</b> asks for whole answers rather than one token; "
+    "<b>Compare</b> puts runs side by side; <b>Experiments</b> repeats the paper’s figures."
 )
 WORDS = [
     ("target p", "The distribution over the next token that you ask for; one probability for each token."),

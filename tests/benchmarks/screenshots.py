@@ -54,7 +54,7 @@ def run(page: Page, recipe: str, **settings: int | str) -> None:
     page.get_by_label(str(settings.pop("method", "soft")), exact=True).check()
     page.click("#preset input")
     page.get_by_role("option", name=str(settings.pop("preset", "fast")), exact=True).click()
-    page.wait_for_timeout(3000)  # the preset writes its numbers; ours come after them
+    page.wait_for_timeout(5000)  # the preset writes its numbers; ours come after them
     for name, value in settings.items():
         page.fill(f"#{name} input", str(value))
         page.keyboard.press("Tab")
@@ -105,14 +105,14 @@ def main() -> None:
         page.wait_for_timeout(800)
         page.locator("#microscope-card").screenshot(path=ASSETS / "screenshot-microscope.png", animations="disabled")
         page.evaluate("scrollTo(0, 0)")
-        run(page, 'capture("I love")', method="hard", steps=min(40, options.steps), restarts=options.restarts)
+        run(page, 'capture("I love")', method="hard", steps=min(15, options.steps), restarts=2)
         page.click("#continue")
         expect(page.locator(".dpx-continuations li")).to_have_count(3)
         page.evaluate("scrollTo(0, 0)")
         picture(page, "screenshot-hard.png")
         lessons(page)
         phone = open_page(browser, url, PHONE, dark=False)
-        run(phone, 'capture("I love")', method="hard", steps=min(20, options.steps), restarts=2)
+        run(phone, 'capture("I love")', steps=min(40, options.steps), restarts=2)
         phone.locator("#tune").scroll_into_view_if_needed()
         phone.evaluate("document.querySelector('#tune-card').scrollIntoView()")
         picture(phone, "screenshot-phone.png")
