@@ -1,0 +1,167 @@
+"""Runs side by side: the numbers are the capsules', the files say the same, the browser's list may be anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpexplore.errors import InputError
+from dpexplore.models import LanguageModel
+from dpexplore.plots import NATS_PER_BIT
+from dpexplore.tuning import TuneConfig
+from dpexplore.ui.compare import EMPTY, MOST_RUNS, Choice, Library, compare_table, compared
+from dpexplore.ui.compare_runs import (
+    KeptRun,
+    curve_table,
+    entropy_figure,
+    kl_figure,
+    letter,
+    summary_table,
+    write_tables,
+)
+from dpexplore.ui.context import AppContext
+from dpexplore.ui.journal import Journal
+from dpexplore.ui.model_pool import ModelPool
+
+METHODS = {
+    "soft": TuneConfig(length=2, restarts=2, steps=6),
+    "hard": TuneConfig(method="hard", length=2, restarts=3, steps=4),
+    "hybrid": TuneConfig(method="hybrid", slots="soft*1 hard*1", restarts=1, steps=5),
+}
+
+
+@pytest.fixture(scope="module")
+def app(tiny_lm: Callable[[str], LanguageModel], tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppContext]:
+    lm = tiny_lm("llama")
+    folder = tmp_path_factory.mktemp("runs")
+    context = AppContext(pool=ModelPool(lambda _name, progress: lm), model="tiny", journal=Journal(folder))
+    context.pool.load("tiny")
+    yield context
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def capsules(app: AppContext) -> dict[str, dict[str, Any]]:
+    """Run id -> capsule of a finished run, one for each method, in one session."""
+    found = {}
+    for config in METHODS.values():
+        live = app.begin("s", "tiny", "entropy(bits=3, seed=0)", config)
+        *_, last = app.watch("s", live)
+        assert last.result is not None
+        found[live.id] = last.result.capsule
+    return found
+
+
+def test_a_sessions_finished_runs_are_kept_and_nobody_elses(app: AppContext, capsules: dict) -> None:
+    assert app.sessions.finished("s") == list(capsules)
+    assert app.sessions.finished("somebody else") == []
+
+
+def test_the_tables_are_the_capsules(app: AppContext, capsules: dict, tmp_path: Path) -> None:
+    runs = Library(app).runs(list(capsules))
+    table = summary_table(runs)
+    assert list(table["run"]) == ["A", "B", "C"]
+    for (_, row), capsule in zip(table.iterrows(), capsules.values(), strict=True):
+        assert row["kl_nats"] == capsule["result"]["kl_nats"]
+        assert row["method"] == capsule["config"]["method"]
+        assert row["evaluations"] == capsule["result"]["evaluations"]
+        restarts = capsule["result"]["kl_nats_per_restart"]
+        assert row["kl_mean_nats"] == pytest.approx(sum(restarts) / len(restarts))
+        assert pd.isna(row["kl_reencoded_nats"]) == (capsule["result"]["kl_reencoded_nats"] is None)
+    curves = curve_table(runs)
+    for run_id, capsule in capsules.items():
+        own = curves[curves["run_id"] == run_id]
+        cells = [kl for row in capsule["history"]["kl_nats"] for kl in row if kl is not None]
+        assert sorted(own["kl_nats"]) == sorted(cells)
+        first = own[(own["step"] == 1) & (own["restart"] == 1)].iloc[0]
+        assert first["entropy_bits"] == pytest.approx(capsule["history"]["entropy_nats"][0][0] / NATS_PER_BIT)
+    files = write_tables(runs, tmp_path)
+    for name, expected in (("runs", table), ("curves", curves)):
+        pd.testing.assert_frame_equal(pd.read_parquet(files[f"{name} parquet"]), expected, check_dtype=False)
+        pd.testing.assert_frame_equal(pd.read_csv(files[f"{name} csv"]), expected, check_dtype=False)
+
+
+def test_the_curves_are_the_best_so_far(app: AppContext, capsules: dict) -> None:
+    runs = Library(app).runs(list(capsules))
+    for run, capsule in zip(runs, capsules.values(), strict=True):
+        kls, entropies = run.best_so_far()
+        assert kls == sorted(kls, reverse=True)  # type: ignore[type-var]
+        assert kls[-1] == pytest.approx(
+            min(kl for row in capsule["history"]["kl_nats"] for kl in row if kl is not None)
+        )
+        assert entropies[-1] == pytest.approx(capsule["result"]["entropy_nats"], rel=1e-3)
+        assert run.axis("step") == list(range(1, len(kls) + 1))
+        assert run.axis("evaluations")[-1] == pytest.approx(run.evaluations * len(kls) / run.steps)
+    figure = kl_figure(runs, [0, 2])
+    assert [trace.name[0] for trace in figure.data] == ["A", "C"]
+    assert len({(trace.line.color, trace.line.dash) for trace in figure.data}) == 2
+    bits = entropy_figure(runs, [1]).data[0].y[-1]
+    assert bits == pytest.approx(runs[1].best_so_far()[1][-1] / NATS_PER_BIT)  # type: ignore[operator]
+    assert kl_figure(runs, [0], log=True).layout.yaxis.type == "log"
+
+
+def test_ticking_and_taking_off(app: AppContext, capsules: dict, tmp_path: Path) -> None:
+    library, ids = Library(app), list(capsules)
+    choice = Choice().with_runs(ids).changed({"toggle": ids[0]})
+    stored, table, kl, _, note, *files = compared(library, choice, "step", "linear", tmp_path)
+    assert table.count("<tr>") == 4
+    assert table.count(" checked>") == 2
+    assert len(json.loads(kl)["data"]) == 2
+    assert note == ""
+    assert all(Path(file["value"]).exists() for file in files)
+    again = Choice.read(json.loads(json.dumps(stored)))
+    assert again == choice
+    assert again.changed({"toggle": ids[0]}).hidden == frozenset()
+    assert again.changed({"drop": ids[1]}).run_ids == (ids[0], ids[2])
+
+
+def test_nothing_to_compare_says_what_to_do(app: AppContext, tmp_path: Path) -> None:
+    stored, table, kl, entropy, _, *files = compared(Library(app), Choice(("A" * 22, "..")), "step", "log", tmp_path)
+    assert table == EMPTY
+    assert (kl, entropy) == ("", "")
+    assert stored == {"runs": [], "hidden": []}
+    assert not any(file["interactive"] for file in files)
+
+
+@given(st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
+def test_the_browsers_list_may_be_anything(stored: Any) -> None:
+    for value in (stored, {"runs": stored, "hidden": stored}):
+        choice = Choice.read(value)
+        assert len(choice.run_ids) <= MOST_RUNS
+        assert Choice.read(choice.stored()).run_ids == choice.run_ids
+
+
+def test_a_capsule_is_added_and_a_damaged_one_is_not(app: AppContext, capsules: dict, tmp_path: Path) -> None:
+    library, capsule = Library(app), next(iter(capsules.values()))
+    path = tmp_path / "capsule.json"
+    path.write_text(json.dumps(capsule), encoding="utf-8")
+    run_id = library.add_capsule(path)
+    for reader in (library, Library(app)):  # the second one reads it from the disk
+        (run,) = reader.runs([run_id])
+        assert run.kl_nats == capsule["result"]["kl_nats"]
+    broken = json.loads(json.dumps(capsule))
+    del broken["history"]
+    path.write_text(json.dumps(broken), encoding="utf-8")
+    with pytest.raises(InputError, match="damaged"):
+        library.add_capsule(path)
+
+
+def test_whatever_a_capsule_says_is_escaped(app: AppContext, capsules: dict) -> None:
+    evil = "'\"><img src=x onerror=alert(1)>"
+    capsule = json.loads(json.dumps(next(iter(capsules.values()))))
+    capsule["target"]["recipe"] = capsule["model"]["name"] = capsule["config"]["method"] = evil
+    capsule["result"]["slots"] = evil
+    run = KeptRun.of("A" * 22, capsule)
+    assert "<img" not in compare_table([run], frozenset())
+    assert "<img" not in str(kl_figure([run], [0]).to_json())
+
+
+def test_letters() -> None:
+    assert [letter(place) for place in (0, 25, 26, 51, 52)] == ["A", "Z", "AA", "AZ", "BA"]
