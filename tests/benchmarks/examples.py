@@ -14,7 +14,7 @@ from dpexplore.ui.settings import make_config
 def main() -> None:
     lm = dpexplore.load_model(DEFAULT_MODEL)
     print(
-        "| example | recipe | entropy (bits) | certified floor (nats) | head optimum, estimate | best KL (nats) | s |"
+        "| example | recipe | entropy (bits) | certified floor (nats) | head optimum | best KL (nats) | s |"
     )
     print("|---|---|---|---|---|---|---|")
     for example in EXAMPLES:
