@@ -19,6 +19,7 @@ import pytest
 
 from dpexplore.models import LanguageModel
 from dpexplore.space import load_manifest
+from tests.benchmarks.fuzz import fuzz
 from tests.raw_client import ROOT, PublicServer, RawClient, public_server
 
 SECRET = "hf_kept_by_the_owner"
@@ -238,6 +239,12 @@ def test_the_page_tells_nothing_about_its_machine(server: PublicServer) -> None:
     for path in ("", "config", "gradio_api/info", "health", "gradio_api/startup-events", "docs", "openapi.json"):
         harmless(httpx.get(f"{server.url}/{path}", timeout=60).text)
     assert httpx.get(f"{server.url}/monitoring/summary").status_code >= 400
+
+
+def test_requests_by_schema_end_without_a_failure_of_the_server(server: PublicServer) -> None:
+    ends = fuzz(server.url, requests=120)
+    assert sum(ends.values()) == 120
+    assert {"complete", "error"} & set(ends)
 
 
 def test_logs_hold_json_without_what_visitors_wrote(visitor: RawClient, server: PublicServer) -> None:
