@@ -37,6 +37,8 @@ class _Shard:
     rows: int = 0
     left: set[str] = field(default_factory=set)
     """Ids without result so far."""
+    begun: bool = False
+    """Whether its worker has shown a sign of life: before, it may be waiting for a place."""
 
     def __post_init__(self) -> None:
         self.left = {problem.id for problem in self.problems}
@@ -97,13 +99,15 @@ class RayExecutor:
         busy: dict[Any, tuple[Any, _Shard]] = {}  # result stream -> worker and shard
         seen: Counter[str] = Counter()
         while (queue or busy) and not stop():
-            while queue and len(busy) < self._workers:
+            self._withdraw(queue, busy)
+            while queue and len(busy) < min(self._workers, self._places()):
                 shard = queue.popleft()
                 actor = self._idle.pop() if self._idle else self._hire()
                 busy[actor.run.options(num_returns="streaming").remote(shard.rest)] = (actor, shard)
             ready, _ = self._ray.wait(list(busy), num_returns=1, timeout=POLL_SECONDS)
             for stream in ready:
                 actor, shard = busy[stream]
+                shard.begun = True
                 try:
                     event = self._ray.get(next(stream))
                 except StopIteration:
@@ -117,6 +121,21 @@ class RayExecutor:
                     yield from self._pass_on(event, shard, [each for _, each in busy.values()], seen)
         for actor, _ in busy.values():
             self._kill(actor)
+
+    def _places(self) -> int:
+        """Workers that the cluster has room for now; fewer when a node has gone."""
+        resources = self._ray.cluster_resources()
+        return max(1, int(resources.get("GPU" if self._gpus else "CPU", 0)))
+
+    def _withdraw(self, queue: deque[_Shard], busy: dict[Any, tuple[Any, _Shard]]) -> None:
+        """Take shards back from workers that wait for a place which went with its node: an idle one shall have them."""
+        surplus = len(busy) + len(self._idle) - self._places()
+        for stream, (actor, shard) in list(busy.items()):
+            if surplus > 0 and not shard.begun:
+                surplus -= 1
+                del busy[stream]
+                self._kill(actor)
+                queue.appendleft(shard)
 
     def close(self) -> None:
         """End the workers, and the cluster if this executor began it."""
