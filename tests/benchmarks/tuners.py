@@ -29,6 +29,9 @@ RECOVERED_NATS = 0.01
 PRESETS = ("paper", "fast", "thorough")
 TABLES = ("soft", "hard", "nanogcg", "overhead")
 
+SoftCells = dict[tuple[str, int], list[float]]
+"""KL of each restart, in nats, by preset and count of evaluations."""
+
 
 def best_by(run: dp.Run, evaluations: int) -> list[float]:
     """Lowest KL of each restart once it had used so many evaluations."""
@@ -40,34 +43,49 @@ def best_by(run: dp.Run, evaluations: int) -> list[float]:
     return best
 
 
-def soft_table(lm: dp.LanguageModel, options: argparse.Namespace) -> None:
-    """Vanilla targets: every preset at the same counts of evaluations, all rows of all presets in one engine."""
-    marks = [mark for mark in MARKS if mark <= options.soft_evaluations] or [options.soft_evaluations]
+def soft_runs(lm: dp.LanguageModel, options: argparse.Namespace, bits: float, marks: list[int]) -> SoftCells:
+    """KL of each restart of each preset at each mark, for one vanilla target; all rows in one engine.
+
+    Every mark is a run of its own, told its budget; the paper preset does the same whatever its budget is.
+    """
     engine = dp.Engine(lm)
+    target = dp.entropy(bits=bits, seed=0).build(lm)
     runs: dict[tuple[str, int], dp.Run] = {}
-    for bits in options.bits:
-        target = dp.entropy(bits=bits, seed=0).build(lm)
-        for preset in options.presets:
-            limits = {"steps": marks[-1], "evaluations": marks[-1], "restarts": options.restarts}
+    for preset in options.presets:
+        for mark in marks[-1:] if preset == "paper" else marks:
+            limits = {"steps": mark, "evaluations": mark, "restarts": options.restarts}
             config = dp.TuneConfig.preset(preset, method="soft", seed=options.seed, **limits)
-            runs[preset, bits] = engine.submit(target, config)
+            runs[preset, mark] = engine.submit(target, config)
     while engine.step():
         pass
+    return {
+        (preset, mark): best_by(runs[preset, marks[-1] if preset == "paper" else mark], mark)
+        for preset in options.presets
+        for mark in marks
+    }
+
+
+def soft_table(lm: dp.LanguageModel, options: argparse.Namespace) -> None:
+    """Vanilla targets: every preset at the same counts of evaluations."""
+    marks = [mark for mark in MARKS if mark <= options.soft_evaluations] or [options.soft_evaluations]
     print(f"soft: KL in nats over {options.restarts} restarts, mean/best, after so many evaluations")
-    print(f"  {'bits':>4} {'preset':9}" + "".join(f"{mark:>16}" for mark in marks))
-    for (preset, bits), run in sorted(runs.items(), key=lambda item: item[0][1]):
-        cells = [best_by(run, mark) for mark in marks]
-        shown = "".join(f"{f'{statistics.mean(kls):.3f}/{min(kls):.3f}':>16}" for kls in cells)
-        print(f"  {bits:>4} {preset:9}{shown}", flush=True)
+    print(f"  {'bits':>4} {'preset':9}" + "".join(f"{mark:>16}" for mark in marks), flush=True)
+    found: dict[float, SoftCells] = {}
+    mean = statistics.mean
+    for bits in options.bits:
+        cells = found[bits] = soft_runs(lm, options, bits, marks)
+        for preset in options.presets:
+            shown = "".join(
+                f"{f'{mean(cells[preset, mark]):.3f}/{min(cells[preset, mark]):.3f}':>16}" for mark in marks
+            )
+            print(f"  {bits:>4} {preset:9}{shown}", flush=True)
     for preset in options.presets:
         if preset == "paper" or "paper" not in options.presets:
             continue
-        pairs = [(runs[preset, bits], runs["paper", bits]) for bits in options.bits]
-        mean = statistics.mean
-        means = sum(mean(best_by(ours, m)) < mean(best_by(theirs, m)) for ours, theirs in pairs for m in marks)
-        bests = sum(mean(best_by(ours, marks[-1])) < min(best_by(theirs, marks[-1])) for ours, theirs in pairs)
-        print(f"  {preset}: mean below the paper's mean in {means} of {len(pairs) * len(marks)} cells")
-        print(f"  {preset}: mean below the paper's best at {marks[-1]} in {bests} of {len(pairs)}", flush=True)
+        means = sum(mean(cells[preset, m]) < mean(cells["paper", m]) for cells in found.values() for m in marks)
+        bests = sum(mean(cells[preset, marks[-1]]) < min(cells["paper", marks[-1]]) for cells in found.values())
+        print(f"  {preset}: mean below the paper's mean in {means} of {len(found) * len(marks)} cells")
+        print(f"  {preset}: mean below the paper's best at {marks[-1]} in {bests} of {len(found)}", flush=True)
 
 
 def timed(lm: dp.LanguageModel, target: dp.Target, config: dp.TuneConfig) -> tuple[float, float]:
