@@ -69,7 +69,13 @@
           { x: told.steps, y: row.track, mode: told.steps.length < 2 ? "markers" : "lines", type: "scatter", line: { color: kit.colour("achieved"), width: strong ? 3 : 1.5 }, hovertemplate: `“${name}” step %{x}: q = %{y:.3g}<extra></extra>` },
         ];
       });
-      const notes = rows.filter((row) => row.track.length).map((row) => kit.note(kit.plain(visible(row.text)), "achieved", Math.log10(Math.max(row.track[row.track.length - 1], 1e-12))));
+      // Each label stands at another part of the run, so that tokens that end alike do not cover one another.
+      const places = [[1, "right"], [0.5, "center"], [0, "left"]];
+      const notes = rows.filter((row) => row.track.length).map((row, i) => {
+        const [part, xanchor] = places[i], at = Math.round(part * (row.track.length - 1));
+        const text = visible(row.text);
+        return kit.note(kit.plain(text.length > 14 ? `${text.slice(0, 13)}…` : text), "achieved", Math.log10(Math.max(row.track[at], 1e-12)), { xref: "x", x: told.steps[at], xanchor });
+      });
       kit.plotly().react(plot, lines, kit.layout("step", "probability", { x: { rangemode: "tozero" }, y: { type: "log", exponentformat: "power" }, annotations: notes }), kit.config);
     }
     const take = () => {
