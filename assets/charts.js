@@ -36,7 +36,7 @@
       autosize: true, margin: { l: 46, r: 12, t: 8, b: 34 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: ink, family: css("--font") || "sans-serif", size: 12 },
-      showlegend: false, hovermode: "closest",
+      showlegend: false, hovermode: "closest", modebar: { bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink },
       hoverlabel: { bgcolor: css("--background-fill-primary"), bordercolor: grid, font: { color: ink, size: 12 } },
       xaxis: axis(xTitle, extra.x), yaxis: axis(yTitle, extra.y),
       annotations: extra.annotations || [],

@@ -337,8 +337,8 @@ LESSONS = (
     Lesson(
         "head",
         "The last two layers alone",
-        "Whatever the Transformer does, it ends in one vector u of fixed length, from which a table A makes all "
-        "logits. What that step cannot do, no prompt can. The <b>certified floor</b> is the least KL left. Move it.",
+        "Whatever the Transformer does, it ends in one vector u of fixed length; a table A makes all logits from it. "
+        "What that step cannot do, no prompt can. The <b>certified floor</b> is the least KL left. Move the entropy.",
         _entropy_slider,
         _look_head,
         "No search this time: at which of these entropies is the floor itself highest?",

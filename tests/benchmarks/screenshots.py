@@ -108,6 +108,8 @@ def main() -> None:
         run(page, 'capture("I love")', method="hard", steps=min(15, options.steps), restarts=2)
         page.click("#continue")
         expect(page.locator(".dpx-continuations li")).to_have_count(3)
+        page.mouse.move(5, 5)
+        page.wait_for_timeout(500)
         page.evaluate("scrollTo(0, 0)")
         picture(page, "screenshot-hard.png")
         lessons(page)
