@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from itertools import combinations
@@ -245,31 +246,30 @@ def test_the_paper_preset_is_the_papers() -> None:
     assert (paper.gamma, paper.decay) == (0.2, False)
 
 
-def test_samples_follow_the_models_own_probabilities(tiny_lm: TinyLm) -> None:
-    lm = tiny_lm("llama")
-    target = strings(["s", "t", "e"], request="I love the", eos=False).build(lm)
-    run = AdapterRun(lm, [target], AdapterConfig(learning_rate=0.05, passes=30)).finish()
+@pytest.fixture(scope="module")
+def decided(tiny_lm: TinyLm) -> LanguageModel:
+    """A tiny model with steeper logits, so that it can be sure of something."""
+    lm = tiny_lm("gpt2")
+    model = copy.deepcopy(lm.model)
+    with torch.no_grad():
+        dict(model.named_parameters())["transformer.ln_f.weight"].mul_(3)
+    return LanguageModel("decided", model, lm.tokenizer, "decided")
+
+
+@pytest.mark.parametrize("eos", [True, False])
+def test_samples_follow_the_models_own_probabilities(decided: LanguageModel, eos: bool) -> None:
+    target = strings(["s", "t", "e"], request="I love the", response=["", " big"], eos=eos).build(decided)
+    run = AdapterRun(decided, [target], AdapterConfig(learning_rate=0.02, passes=40)).finish()
     fit = outcome_fit(run.adapter.lm, target)
-    drawn = sample_answers(run.adapter.lm, target, 600, seed=1)
+    assert fit.valid_mass > 0.5  # so that answers and their end, which is no part of them, are met
+    drawn = sample_answers(run.adapter.lm, target, 401, seed=1)
+    assert len(drawn) == 401
     for text, q in zip(target.outcomes, fit.probabilities.tolist(), strict=True):
-        spread = math.sqrt(q * (1 - q) / 600)
-        assert abs(drawn.count(text) / 600 - q) < 5 * spread + 1e-9
+        assert abs(drawn.count(text) / 401 - q) < 5 * math.sqrt(q * (1 - q) / 401) + 1e-2
     facts = sample_facts(target, drawn)
-    assert abs(1 - facts.invalid_share - fit.valid_mass) < 5 * math.sqrt(0.25 / 600)
-    assert drawn == sample_answers(run.adapter.lm, target, 600, seed=1)
-    assert drawn != sample_answers(run.adapter.lm, target, 600, seed=2)
-
-
-def test_answers_end_with_their_end_and_take_turns_with_prefixes(tiny_lm: TinyLm) -> None:
-    lm = tiny_lm("llama")
-    target = strings(["s", "t"], request="I love the", response=["", " big"]).build(lm)
-    run = AdapterRun(lm, [target], AdapterConfig(learning_rate=0.05, passes=60)).finish()
-    mass = outcome_fit(run.adapter.lm, target).valid_mass
-    drawn = sample_answers(run.adapter.lm, target, 101)
-    assert len(drawn) == 101
-    valid = sum(text in target.outcomes for text in drawn) / 101
-    assert abs(valid - mass) < 5 * math.sqrt(0.25 / 101)
-    assert mass > 0.5  # so that the end, which is no part of an answer, has been met
+    assert abs(1 - facts.invalid_share - fit.valid_mass) < 5 * math.sqrt(0.25 / 401)
+    assert drawn == sample_answers(run.adapter.lm, target, 401, seed=1)
+    assert drawn != sample_answers(run.adapter.lm, target, 401, seed=2)
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.data())
