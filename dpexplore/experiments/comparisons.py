@@ -126,7 +126,7 @@ def fig7(data: SweepData) -> Drawn:
     _diagonal(figure, data)
     caption = (
         f"Fig. 7. Targets with k outlier tokens (Eq. 3) and vanilla ones, soft prompts. {protocol(data)} Means over "
-        "targets; bands: 95 % BCa bootstrap intervals (scipy.stats.bootstrap)."
+        "targets; bands, from three targets on: 95 % BCa bootstrap intervals (scipy.stats.bootstrap)."
     )
     return Drawn(figure, pd.DataFrame(rows), caption)
 

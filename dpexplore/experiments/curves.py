@@ -21,9 +21,11 @@ from dpexplore.experiments.drawing import (
     new_figure,
     series_of,
 )
-from dpexplore.experiments.statistics import mean_interval, standard_error
+from dpexplore.experiments.statistics import band_interval, mean_interval, standard_error
 from dpexplore.experiments.tables import Table
 from dpexplore.plots import DASHES, colour, tint
+
+BANDS = "bands, from three targets on: 95 % t intervals (scipy.stats.t)."
 
 
 def protocol(data: SweepData) -> str:
@@ -37,7 +39,7 @@ def curve_table(targets: Table, series: str, x: str = "bits") -> Table:
     """Means over targets, with standard errors and 95 % t intervals, for every series and entropy."""
     rows = []
     for (name, at), group in targets.groupby([series, x], sort=True, dropna=False):
-        loss, entropy = mean_interval(group["kl_nats"]), mean_interval(group["achieved_bits"])
+        loss, entropy = band_interval(group["kl_nats"]), band_interval(group["achieved_bits"])
         rows.append(
             {
                 series: name,
@@ -142,7 +144,7 @@ def fig5(data: SweepData) -> Drawn:
     figure.update_layout(yaxis2=axis, margin={"r": 64})
     caption = (
         f"Fig. 5. Vanilla targets, soft prompts. {protocol(data)} Lines: means over {table['targets'].max()} targets "
-        "of the loss and of the entropy of q at the best restart; bands: 95 % t intervals (scipy.stats.t)."
+        f"of the loss and of the entropy of q at the best restart; {BANDS}"
     )
     return Drawn(figure, table, caption)
 
@@ -156,7 +158,7 @@ def fig6(data: SweepData) -> Drawn:
         add_floor(figure, data.targets[data.targets["model"] == model], label=f", {model}")
     caption = (
         f"Fig. 6. Vanilla targets, soft prompts; `random:` is the architecture's own initialisation. {protocol(data)} "
-        f"Lines: means over {table['targets'].max()} targets; bands: 95 % t intervals (scipy.stats.t)."
+        f"Lines: means over {table['targets'].max()} targets; {BANDS}"
     )
     return Drawn(figure, table, caption)
 
@@ -171,6 +173,6 @@ def fig11(data: SweepData) -> Drawn:
     figure.update_layout(legend={"title": {"text": "soft tokens"}})
     caption = (
         f"Fig. 11. Vanilla targets, soft prompts of {', '.join(map(str, lengths))} tokens. {protocol(data)} Lines: "
-        f"means over {table['targets'].max()} targets; bands: 95 % t intervals (scipy.stats.t)."
+        f"means over {table['targets'].max()} targets; {BANDS}"
     )
     return Drawn(figure, table, caption)

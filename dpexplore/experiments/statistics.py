@@ -13,6 +13,8 @@ from scipy import optimize, stats
 from dpexplore.experiments.tables import Table
 
 LEVEL = 0.95
+LEAST_FOR_BAND = 3
+"""Figures show intervals of so many values or more."""
 Verdict = Literal["supported", "not supported", "undecided"]
 
 
@@ -45,12 +47,18 @@ def mean_interval(values: Any) -> Interval:
     return Interval(mean, float(low), float(high), len(found))
 
 
+def band_interval(values: Any) -> Interval:
+    """Mean and t interval as a figure shows them: of two values it would fill the page and say nothing."""
+    found = mean_interval(values)
+    return found if found.count >= LEAST_FOR_BAND else Interval(found.value, np.nan, np.nan, found.count)
+
+
 def bootstrap_interval(values: Any, seed: int = 0) -> Interval:
     """Mean with its BCa bootstrap interval (scipy.stats.bootstrap), for values that are far from normal."""
     found = np.asarray(values, dtype=float)
     found = found[np.isfinite(found)]
-    if len(found) < 3 or np.ptp(found) == 0:
-        return mean_interval(found)
+    if len(found) < LEAST_FOR_BAND or np.ptp(found) == 0:
+        return band_interval(found)
     done = stats.bootstrap(
         (found,), np.mean, confidence_level=LEVEL, method="BCa", n_resamples=9999, rng=np.random.default_rng(seed)
     )
