@@ -154,7 +154,8 @@ def break_off(address: str, draw: random.Random, note: Any) -> str:
     """A program that dies in the middle: its connection is closed without a word."""
     asked = _settings(draw, steps=100_000)
     names = ("recipe", "method", "length", "restarts", "steps", "seed")
-    body = json.dumps({"data": [asked[name] for name in names]}).encode()
+    rest = ["", "", "paper", None]  # slots, model, preset, settings: plain HTTP has no defaults
+    body = json.dumps({"data": [*(asked[name] for name in names), *rest]}).encode()
     url = f"{address}/gradio_api/call/tune"
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=300) as answer:

@@ -1,0 +1,128 @@
+"""The named endpoints as programs use them: gradio_client, plain HTTP, and what the README shows."""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gradio_client import Client
+
+from dpexplore.errors import InputError
+from dpexplore.models import LanguageModel
+from dpexplore.tuning import TuneConfig
+from dpexplore.ui.api import tune_config
+from dpexplore.ui.context import AppContext
+from dpexplore.ui.journal import Journal
+from dpexplore.ui.model_pool import ModelPool
+from dpexplore.ui.page import build, launch_settings
+
+pytestmark = [
+    # Gradio and its client leave sockets and event loops to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def address(tiny_lm: Callable[[str], LanguageModel], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    lm, folder = tiny_lm("llama"), tmp_path_factory.mktemp("runs")
+    app = AppContext(pool=ModelPool(lambda _name, progress: lm), model="tiny", journal=Journal(folder))
+    demo = build(app)
+    _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, **launch_settings())
+    yield url.rstrip("/")
+    demo.close()
+    app.close()
+    gc.collect()  # what Gradio and its client left open is closed here, where it may be
+
+
+REST = (0, "", "", "paper", None)
+"""Seed, slots, model, preset and settings: plain HTTP has no defaults."""
+
+
+def call(address: str, name: str, *arguments: Any) -> list[tuple[str, Any]]:
+    """What plain HTTP gets: pairs of event and data, as `curl -N` would print them."""
+    url, body = f"{address}/gradio_api/call/{name}", json.dumps({"data": arguments}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        event = json.load(answer)["event_id"]
+    with urllib.request.urlopen(f"{url}/{event}", timeout=120) as stream:
+        lines = stream.read().decode().splitlines()
+    pairs = zip(lines[::3], lines[1::3], strict=True)
+    return [(kind.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for kind, data in pairs]
+
+
+def test_every_endpoint_is_named_and_described(address: str) -> None:
+    endpoints = Client(address, verbose=False).view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert set(endpoints) == {"/models", "/target", "/floor", "/tune"}
+    for name in ("/target", "/floor", "/tune"):
+        assert endpoints[name]["parameters"][0]["parameter_name"] == "recipe"
+
+
+def test_tune_streams_small_rows_and_takes_every_setting(address: str) -> None:
+    client = Client(address, verbose=False)
+    asked = {"method": "hard", "length": 2, "restarts": 2, "steps": 4, "seed": 3, "preset": "fast"}
+    rows = list(client.submit("entropy(bits=2)", **asked, settings={"candidates": 5}, api_name="/tune"))
+    *steps, result = rows
+    assert result["event"] == "result"
+    assert len({row["run"] for row in rows}) == 1
+    config = TuneConfig.from_dict(result["capsule"]["config"])
+    assert config == TuneConfig.preset("fast", **{k: v for k, v in asked.items() if k != "preset"}, candidates=5)
+    assert [row["step"] for row in steps] == sorted({row["step"] for row in steps})
+    assert all(len(json.dumps(row)) < 400 for row in steps)
+    client.close()
+
+
+def test_plain_http_is_enough(address: str) -> None:
+    ((kind, (target,)),) = call(address, "target", "entropy(bits=3, seed=0)", "")
+    assert kind == "complete"
+    assert target["entropy_bits"] == pytest.approx(3, abs=0.01)
+    ((kind, (floor,)),) = call(address, "floor", "entropy(bits=3, seed=0)", "")
+    assert kind == "complete"
+    assert floor["lower_bound_nats"] <= floor["kl_nats"] + 1e-9
+    *_, (_, (result,)), (last, _) = call(address, "tune", "entropy(bits=3, seed=0)", "soft", 2, 1, 4, *REST)
+    assert last == "complete"
+    assert result["event"] == "result"
+    assert result["kl_nats"] >= floor["lower_bound_nats"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("entropy(bits=99)",), "99 was asked for"),
+        (("",), "a text is accepted"),
+        (("entropy(bits=2)", "loud"), "method is 'loud'"),
+        (("entropy(bits=2)", "soft", 2, 0), "restarts is 0"),
+        (("entropy(bits=2)", "soft", 2, 1, 4, 0, "", "", "slow"), "preset is 'slow'"),
+        (("entropy(bits=2)", "soft", 2, 1, 4, 0, "", "", "paper", {"colour": 1}), "unknown field 'colour'"),
+    ],
+)
+def test_mistakes_are_answered_by_a_sentence(address: str, arguments: tuple, words: str) -> None:
+    with pytest.raises(Exception, match=words):
+        Client(address, verbose=False).predict(*arguments, api_name="/tune")
+    assert call(address, "tune", *arguments)[-1][0] == "error"
+
+
+@pytest.mark.parametrize("settings", [["patience"], "patience", 3])
+def test_settings_are_an_object(settings: Any) -> None:
+    with pytest.raises(InputError, match="an object"):
+        tune_config("paper", settings, method="soft")
+
+
+def test_mcp_is_a_flag_that_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).resolve().parents[1]
+    code = (
+        "import importlib.util as u, sys; f = u.find_spec; u.find_spec = lambda n, *a: None if n == 'mcp' else f(n, *a)"
+    )
+    program = f"{code}; sys.argv = ['app.py', '--mcp', '--port', '7958']; import app; sys.exit(app.main())"
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2
+    assert "pip install 'gradio[mcp]'" in done.stderr
