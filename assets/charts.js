@@ -102,9 +102,9 @@
       const told = { floor: `certified floor ${fixed(marks.floor * u.kl.per)} ${u.kl.name}`, head: `head optimum ≈ ${fixed(marks.head * u.kl.per)}` };
       if (shown("floor")) lines.unshift(level(marks.floor * u.kl.per, "floor", u.kl.name, "certified floor", log ? {} : { fill: "tozeroy", fillcolor: tint(colour("floor"), 0.12) }));
       if (shown("head")) lines.unshift(level(marks.head * u.kl.per, "head", u.kl.name, "head optimum (estimate)"));
-      if (shown("floor") && shown("head") && !log && marks.head * u.kl.per < 0.14 * top) { // no room below: both in one line above
+      if (shown("floor") && shown("head") && !log && marks.head * u.kl.per < 0.14 * top) { // where the lines are heading: both in one line at the top
         const both = `<span style="color:${colour("floor")}">${told.floor}</span>  ·  ${told.head}`;
-        notes.push(note(both, "head", marks.head * u.kl.per, { ...clearest(x, near, marks.head * u.kl.per, top), yanchor: "bottom" }));
+        notes.push(note(both, "head", 1, { yref: "paper", yanchor: "top" }));
       } else {
         const low = log || marks.floor * u.kl.per < 0.14 * top;
         if (shown("floor")) notes.push(note(told.floor, "floor", place(marks.floor * u.kl.per), low ? { x: 0.01, xanchor: "left" } : { yanchor: "top" }));
