@@ -29,6 +29,7 @@ from dpexplore.targets import (
     pos,
     random_prompt,
     save_target,
+    strings,
     tokens,
     top_tokens,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "random_prompt",
     "save_target",
     "softmax_floor",
+    "strings",
     "tokens",
     "top_tokens",
     "tune",

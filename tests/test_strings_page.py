@@ -12,14 +12,17 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import strings
+from dpexplore.tuning import TuneConfig
 from dpexplore.ui.context import AppContext
 from dpexplore.ui.model_pool import ModelPool
 from dpexplore.ui.page import build, launch_settings
 from dpexplore.ui.string_runs import Running, reach
 from dpexplore.ui.string_view import read_lines, write_lines
 from dpexplore.ui.strings import FIRST, examples, from_controls, from_file, from_recipe
+from dpexplore.ui.target_panel import show_target
 from tests.browser import find_chromium
 
 pytestmark = [
@@ -138,6 +141,12 @@ def test_settings_that_no_run_can_have_are_told(app: AppContext, settings: tuple
 def test_a_recipe_over_tokens_is_refused(app: AppContext) -> None:
     *_, last = reach(app, Running(), "me", MODEL, "entropy(bits=3)", ["lora"], "soft", "request soft*2", 3, "fast", 3)
     assert "over single tokens" in last[0]
+
+
+def test_the_explore_tab_sends_targets_over_strings_here(app: AppContext) -> None:
+    assert "Strings tab" in show_target(app, MODEL, RECIPE)["problem"]
+    with pytest.raises(InputError, match="Strings tab"):
+        app.begin("me", MODEL, RECIPE, TuneConfig())
 
 
 @pytest.fixture(scope="module")

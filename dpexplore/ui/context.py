@@ -14,7 +14,7 @@ from dpexplore.errors import InputError
 from dpexplore.models import DEFAULT_MODEL, LanguageModel, ModelInfo, describe_models
 from dpexplore.models.default_model import cache_folder
 from dpexplore.space import VisitorRules
-from dpexplore.targets import Target, parse_recipe
+from dpexplore.targets import StringTarget, Target, parse_recipe
 from dpexplore.tuning import TuneConfig
 from dpexplore.tuning.capsule import describe_run
 from dpexplore.ui.floors import Floors
@@ -76,6 +76,7 @@ class AppContext:
         It stops when nobody has looked at it for `grace_seconds` (None: the server's), unless it shall keep running.
         """
         entry, target = self.pool.get(model), self.target(model, recipe_text)
+        check_single_tokens(target)
         run = entry.server.submit(target, self.admit(entry.lm, config), owner=session)
         run_id = new_run_id()
         live = LiveRun(
@@ -103,6 +104,12 @@ class AppContext:
         """Let go of models and threads."""
         self.floors.close()
         self.pool.close()
+
+
+def check_single_tokens(target: Target) -> None:
+    """InputError for a target over whole strings, which has a tab of its own."""
+    if isinstance(target, StringTarget):
+        raise InputError("This target is over whole strings; the Strings tab shows and reaches such targets.")
 
 
 def sentence(error: Exception) -> str:

@@ -13,7 +13,7 @@ import gradio as gr
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target, outlier_mass, outlier_range, pos_histogram, search_tokens, token_id, top_tokens
-from dpexplore.ui.context import AppContext, sentence
+from dpexplore.ui.context import AppContext, check_single_tokens, sentence
 from dpexplore.ui.markup import bar, message, probability, token
 from dpexplore.ui.recipes import read_weights, token_value
 from dpexplore.ui.streams import RankStream
@@ -36,7 +36,8 @@ class Preview:
 
 
 def preview(lm: LanguageModel, target: Target) -> Preview:
-    """Rank against probability, the top tokens, the entropy in bits and nats."""
+    """Rank against probability, the top tokens, the entropy in bits and nats. InputError for targets over strings."""
+    check_single_tokens(target)
     name = hashlib.sha256(f"{lm.identity} {target.recipe}".encode()).hexdigest()[:12]
     stream = RankStream(name, target.probs.numpy(), lm.token_text).text
     return Preview(stream, tokens_html(lm, target), facts_html(target))
