@@ -133,7 +133,7 @@ def tables(paths: list[Path]) -> None:
             f"{fmean(row['kl_nats'] for row in rows):.4f}",
             f"{fmean(row['valid_mass'] for row in rows):.1%}",
             f"{fmean(fact['entropy_nats'] for fact in facts):.2f}",
-            *(f"{fmean(fact['coverage'][size] for fact in facts):.1f}" for size in ("10", "100")),
+            *(_coverage(facts, size) for size in ("10", "100")),
             f"{fmean(fact['invalid_share'] for fact in facts):.1%}",
             str(sum(fact["unseen"] for fact in facts)),
             "unchanged" if rows[0]["perplexity"] is None else f"{rows[0]['perplexity']:.2f}",
@@ -148,6 +148,15 @@ def tables(paths: list[Path]) -> None:
         row = [next((r for key, r in cells.items() if key[1] == to and (key[2], _label(key)) == (mode, label)), None)
                for to in tested]  # fmt: skip
         print(f"| {label} | {' | '.join(_cell(r) for r in row)} |")
+
+
+def _coverage(facts: list[dict[str, Any]], size: str) -> str:
+    """The mean over requests; nothing where fewer answers were drawn."""
+    return (
+        f"{fmean(fact['coverage'][size] for fact in facts):.1f}"
+        if all(size in fact["coverage"] for fact in facts)
+        else ""
+    )
 
 
 def _label(key: tuple[tuple[str, ...], str, str]) -> str:
