@@ -73,7 +73,9 @@ def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_clock")
-@pytest.mark.parametrize("settings", [{}, {"soft_rule": "lbfgs"}, {"method": "hard", "hard_rule": "search", "candidates": 4}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"soft_rule": "lbfgs"}, {"method": "hard", "hard_rule": "search", "candidates": 4}]
+)
 def test_a_full_machine_makes_room_for_whoever_comes(lm: LanguageModel, target: Target, settings: dict) -> None:
     config = TuneConfig(length=3, restarts=6, steps=8, patience=None, seed=2, **settings)
     alone = tune(lm, target, config).result
