@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dpexplore as dp
@@ -272,6 +272,7 @@ def test_samples_follow_the_models_own_probabilities(decided: LanguageModel, eos
     assert drawn != sample_answers(run.adapter.lm, target, 401, seed=2)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.data())
 def test_coverage_is_the_mean_over_all_draws(counts: list[int], data: st.DataObject) -> None:
     total = sum(counts) + data.draw(st.integers(0, 2))
@@ -366,6 +367,7 @@ def test_leave_one_out_trains_on_the_others_alone(tiny_lm: TinyLm, monkeypatch: 
     assert mean < by_place["untuned", (), "a"].kl_nats[0]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=6))
 def test_an_interval_lies_within_its_values(values: list[float]) -> None:
     mean, low, high = interval(values)

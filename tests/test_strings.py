@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dpexplore as dp
@@ -29,6 +29,7 @@ def is_prefix_free(outcomes: list[tuple[int, ...]]) -> bool:
     )
 
 
+@settings(deadline=None)
 @given(st.lists(ids, min_size=1, max_size=8))
 def test_a_clash_is_found_exactly_when_there_is_one(outcomes: list[tuple[int, ...]]) -> None:
     if is_prefix_free(outcomes):
@@ -41,6 +42,7 @@ def test_a_clash_is_found_exactly_when_there_is_one(outcomes: list[tuple[int, ..
     assert long[: len(short)] == short
 
 
+@settings(deadline=None)
 @given(st.sets(ids, min_size=1, max_size=8), st.lists(ids, max_size=2, unique=True))
 def test_a_tree_holds_every_sequence_and_shares_what_they_begin_with(
     outcomes: set[tuple[int, ...]], prefixes: list[tuple[int, ...]]
@@ -62,6 +64,7 @@ def test_a_tree_holds_every_sequence_and_shares_what_they_begin_with(
     assert tree.height == max(len(prefix) for prefix in before) + tree.longest
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(texts, st.floats(0, 1e6), min_size=1, max_size=5).filter(lambda table: any(table.values())),
     texts,
