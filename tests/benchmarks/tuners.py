@@ -11,6 +11,7 @@ target by target, so that a machine whose speed drifts drifts for all.
 from __future__ import annotations
 
 import argparse
+import importlib
 import platform
 import statistics
 import time
@@ -136,7 +137,7 @@ def hard_table(lm: dp.LanguageModel, options: argparse.Namespace) -> None:
 def nanogcg_table(lm: dp.LanguageModel, options: argparse.Namespace) -> None:
     """One-token targets in the chat template: nanoGCG's loss is our KL to a one-hot target."""
     try:
-        import nanogcg  # pyright: ignore[reportMissingImports]
+        nanogcg = importlib.import_module("nanogcg")
     except ImportError:
         print("nanogcg: not installed; `pip install --no-deps nanogcg==0.3.0` brings it for this table")
         return
