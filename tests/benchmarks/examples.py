@@ -13,9 +13,7 @@ from dpexplore.ui.settings import make_config
 
 def main() -> None:
     lm = dpexplore.load_model(DEFAULT_MODEL)
-    print(
-        "| example | recipe | entropy (bits) | certified floor (nats) | head optimum | best KL (nats) | s |"
-    )
+    print("| example | recipe | entropy (bits) | certified floor (nats) | head optimum | best KL (nats) | s |")
     print("|---|---|---|---|---|---|---|")
     for example in EXAMPLES:
         target = dpexplore.parse_recipe(example.recipe).build(lm)
