@@ -61,7 +61,8 @@ def call(address: str, name: str, *arguments: Any) -> list[tuple[str, Any]]:
 
 
 def test_every_endpoint_is_named_and_described(address: str) -> None:
-    endpoints = Client(address, verbose=False).view_api(return_format="dict", print_info=False)["named_endpoints"]
+    api: Any = Client(address, verbose=False).view_api(return_format="dict", print_info=False)
+    endpoints = api["named_endpoints"]
     assert set(endpoints) == {"/models", "/target", "/floor", "/tune"}
     for name in ("/target", "/floor", "/tune"):
         assert endpoints[name]["parameters"][0]["parameter_name"] == "recipe"
@@ -70,7 +71,7 @@ def test_every_endpoint_is_named_and_described(address: str) -> None:
 def test_tune_streams_small_rows_and_takes_every_setting(address: str) -> None:
     client = Client(address, verbose=False)
     asked = {"method": "hard", "length": 2, "restarts": 2, "steps": 4, "seed": 3, "preset": "fast"}
-    rows = list(client.submit("entropy(bits=2)", **asked, settings={"candidates": 5}, api_name="/tune"))
+    rows: list[Any] = list(client.submit("entropy(bits=2)", **asked, settings={"candidates": 5}, api_name="/tune"))
     *steps, result = rows
     assert result["event"] == "result"
     assert len({row["run"] for row in rows}) == 1

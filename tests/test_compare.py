@@ -77,10 +77,10 @@ def test_the_tables_are_the_capsules(app: AppContext, capsules: dict, tmp_path: 
         assert pd.isna(row["kl_reencoded_nats"]) == (capsule["result"]["kl_reencoded_nats"] is None)
     curves = curve_table(runs)
     for run_id, capsule in capsules.items():
-        own = curves[curves["run_id"] == run_id]
+        own: Any = curves[curves["run_id"] == run_id]
         cells = [kl for row in capsule["history"]["kl_nats"] for kl in row if kl is not None]
         assert sorted(own["kl_nats"]) == sorted(cells)
-        first = own[(own["step"] == 1) & (own["restart"] == 1)].iloc[0]
+        first: Any = own[(own["step"] == 1) & (own["restart"] == 1)].iloc[0]
         assert first["entropy_bits"] == pytest.approx(capsule["history"]["entropy_nats"][0][0] / NATS_PER_BIT)
     files = write_tables(runs, tmp_path)
     for name, expected in (("runs", table), ("curves", curves)):
@@ -99,10 +99,11 @@ def test_the_curves_are_the_best_so_far(app: AppContext, capsules: dict) -> None
         assert entropies[-1] == pytest.approx(capsule["result"]["entropy_nats"], rel=1e-3)
         assert run.axis("step") == list(range(1, len(kls) + 1))
         assert run.axis("evaluations")[-1] == pytest.approx(run.evaluations * len(kls) / run.steps)
-    figure = kl_figure(runs, [0, 2])
+    figure: Any = kl_figure(runs, [0, 2])
     assert [trace.name[0] for trace in figure.data] == ["A", "C"]
     assert len({(trace.line.color, trace.line.dash) for trace in figure.data}) == 2
-    bits = entropy_figure(runs, [1]).data[0].y[-1]
+    entropies_figure: Any = entropy_figure(runs, [1])
+    bits = entropies_figure.data[0].y[-1]
     assert bits == pytest.approx(runs[1].best_so_far()[1][-1] / NATS_PER_BIT)  # type: ignore[operator]
     assert kl_figure(runs, [0], log=True).layout.yaxis.type == "log"
 

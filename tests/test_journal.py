@@ -234,6 +234,8 @@ def test_sigkill_loses_no_finished_run_and_at_most_a_second_of_a_running_one(
     server = start_server(port, "--model", str(tiny_folders("llama")), environment=environment)
     try:
         client = Client(f"http://127.0.0.1:{port}", verbose=False)
+        result: Any
+        row: Any
         *_, result = client.submit(RECIPE, restarts=2, steps=6, length=2, api_name="/tune")
         endless = client.submit(
             RECIPE, restarts=1, steps=10**6, length=2, settings={"patience": None}, api_name="/tune"
