@@ -105,7 +105,8 @@ def test_the_curves_are_the_best_so_far(app: AppContext, capsules: dict) -> None
     entropies_figure: Any = entropy_figure(runs, [1])
     bits = entropies_figure.data[0].y[-1]
     assert bits == pytest.approx(runs[1].best_so_far()[1][-1] / NATS_PER_BIT)  # type: ignore[operator]
-    assert kl_figure(runs, [0], log=True).layout.yaxis.type == "log"
+    logarithmic: Any = kl_figure(runs, [0], log=True)
+    assert logarithmic.layout.yaxis.type == "log"
 
 
 def test_ticking_and_taking_off(app: AppContext, capsules: dict, tmp_path: Path) -> None:
