@@ -197,7 +197,7 @@ def first_proposals(
     work = stack.step()
     present = next(work)
     embeds = present.part(lm, 0, 1).requires_grad_()
-    scores = NextTokenObjective.score(lm, embeds, [run.objective])
+    scores = run.objective.score(lm, embeds, [run.objective])
     (grad,) = torch.autograd.grad(scores.loss.sum(), embeds)
     found = Evaluation(scores.loss.detach(), scores.kl, torch.zeros(1), grad)
     return stack, work.send(found), found
@@ -435,7 +435,7 @@ def test_screening_begins_at_the_best_of_the_drawn(
     assert step.evaluations == [1 if alone else screened + 1] * 2
     for restart in range(2):
         drawn = [initial_prompt(lm, run.layout, config, restart, draw)[1] for draw in range(screened)]
-        losses = NextTokenObjective.score(lm, torch.stack(drawn), [run.objective] * screened).loss
+        losses = run.objective.score(lm, torch.stack(drawn), [run.objective] * screened).loss
         assert step.kl_nats[restart] == pytest.approx(float(losses.min()), abs=1e-4)
 
 
@@ -578,4 +578,4 @@ def test_every_setting_describes_itself_and_its_limits_are_the_ones_checked() ->
         assert not knob.choices or getattr(paper, name) in knob.choices
         if knob.high is not None:
             with pytest.raises(InputError, match=name):
-                TuneConfig(**{name: knob.high + 1})
+                TuneConfig.from_dict({name: knob.high + 1})

@@ -83,7 +83,7 @@ def test_hard_rule_is_equation_4_left_to_right(lm: LanguageModel, target: Target
     for step in range(7):
         before = stack.ids[0].tolist()
         embeds = lm.embed(torch.tensor([before])).detach().requires_grad_()
-        scores = NextTokenObjective.score(lm, embeds, [run.objective])
+        scores = run.objective.score(lm, embeds, [run.objective])
         (grad,) = torch.autograd.grad(scores.loss.sum(), embeds)
         offset = len(run.layout) - 3 + step % 3
         table = lm.embed(torch.arange(lm.vocab_size)[None])[0].detach()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
@@ -186,17 +186,19 @@ def _product(group: Group, vocab_size: int) -> Iterator[dict[str, Label]]:
         yield dict(zip(axes, values, strict=True))
 
 
-def _values(name: str, spread: Any, vocab_size: int) -> list[Label]:
+def _values(name: str, spread: Any, vocab_size: int) -> Sequence[Label]:
     """A list as it is; {count} from 0; {from, to, step} with both ends, free of rounding's drift."""
     if isinstance(spread, list) and spread:
         return spread
     if isinstance(spread, dict) and set(spread) == {"count"} and isinstance(spread["count"], int):
-        return list(range(spread["count"]))
+        return range(spread["count"])  # not yet counted out: it may be far too many
     if isinstance(spread, dict) and set(spread) == {"from", "to", "step"}:
         low, step = spread["from"], spread["step"]
         high = math.log2(vocab_size) if spread["to"] == "max" else spread["to"]
         if all(isinstance(value, int | float) for value in (low, high, step)) and step > 0 and high >= low:
             count = math.floor((high - low) / step + 1e-9) + 1
+            if count > MOST_PROBLEMS:
+                raise InputError(f"`{name}` has {count:,} values; at most {MOST_PROBLEMS:,} problems are accepted.")
             return [round(low + number * step, 9) for number in range(count)]
     raise InputError(
         f"`{name}` varies over {spread!r}; a list of values, {{count: 5}} or {{from: 0, to: max, step: 0.05}} "

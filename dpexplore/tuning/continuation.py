@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ def continue_prompt(
         most = "" if lm.max_positions is None else f" to {lm.max_positions - length:,}"
         raise InputError(f"A continuation of {tokens} tokens was asked for; accepted are 1{most} after this prompt.")
     rng = torch.Generator().manual_seed(seed)
-    end = lm.tokenizer.eos_token_id
+    end: Any = lm.tokenizer.eos_token_id
     embeds = prompt_embeds.to(lm.device, lm.dtype).expand(samples, -1, -1)
     drawn = torch.empty(samples, 0, dtype=torch.long)
     with torch.no_grad():

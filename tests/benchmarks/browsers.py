@@ -103,7 +103,9 @@ class Stream:
     def _run(self, address: str) -> None:
         client = Client(address, verbose=False)
         settings = {"patience": None, "seconds": round(self.seconds)}
-        job = client.submit(self.recipe, restarts=1, steps=10**6, seed=self.number, settings=settings, api_name="/tune")
+        job: Any = client.submit(
+            self.recipe, restarts=1, steps=10**6, seed=self.number, settings=settings, api_name="/tune"
+        )
         for row in job:
             self.times.append(time.monotonic())
             self.last = row

@@ -32,7 +32,7 @@ WARM_UP_SECONDS = 60.0
 IDLE_SECONDS = 25.0
 """Longer than the time of grace, so that what was left behind has ended."""
 TOLERANCE = 0.05
-BAD = {"recipe": "entropy(bits=99)"}
+BAD: dict[str, Any] = {"recipe": "entropy(bits=99)"}
 
 
 def main() -> int:
@@ -125,7 +125,8 @@ def finish(address: str, draw: random.Random, note: Any) -> str:
     asked = _settings(draw, steps=draw.choice((3, 8)))
     client = Client(address, verbose=False)
     checker = Checker(asked)
-    for row in client.submit(**asked, api_name="/tune"):
+    rows: Any = client.submit(**asked, api_name="/tune")
+    for row in rows:
         checker.take(row)
         note("rows")
     client.close()
@@ -136,7 +137,7 @@ def cancel(address: str, draw: random.Random, note: Any) -> str:
     """A run that is cancelled after some rows."""
     asked = _settings(draw, steps=100_000)
     client, checker, most = Client(address, verbose=False), Checker(asked), draw.randrange(6)
-    job = client.submit(**asked, api_name="/tune")
+    job: Any = client.submit(**asked, api_name="/tune")
     try:
         for row in job:
             checker.take(row)
