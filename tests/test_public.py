@@ -18,7 +18,9 @@ import psutil
 import pytest
 
 from dpexplore.models import LanguageModel
+from dpexplore.models.default_model import cache_folder
 from dpexplore.space import load_manifest
+from dpexplore.ui.journal import Journal
 from tests.benchmarks.fuzz import fuzz
 from tests.raw_client import ROOT, PublicServer, RawClient, public_server
 
@@ -257,11 +259,17 @@ def test_logs_hold_json_without_what_visitors_wrote(visitor: RawClient, server: 
         assert json.loads(line)["level"] in ("info", "warning", "error")
 
 
-def test_sigterm_ends_a_running_server_cleanly(default_lm: LanguageModel, tmp_path: Path) -> None:
-    with public_server(tmp_path) as server:
-        with RawClient(server.url) as visitor:
-            events = visitor.call("tune", "entropy(bits=3)", "soft", 5, 5, 1000, 0, "", "", "paper", None, most=2)
-            assert len(events) == 2
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(timeout=120) == 0
+def test_sigterm_ends_a_server_cleanly_and_journals_its_running_runs(default_lm: LanguageModel, tmp_path: Path) -> None:
+    with public_server(tmp_path) as server, RawClient(server.url) as visitor:
+        asked = ["entropy(bits=3)", "soft", 5, 2, 1000, 0, "", "", "paper", {"patience": None}]
+        event = visitor.http.post("/call/tune", json={"data": asked}).json()["event_id"]
+        with visitor.http.stream("GET", f"/call/tune/{event}") as stream:
+            row = next(json.loads(line[6:])[0] for line in stream.iter_lines() if line.startswith('data: [{"event"'))
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(timeout=120) == 0
         harmless(server.log.read_text(encoding="utf-8"))
+    journaled = Journal(cache_folder() / "runs").read(row["run"])
+    assert journaled is not None
+    assert not journaled.interrupted
+    assert journaled.capsule is not None
+    assert journaled.capsule["result"]["status"] == "cancelled"

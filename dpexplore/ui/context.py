@@ -26,6 +26,9 @@ from dpexplore.ui.watch import LiveRun, RunView
 
 logger = logging.getLogger(__name__)
 
+SETTLE_SECONDS = 20.0
+"""How long a server that is told to end waits for the results of its runs."""
+
 
 @dataclass(frozen=True)
 class AppContext:
@@ -101,9 +104,10 @@ class AppContext:
                 yield view
 
     def close(self) -> None:
-        """Let go of models and threads."""
+        """End all runs, which keep and journal their best so far; let go of models and threads."""
         self.floors.close()
         self.pool.close()
+        self.sessions.settle(SETTLE_SECONDS)
 
 
 def check_single_tokens(target: Target) -> None:

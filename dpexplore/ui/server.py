@@ -17,6 +17,7 @@ from typing import Any
 import gradio as gr
 from fastapi import Request
 from fastapi.responses import JSONResponse
+from gradio.route_utils import FnIndexInferError
 from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -143,10 +144,15 @@ def start(app: AppContext, host: str, port: int, **settings: Any) -> gr.Blocks:
     arguments = launch_settings()
     arguments["app_kwargs"]["routes"].append(Route("/health", health))
     arguments["app_kwargs"]["middleware"] = [Middleware(BodyLimits, upload_bytes=megabytes * 2**20)]  # type: ignore[arg-type]
+    arguments["app_kwargs"]["exception_handlers"] = {FnIndexInferError: _no_such_endpoint}
     arguments["max_file_size"] = f"{megabytes}mb"
     demo = build(app)
     demo.launch(server_name=host, server_port=port, prevent_thread_lock=True, **arguments | settings)
     return demo
+
+
+async def _no_such_endpoint(_request: Request, _error: Exception) -> JSONResponse:
+    return _refuse(404, "There is no such endpoint; /gradio_api/info lists those that there are.")
 
 
 def serve(app: AppContext, host: str, port: int, **settings: Any) -> None:

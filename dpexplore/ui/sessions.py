@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 
 from dpexplore.tuning import TuneResult
 from dpexplore.ui.watch import LiveRun
@@ -120,6 +121,12 @@ class Sessions:
             for seen in (self._runs, self._began):
                 for session in [session for session, run in seen.items() if run is live]:
                     del seen[session]
+
+    def settle(self, seconds: float) -> None:
+        """Wait until every run that was told to stop has ended and is journaled, for so long at most."""
+        deadline = time.monotonic() + seconds
+        while self._by_id and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def close(self, session: str) -> None:
         """The page was closed: forget it. Its run has its time of grace."""
