@@ -112,15 +112,17 @@ def test_forward_without_logits_to_keep(tiny_lm: TinyLm) -> None:
 
 
 def test_only_the_last_position_reaches_the_unembedding(tiny_lm: TinyLm) -> None:
+    """In one piece: a strided batch would be multiplied row by row, reading the whole matrix for each row."""
     for architecture in ARCHITECTURES:
         lm = tiny_lm(architecture)
         head = lm.model.get_output_embeddings()
         assert head is not None
-        seen: list[tuple[int, ...]] = []
-        hook = head.register_forward_hook(lambda _module, inputs, _output, seen=seen: seen.append(inputs[0].shape))
+        seen: list[torch.Tensor] = []
+        hook = head.register_forward_hook(lambda _module, inputs, _output, seen=seen: seen.append(inputs[0]))
         lm.log_probs_of_ids(random_ids(lm, rows=2, pos=6))
         hook.remove()
-        assert [shape[:2] for shape in seen] == [(2, 1)], architecture
+        assert [tuple(hidden.shape[:2]) for hidden in seen] == [(2, 1)], architecture
+        assert seen[0].is_contiguous(), architecture
 
 
 def test_two_threads_load_at_once(tiny_folders: TinyFolders) -> None:

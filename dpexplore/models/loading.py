@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -173,8 +173,20 @@ class _Loader:
     ) -> LanguageModel:
         nn.Module.to(model, device=self.device, dtype=self.dtype)
         model.eval().requires_grad_(False)
+        head = model.get_output_embeddings()
+        if head is not None:
+            head.register_forward_pre_hook(_contiguous)
         self.progress(f"Loaded {name}", 1.0)
         return LanguageModel(name=name, model=model, tokenizer=tokenizer, identity=identity)
+
+
+def _contiguous(_head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Lay the last positions of a batch out one after the other before the unembedding.
+
+    Models hand it a slice of all positions. PyTorch multiplies such a slice by a frozen matrix row by row, reading the
+    whole matrix for each, where one product of all rows reads it once.
+    """
+    return args[0].contiguous(), *args[1:]
 
 
 def _device(name: str | None) -> torch.device:
