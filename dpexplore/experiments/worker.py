@@ -27,7 +27,7 @@ FLUSH_SECONDS = 20.0
 TELL_SECONDS = 1.0
 TARGETS_TOGETHER = 64
 FLOORS_TOGETHER = 16
-ROWS_ON_CPU = 64
+ROWS_ON_CPU = 100
 """A processor gains nothing from larger batches, and answers later."""
 SHAPE_POINTS = 200
 
@@ -147,7 +147,9 @@ class Worker:
         running: dict[Run, Problem] = {}
         told, empty = time.monotonic(), False
         while not stop():
-            while not empty and not any(run.waiting_rows for run in running):
+            # A batch without a bound grows by doubling until rows have to wait for memory.
+            wanted = rows or max(ROWS_ON_CPU, 2 * engine.active_rows)
+            while not empty and len(running) < wanted:
                 problem, target = next(waiting, (None, None))
                 if problem is None or target is None:
                     empty = True
@@ -158,8 +160,6 @@ class Worker:
                         running[engine.submit(target, problem.config)] = problem
                     except InputError as error:
                         yield Failed(problem, str(error))
-                if len(running) % ROWS_ON_CPU == 0:  # let them join before more are prepared
-                    break
             if not engine.step() and not running and empty:
                 return
             for run in [run for run in running if run.finished]:
