@@ -365,6 +365,10 @@ def test_leave_one_out_trains_on_the_others_alone(tiny_lm: TinyLm, monkeypatch: 
     mean, low, high = own.kl_nats
     assert low <= mean <= high
     assert mean < by_place["untuned", (), "a"].kl_nats[0]
+    known = {place for place in by_place if place[1:] != (("b",), "c")}
+    (left,) = generalise(lm, families=list(small), config=config, seeds=(0, 1), known=known)
+    assert left.place == ("leave-one-in", ("b",), "c")
+    assert left.kl_nats == pytest.approx(by_place[left.place].kl_nats, abs=1e-5)
 
 
 @settings(deadline=None)

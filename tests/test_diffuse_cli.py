@@ -11,6 +11,8 @@ import pytest
 import dpexplore as dp
 from dpexplore.__main__ import main
 from dpexplore.diffuse.commands import collect
+from dpexplore.diffuse.families import Task
+from dpexplore.targets import strings
 from tests.tiny_models import save_tiny_model
 
 SEA = {"request": "I love the", "response": [""], "targets": ["sea", "shore"], "weights": [1, 3]}
@@ -134,3 +136,30 @@ def test_prompts_may_be_families_recipes_and_folders(prompts: Path) -> None:
     assert [task.name for task in tasks] == ["fruits/fruit", "Say one.", "more/fox", "sea"]
     with pytest.raises(dp.InputError, match="No prompts"):
         collect([])
+
+
+def test_a_generalisation_goes_on_where_it_was_ended(
+    run: Run, model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = {"fruits": strings(["sea", "shore"], request="I"), "days-and-dates": strings(["fox", "dog"], request="A")}
+    monkeypatch.setattr("dpexplore.diffuse.generalise.family", lambda name, _size: [Task(name, short[name])])
+    out = tmp_path / "cells.jsonl"
+    asked = ["generalise", "--families", "fruits,days-and-dates", "--passes", "1", "--out", str(out)]
+    whole, _ = run(*asked)
+    assert [line["mode"] for line in whole] == ["untuned"] * 2 + ["leave-one-out"] * 2
+    kept = out.read_text(encoding="utf-8").splitlines(keepends=True)
+    out.write_text("".join(kept[:3]) + kept[3][:40], encoding="utf-8")  # killed while it wrote the last cell
+    again, progress = run(*asked)
+    assert again == whole
+    assert progress.count("training on") == 1
+    assert out.read_text(encoding="utf-8").splitlines(keepends=True)[:3] == kept[:3]
+    assert main([*asked, "--model", model, "--device", "cpu"]) == 0
+    told, progress = capsys.readouterr()
+    assert "training on" not in progress
+    assert told.splitlines()[-4:-2] == ["| trained on | fruits | days-and-dates |", "|---|---|---|"]
+    assert told.splitlines()[-1].startswith("| all the others | ")
+    _, progress = run(*asked[:-4], "--passes", "2", *asked[-2:])  # other settings are another matrix
+    assert progress.count("training on") == 2
+    out.write_text('{"a": 1}\n', encoding="utf-8")
+    assert main([*asked, "--model", model]) == 2
+    assert "holds no cells" in capsys.readouterr().err.splitlines()[-1]

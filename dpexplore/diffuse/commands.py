@@ -17,7 +17,8 @@ import dpexplore as dp
 from dpexplore.diffuse.capsule import replay_adapter, save_run
 from dpexplore.diffuse.config import PRESETS, AdapterConfig
 from dpexplore.diffuse.families import FAMILIES, SIX, SIZES, Task, family
-from dpexplore.diffuse.generalise import Cell, generalise
+from dpexplore.diffuse.generalise import generalise
+from dpexplore.diffuse.matrix import cell_record, matrix_table, place_of, read_cells
 from dpexplore.diffuse.metrics import perplexity
 from dpexplore.diffuse.prompts import METHODS, prompt_config
 from dpexplore.diffuse.report import Answers, answers, held_out_text, means
@@ -112,10 +113,15 @@ def generalise_command(
     preset: Annotated[str, typer.Option(help=f"{', '.join(PRESETS)}.")] = "fast",
     passes: Annotated[int, typer.Option(help="At most so many passes over the families trained on.")] = 12,
     seeds: Annotated[int, typer.Option(help="Trainings of each cell, with seeds 0, 1, …")] = 1,
+    out: Annotated[Path | None, typer.Option(help="File that keeps each cell; those in it are not made again.")] = None,
     as_json: JsonOption = False,
     device: DeviceOption = None,
 ) -> None:
-    """Train on some families of requests and test on others; KL in nats with 95 % intervals over the requests."""
+    """Train on some families of requests and test on others; KL in nats with 95 % intervals over the requests.
+
+    Every cell is printed as it comes; a run that was ended goes on from the cells in --out. Without --json the matrix
+    follows, as a Markdown table.
+    """
     config = AdapterConfig.preset(preset, passes=passes, early_stop=True)
     if not 1 <= seeds <= 1000:
         raise InputError(f"--seeds is {seeds}; a whole number from 1 to 1,000 is accepted.")
@@ -126,11 +132,22 @@ def generalise_command(
     for name in chosen:
         family(name, size)  # type: ignore[arg-type]  # refuses at once what would be met after a training
     lm = _load(model, device)
-    found = generalise(
-        lm, size=size, families=chosen, modes=wanted, config=config, seeds=range(seeds), progress=_progress  # type: ignore[arg-type]
-    )  # fmt: skip
-    for cell in found:
-        _show_cell(cell, as_json)
+    settings = {"model": lm.identity, "size": size, "config": config.to_dict(), "seeds": seeds}
+    wanted_cells = [record for record in read_cells(out, settings) if record["mode"] in wanted] if out else []
+    records = [record for record in wanted_cells if {*record["trained"], record["tested"]} <= set(chosen)]
+    for record in records:
+        _show_cell(record, as_json)
+    for cell in generalise(
+        lm, size=size, families=chosen, modes=wanted, config=config, seeds=range(seeds),  # type: ignore[arg-type]
+        known={place_of(record) for record in records}, progress=_progress,
+    ):  # fmt: skip
+        records.append(cell_record(cell, settings))
+        if out is not None:
+            with out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(records[-1], ensure_ascii=False) + "\n")
+        _show_cell(records[-1], as_json)
+    if not as_json:
+        print(matrix_table(records))
 
 
 def collect(prompts: list[str], size: str = "small") -> list[Task]:
@@ -309,14 +326,14 @@ def _show_replay(folder: Path, model: str, device: str | None, as_json: bool) ->
     print("the two agree within 0.001" if found.agrees else "the two differ by more than 0.001")
 
 
-def _show_cell(cell: Cell, as_json: bool) -> None:
+def _show_cell(record: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        fields = {"mode": cell.mode, "trained": cell.trained, "tested": cell.tested, "requests": len(cell.told)}
-        _emit({"event": "cell", **fields, "kl_nats": cell.kl_nats, "valid_mass": cell.valid_mass})
+        _emit({name: value for name, value in record.items() if name != "settings"})
         return
-    mean, low, high = cell.kl_nats
-    trained = ", ".join(cell.trained) or "nothing"
-    print(f"{cell.mode}: {cell.tested} after {trained}: KL {mean:.3f} nats ({low:.3f} to {high:.3f})")
+    mean, low, high = record["kl_nats"]
+    trained = ", ".join(record["trained"]) or "nothing"
+    text = f"{record['mode']}: {record['tested']} after {trained}: KL {mean:.3f} nats ({low:.3f} to {high:.3f})"
+    print(text, flush=True)
 
 
 def _load(model: str, device: str | None) -> dp.LanguageModel:

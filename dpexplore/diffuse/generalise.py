@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
@@ -18,6 +18,8 @@ from dpexplore.models import LanguageModel
 from dpexplore.targets import StringTarget
 
 Mode = Literal["untuned", "leave-one-out", "leave-one-in"]
+Place = tuple[str, tuple[str, ...], str]
+"""Where a cell stands in the matrix: mode, families trained on, family tested on."""
 RESAMPLES = 2000
 LEVEL = 0.95
 
@@ -31,6 +33,10 @@ class Cell:
     tested: str
     told: list[Answers]
     """Each request, in the order of seeds."""
+
+    @property
+    def place(self) -> Place:
+        return self.mode, self.trained, self.tested
 
     @property
     def kl_nats(self) -> tuple[float, float, float]:
@@ -51,10 +57,10 @@ def generalise(
     modes: Sequence[Mode] = ("untuned", "leave-one-out", "leave-one-in"),
     config: AdapterConfig | None = None,
     seeds: Sequence[int] = (0,),
-    samples: int = 0,
+    known: Collection[Place] = (),
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Iterator[Cell]:
-    """Train on some families, test on others, cell by cell as they come.
+    """Train on some families, test on others, cell by cell as they come; those of `known` are left out.
 
     leave-one-out trains on all families but one and tests on that one; leave-one-in trains on one family and tests on
     every one, its own included. InputError for fewer than two families or an unknown one.
@@ -64,15 +70,16 @@ def generalise(
     config = config or AdapterConfig.preset("fast", early_stop=True)
     built = {name: [(task.name, task.strings.build(lm)) for task in family(name, size)] for name in families}
     for mode in modes:
-        for trained, tested in _plan(mode, families):
+        for trained, planned in _plan(mode, families):
+            tested = [name for name in planned if (mode, trained, name) not in known]
+            if not tested:
+                continue
             told: dict[str, list[Answers]] = {name: [] for name in tested}
             for seed in seeds if trained else seeds[:1]:
                 progress(f"{mode}: " + (f"training on {', '.join(trained)}, seed {seed}" if trained else "measuring"))
                 model = _train(lm, [target for name in trained for _, target in built[name]], config, seed)
                 for name in tested:
-                    told[name] += [
-                        answers(model, task, target, samples=samples, seed=seed) for task, target in built[name]
-                    ]
+                    told[name] += [answers(model, task, target, seed=seed) for task, target in built[name]]
             for name in tested:
                 yield Cell(mode, trained, name, told[name])
 

@@ -3,8 +3,9 @@
     python -m tests.benchmarks.diffuse ratio
     python -m tests.benchmarks.diffuse ten      --out ten.jsonl
     python -m tests.benchmarks.diffuse families --out families.jsonl
-    python -m tests.benchmarks.diffuse matrix   --out matrix.jsonl
-    python -m tests.benchmarks.diffuse tables   ten.jsonl families.jsonl matrix.jsonl
+    python -m tests.benchmarks.diffuse tables   ten.jsonl families.jsonl
+
+Leave-one-out and leave-one-in are a command of their own, `python -m dpexplore generalise`.
 
 Records are written as they come, one JSON object a line; `tables` prints them as Markdown.
 """
@@ -15,6 +16,7 @@ import argparse
 import json
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,7 +27,6 @@ import dpexplore as dp
 from dpexplore.diffuse.adapter import Adapter
 from dpexplore.diffuse.config import PRESETS, AdapterConfig
 from dpexplore.diffuse.families import SIX, Task, family
-from dpexplore.diffuse.generalise import generalise
 from dpexplore.diffuse.metrics import perplexity
 from dpexplore.diffuse.prompts import prompt_config
 from dpexplore.diffuse.report import answers, held_out_text
@@ -96,10 +97,10 @@ def ten(lm: dp.LanguageModel, record: Record, ways: list[str], samples: int, ste
         tell(record, lm, "ten", [task], samples, way="soft", perplexity=None, seconds=seconds, prompts=[prompt])
 
 
-def families(lm: dp.LanguageModel, record: Record, samples: int, passes: int, steps: int) -> None:
+def families(lm: dp.LanguageModel, record: Record, names: Sequence[str], samples: int, passes: int, steps: int) -> None:
     text = held_out_text()
     before = perplexity(lm, text)
-    for name in SIX:
+    for name in names:
         tasks = family(name)
         tell(record, lm, name, tasks, samples, way="untuned", perplexity=before, seconds=0.0)
         config = AdapterConfig.preset("fast", passes=passes)
@@ -113,17 +114,8 @@ def families(lm: dp.LanguageModel, record: Record, samples: int, passes: int, st
         tell(record, lm, name, tasks, samples, way="soft", perplexity=None, seconds=spent, prompts=prompts)
 
 
-def matrix(lm: dp.LanguageModel, record: Record, passes: int) -> None:
-    config = AdapterConfig.preset("fast", passes=passes, early_stop=True)
-    for cell in generalise(lm, config=config, progress=lambda text: print(text, flush=True)):
-        record.add(
-            mode=cell.mode, trained=cell.trained, tested=cell.tested, kl_nats=cell.kl_nats, valid_mass=cell.valid_mass
-        )
-
-
 def tables(paths: list[Path]) -> None:
-    records = [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
-    told = [record for record in records if "way" in record]
+    told = [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
     print("| requests | way | KL, nats | valid mass | sample entropy, nats | coverage-10 | coverage-100 | invalid "
           "| new valid | perplexity |\n|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
     for name, way in dict.fromkeys((record["family"], record["way"]) for record in told):
@@ -139,15 +131,6 @@ def tables(paths: list[Path]) -> None:
             "unchanged" if rows[0]["perplexity"] is None else f"{rows[0]['perplexity']:.2f}",
         ]
         print(f"| {name} | {way} | {' | '.join(cells)} |")
-    cells = {(tuple(r["trained"]), r["tested"], r["mode"]): r for r in records if "mode" in r}
-    tested = list(dict.fromkeys(key[1] for key in cells))
-    if not tested:
-        return
-    print(f"\n| trained on | {' | '.join(tested)} |\n|---|{'---|' * len(tested)}")
-    for mode, label in dict.fromkeys((key[2], _label(key)) for key in cells):
-        row = [next((r for key, r in cells.items() if key[1] == to and (key[2], _label(key)) == (mode, label)), None)
-               for to in tested]  # fmt: skip
-        print(f"| {label} | {' | '.join(_cell(r) for r in row)} |")
 
 
 def _coverage(facts: list[dict[str, Any]], size: str) -> str:
@@ -159,25 +142,18 @@ def _coverage(facts: list[dict[str, Any]], size: str) -> str:
     )
 
 
-def _label(key: tuple[tuple[str, ...], str, str]) -> str:
-    return {"untuned": "nothing (untuned)", "leave-one-out": "all the others"}.get(key[2], ", ".join(key[0]))
-
-
-def _cell(record: dict[str, Any] | None) -> str:
-    return "" if record is None else "{:.2f} ({:.2f} to {:.2f})".format(*record["kl_nats"])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["ratio", "ten", "families", "matrix", "tables"])
+    parser.add_argument("what", choices=["ratio", "ten", "families", "tables"])
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--model", default=dp.DEFAULT_MODEL)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--pairs", type=int, default=2)
-    parser.add_argument("--passes", type=int, default=12, help="passes of a training of families and matrix")
+    parser.add_argument("--passes", type=int, default=12, help="passes of a training of families")
     parser.add_argument("--steps", type=int, default=150, help="steps of a soft prompt")
     parser.add_argument("--restarts", type=int, default=3, help="restarts of the soft prompt of ten")
+    parser.add_argument("--families", nargs="+", default=SIX, choices=SIX, help="families of families")
     parser.add_argument("--ways", nargs="+", default=["untuned", *PRESETS, "soft"], help="ways of ten")
     options = parser.parse_args()
     if options.what == "tables":
@@ -191,10 +167,8 @@ def main() -> None:
         ratio(lm, options.pairs)
     elif options.what == "ten":
         ten(lm, record, options.ways, options.samples, options.steps, options.restarts)
-    elif options.what == "families":
-        families(lm, record, options.samples, options.passes, options.steps)
     else:
-        matrix(lm, record, options.passes)
+        families(lm, record, options.families, options.samples, options.passes, options.steps)
     print(f"{time.monotonic() - began:.0f} s")
 
 
