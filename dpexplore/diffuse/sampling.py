@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -57,7 +58,9 @@ class _Ends:
 def _draw(lm: LanguageModel, prompt: Tensor, rows: int, ends: _Ends, rng: torch.Generator) -> list[list[int]]:
     """Ids of `rows` answers to one prompt `(1 pos hidden)`; the prompt is computed once and its cache shared out."""
     output = lm.model(inputs_embeds=prompt, use_cache=True, **lm.keep_logits(1))
-    cache: Any = getattr(output, "past_key_values", None)
+    # Newer releases of transformers name the cache `cache` and warn of the name that older ones know.
+    named = "cache" if "cache" in signature(lm.model.forward).parameters else "past_key_values"
+    cache: Any = getattr(output, named, None)
     drawn: list[list[int]] = [[] for _ in range(rows)]
     active = list(range(rows))
     logits = output.logits[:, -1].expand(rows, -1)
@@ -81,4 +84,4 @@ def _draw(lm: LanguageModel, prompt: Tensor, rows: int, ends: _Ends, rng: torch.
         if len(going) < len(picks):
             cache.batch_select_indices(torch.tensor(going, device=lm.device))
         words = lm.embed(torch.tensor([[drawn[row][-1]] for row in active]))
-        logits = lm.model(inputs_embeds=words, past_key_values=cache, use_cache=True).logits[:, -1]
+        logits = lm.model(inputs_embeds=words, use_cache=True, **{named: cache}).logits[:, -1]
