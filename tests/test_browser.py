@@ -205,6 +205,9 @@ def test_an_example_is_one_click(page: Page) -> None:
 def test_every_knob_is_behind_the_fold_and_slots_are_chips_and_text(page: Page) -> None:
     page.locator("#advanced > button").click()
     expect(page.locator("#knob-learning_rate")).to_contain_text("Paper: 0.1.")
+    page.fill("#steps input", "2")
+    page.click("#tune")  # with every setting as it is shown
+    expect(page.locator("#status [data-status='max_steps']")).to_be_visible()
     page.click("#preset input")
     page.get_by_role("option", name="fast", exact=True).click()
     expect(page.locator("#knob-evaluations input")).to_have_value("1500")

@@ -46,8 +46,14 @@ def paper_value(knob: Knob) -> str:
     if knob.rules and not set(knob.rules) & {SOFT_RULES[0], HARD_RULES[0]}:
         return f"For {', '.join(knob.rules)} only; not in the paper."
     value = getattr(TuneConfig(), knob.name)
+    zero = " 0 is off." if _may_be_off(knob) else ""
     word = "none" if value == () else "off" if value is None or value is False else "on" if value is True else value
-    return f"Paper: {word}."
+    return f"Paper: {word}.{zero}"
+
+
+def _may_be_off(knob: Knob) -> bool:
+    """Whether 0 stands for the knob's being off: the page's fields of numbers cannot stay empty."""
+    return knob.optional and knob.low is not None
 
 
 def build_control(name: str) -> Component:
@@ -65,7 +71,7 @@ def build_control(name: str) -> Component:
         return gr.Checkbox(value, **shared)
     if isinstance(value, str):
         return gr.Textbox(value, **shared)
-    whole = {} if isinstance(value, float) else {"precision": 0, "minimum": knob.low}
+    whole = {} if isinstance(value, float) else {"precision": 0, "minimum": 0 if _may_be_off(knob) else knob.low}
     return gr.Number(value, **whole, **shared)
 
 
@@ -77,7 +83,7 @@ def to_control(name: str, value: Any) -> Any:
         )
     if name in ("init_text", "slots"):
         return value or ""
-    return value
+    return 0 if value is None and _may_be_off(KNOBS[name]) else value
 
 
 def from_control(name: str, value: Any) -> Any:
@@ -87,6 +93,8 @@ def from_control(name: str, value: Any) -> Any:
     if name in ("init_text", "slots"):
         return value or None
     knob = KNOBS[name]
+    if _may_be_off(knob):
+        value = value or None
     numeric = knob.low is not None or name == "learning_rate"
     if value is None and numeric and not knob.optional:
         raise InputError(f"{name} is empty; a number is needed.")
