@@ -157,7 +157,8 @@ class RowStack:
             return []
         gone: list[tuple[Row, RowOutcome]] = []
         keep: list[int] = []
-        names = ["step", "stale", "finite", "evaluations", *(["stuck"] if "stuck" in self.state else [])]
+        searching = ["stuck", "placed"] if "stuck" in self.state else []
+        names = ["step", "stale", "finite", "evaluations", *searching]
         columns = zip(*(self.state[name].tolist() for name in names), strict=True)
         for i, (row, numbers) in enumerate(zip(self.rows, columns, strict=True)):
             reason = self._reason(row, dict(zip(names, numbers, strict=True)))
@@ -227,8 +228,8 @@ class RowStack:
         config = row.run.config
         if row.run.cancel_requested or row.run.error:
             return "cancelled"
-        # A line search may step where nothing is finite and come back, unless it began there or cannot go on.
-        coming_back = numbers.get("stuck") is False and numbers["step"] > 1
+        # A line search may step where nothing is finite and come back, if it has a point to come back to.
+        coming_back = numbers.get("stuck") is False and numbers["placed"]
         if not numbers["finite"] and not coming_back:
             return "nonfinite"
         if numbers.get("stuck") and not row.run.layout.hard.any():

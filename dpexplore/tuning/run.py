@@ -69,7 +69,7 @@ class Run:
             self.beginning(0)  # raises at once what no restart could avoid
         self.cancel_requested = False
         self.queue_position = 0
-        """Rows ahead of this run's first row; 0 once one of its rows runs."""
+        """Place of this run's first row in the queue, 1 for the next one; 0 until it is queued and once a row runs."""
         self.begun = 0
         """Restarts whose rows have joined the engine."""
         self.parked: list[ParkedRow] = []
@@ -127,7 +127,7 @@ class Run:
         reasons = {outcome.reason for outcome in self.outcomes.values()}
         if self.cancel_requested and ("cancelled" in reasons or self.begun < self.config.restarts):
             return "cancelled"
-        if all(outcome.loss == torch.inf for outcome in self.outcomes.values()):
+        if reasons <= {"nonfinite"}:
             return "nonfinite"
         return "max_steps" if "max_steps" in reasons else "converged"
 
