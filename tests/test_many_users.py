@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -102,8 +103,7 @@ def test_the_queue_is_told_and_served_by_turns(lm: LanguageModel, target: Target
     runs = [engine.submit(target, config, owner=owner) for owner in ("a", "b", "c")]
     engine.step()
     assert [run.begun for run in runs] == [1, 0, 0]
-    assert runs[1].queue_position >= 0
-    assert runs[2].queue_position == runs[1].queue_position + 1
+    assert [run.queue_position for run in runs] == [0, 1, 2]
     while engine.step():
         assert sum(rows_of(engine, *runs)) <= 1
     assert [run.result.status for run in runs] == ["max_steps"] * 3
@@ -197,6 +197,70 @@ def test_thirty_at_once_get_their_own(app: AppContext) -> None:
         assert view.result.kl_nats == pytest.approx(own.kl_nats, abs=1e-4)
         assert set(app.sessions.tuned(f"user {number}", "tiny", f"entropy(bits=2, seed={number})")) == {"best soft"}
         assert not app.sessions.tuned(f"user {number}", "tiny", f"entropy(bits=2, seed={(number + 1) % 30})")
+
+
+def test_nobodys_trouble_touches_the_others(
+    app: AppContext, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In one batch: memory that never suffices, losses that are NaN, a page that is closed, and one who is well."""
+    config = TuneConfig(length=2, restarts=2, steps=40, patience=None)
+    alone = tune(lm, app.target("tiny", "entropy(bits=2)"), config).result
+    runs: dict[str, Run] = {}
+    begun = threading.Event()
+    original = NextTokenObjective.score
+
+    def score(lm: LanguageModel, embeds: torch.Tensor, objectives: list[NextTokenObjective]) -> Scores:
+        scores = original(lm, embeds, objectives)
+        if not begun.is_set():
+            return scores
+        if any(objective is runs["too large"].objective for objective in objectives):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        bad = torch.tensor([objective is runs["NaN"].objective for objective in objectives])
+        factor = torch.where(bad, torch.nan, 1.0)
+        return Scores(scores.loss * factor, scores.kl * factor, scores.log_q)
+
+    monkeypatch.setattr(NextTokenObjective, "score", staticmethod(score))
+    views = {}
+    for who in ("too large", "NaN", "closed", "well"):
+        live = app.begin(who, "tiny", "entropy(bits=2)", config if who == "well" else ENDLESS)
+        runs[who], views[who] = live.run, app.watch(who, live)
+    for run in runs.values():
+        run.wait(60, 0)
+    begun.set()
+    assert next(views["closed"]).result is None
+    views["closed"].close()
+    app.sessions.close("closed")
+    lasts = {who: list(views[who])[-1] for who in ("too large", "NaN", "well")}
+    assert "does not hold a single prompt" in lasts["too large"].status
+    assert "data-status='nonfinite'" in lasts["NaN"].status
+    assert lasts["well"].result is not None
+    assert lasts["well"].result.status == "max_steps"
+    assert lasts["well"].result.kl_nats_per_restart == pytest.approx(alone.kl_nats_per_restart, abs=1e-4)
+    while not runs["closed"].finished:
+        runs["closed"].wait(1)
+    assert runs["closed"].status == "cancelled"
+    assert not caplog.records
+
+
+def test_who_comes_to_a_full_machine_is_told_how_many_are_ahead(lm: LanguageModel, tmp_path: Path) -> None:
+    pool = ModelPool(lambda _name, progress: lm, server=partial(EngineServer, max_rows=1))
+    app = AppContext(pool=pool, model="tiny", journal=Journal(tmp_path))
+    pool.load("tiny")
+    first = app.begin("first", "tiny", "entropy(bits=2)", ENDLESS)
+    running = app.watch("first", first)
+    while "Running" not in next(running).status:
+        pass
+    second = app.watch("second", app.begin("second", "tiny", "entropy(bits=2)", ENDLESS))
+    third = app.watch("third", app.begin("third", "tiny", "entropy(bits=2)", ENDLESS))
+    while "The machine is full: 1 row is ahead of this run" not in next(third).status:
+        pass
+    assert "The machine is full: this run is next" in next(second).status
+    first.cancel()
+    while "Running" not in next(second).status:
+        pass
+    for views in (running, second, third):
+        views.close()
+    app.close()
 
 
 def test_a_run_that_nobody_looks_at_stops_after_its_time_of_grace(app: AppContext) -> None:

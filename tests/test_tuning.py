@@ -169,7 +169,7 @@ def test_waiting_rows_take_the_place_of_those_that_left(lm: LanguageModel, targe
     while engine.step():
         assert engine.active_rows <= 2
         if not behind.begun:
-            assert behind.queue_position == run.waiting_rows
+            assert behind.queue_position == run.waiting_rows + 1
     assert run.result.kl_nats_per_restart == pytest.approx(together.result.kl_nats_per_restart, abs=1e-4)
     assert behind.finished
     assert len(behind.steps) == 3

@@ -149,7 +149,7 @@ class Engine:
             for length in dict.fromkeys(len(run.layout) for run in runs):
                 self._deal([run for run in runs if len(run.layout) == length], shares)
         for place, run in enumerate(runs):
-            run.queue_position = 0 if run.begun else _rows_ahead(runs, place)
+            run.queue_position = 0 if run.begun else 1 + _rows_ahead(runs, place)
 
     def _deal(self, runs: list[Run], shares: dict[str, int]) -> None:
         """Deal the rows of one prompt length to its runs, in order of arrival within what their owners have left."""

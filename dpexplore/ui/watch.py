@@ -241,10 +241,11 @@ def _restarts_of(capsule: dict[str, Any]) -> int:
 def status_line(run: Run, step: TuneStep | None) -> str:
     """Where a moving run stands."""
     if step is None:
-        ahead = run.queue_position
-        rows = "1 row is" if ahead == 1 else f"{ahead:,} rows are"
-        text = f"The machine is full: {rows} ahead of this run" if ahead else "Preparing the first step"
-        return f"<p class='dpx-message is-busy' data-ahead='{ahead}'>{text}</p>"
+        place = run.queue_position
+        ahead = {1: "this run is next", 2: "1 row is ahead of this run"}
+        full = f"The machine is full: {ahead.get(place, f'{place - 1:,} rows are ahead of this run')}"
+        text = full if place else "Preparing the first step"
+        return f"<p class='dpx-message is-busy' data-place='{place}'>{text}</p>"
     active = sum(kl is not None for kl in step.kl_nats)
     waiting = f" · {run.waiting_rows} wait for a place" if run.waiting_rows else ""
     return (
