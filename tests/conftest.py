@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from dpexplore.errors import InputError
 from dpexplore.models import DEFAULT_MODEL, LanguageModel, load_model
+from dpexplore.models.default_model import GGUF_MEMBER, cache_folder, prepare_default_model
 from dpexplore.targets import Target, entropy
 from tests.tiny_models import save_tiny_model
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whatever tests and the servers that they start keep goes into a cache folder of their own.
+
+    The default model alone is the user's; it is fetched on the first run ever.
+    """
+    with suppress(InputError):  # said again by each test that needs the model
+        prepare_default_model(lambda _text, _fraction: None)
+    users, own = cache_folder(), tmp_path_factory.mktemp("cache")
+    for name in (DEFAULT_MODEL, Path(GGUF_MEMBER).name):
+        if (users / name).exists():
+            (own / name).symlink_to(users / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DPEXPLORE_CACHE", str(own))
+        yield
+
+
 @pytest.fixture(scope="session")
 def default_lm() -> LanguageModel:
-    """The real SmolLM2-135M-Instruct on the CPU in float32; fetched on the first run ever."""
+    """The real SmolLM2-135M-Instruct on the CPU in float32."""
     return load_model(DEFAULT_MODEL, device="cpu")
 
 
