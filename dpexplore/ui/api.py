@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
@@ -75,7 +76,7 @@ def tune_endpoint(app: AppContext, model: str, recipe: str, config: TuneConfig) 
     session = f"api {uuid.uuid4().hex}"
     live = app.begin(session, name, _text("recipe", recipe), config, grace_seconds=0.0)
     told = 0
-    for view in app.watch(session, live):
+    for view in live.views():
         if view.result is not None:
             yield {"event": "result", "run": live.id, **_result_row(view.result)}
         elif view.step is not None and view.step.step > told:
@@ -118,29 +119,30 @@ def tune_config(preset: str, settings: Any, **numbers: Any) -> TuneConfig:
 def add_endpoints(app: AppContext) -> None:
     """Publish the endpoints on the page that is being built."""
 
-    def models() -> list[dict[str, Any]]:
+    def models(request: gr.Request) -> list[dict[str, Any]]:
         """The curated models: parameters, vocabulary, memory needed and present."""
-        return _answer(lambda: models_endpoint(app))
+        return _answer(request, lambda: models_endpoint(app))
 
-    def target(recipe: str, model: str = "") -> dict[str, Any]:
+    def target(request: gr.Request, recipe: str, model: str = "") -> dict[str, Any]:
         """Build a target distribution over next tokens: its entropy and its most probable tokens.
 
         Args:
             recipe: such as `capture("I love")`, `entropy(bits=7, seed=0)` or `tokens({" yes": 0.7, " no": 0.3})`
             model: name, Hub id or folder; empty: the page's own
         """
-        return _answer(lambda: target_endpoint(app, model, recipe))
+        return _answer(request, lambda: target_endpoint(app, model, recipe))
 
-    def floor(recipe: str, model: str = "") -> dict[str, Any]:
+    def floor(request: gr.Request, recipe: str, model: str = "") -> dict[str, Any]:
         """The certified floor: no prompt, of any length, brings the model closer to the target, in nats of KL(p‖q).
 
         Args:
             recipe: the target, such as `entropy(bits=10, seed=0)`
             model: name, Hub id or folder; empty: the page's own
         """
-        return _answer(lambda: floor_endpoint(app, model, recipe))
+        return _answer(request, lambda: floor_endpoint(app, model, recipe))
 
     def tune(
+        request: gr.Request,
         recipe: str,
         method: str = "soft",
         length: int | None = None,
@@ -169,7 +171,8 @@ def add_endpoints(app: AppContext) -> None:
         try:
             numbers = {"length": length, "restarts": restarts, "steps": steps, "seed": seed, "slots": slots}
             config = tune_config(preset, settings, method=method, **numbers)
-            yield from tune_endpoint(app, model, recipe, config)
+            for row in tune_endpoint(app, model, recipe, config):
+                yield _told(request, row)
         except Exception as error:
             raise gr.Error(sentence(error), print_exception=False) from None
 
@@ -179,11 +182,21 @@ def add_endpoints(app: AppContext) -> None:
     api(tune, api_name="tune", concurrency_limit=None)
 
 
-def _answer(make: Any) -> Any:
+def _answer(request: gr.Request, make: Callable[[], Any]) -> Any:
     try:
-        return make()
+        return _told(request, make())
     except Exception as error:
         raise gr.Error(sentence(error), print_exception=False) from None
+
+
+def _told(request: gr.Request, answer: Any) -> Any:
+    """An answer as its asker reads it: an agent gets JSON, since MCP carries text, and no capsule, which would take
+    tens of thousands of its tokens."""
+    if request.headers.get("x-gradio-user") != "mcp":
+        return answer
+    if isinstance(answer, dict):
+        answer = {name: value for name, value in answer.items() if name != "capsule"}
+    return json.dumps(answer, ensure_ascii=False)
 
 
 def _text(name: str, value: object) -> str:
