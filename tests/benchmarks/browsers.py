@@ -1,23 +1,31 @@
-"""Many people tuning at the same time on one model: how many updates a second does each of them see?
+"""Thirty people tuning at the same time on one model: how many updates a second does each of them see?
 
-    python -m tests.benchmarks.browsers [--pages 4] [--clients 26] [--seconds 60]
+    python -m tests.benchmarks.browsers [--pages 4] [--others 26] [--seconds 60]
 
-Starts a server, opens pages in one headless Chromium and streams of gradio_client beside them, lets each tune one
-restart of a target of its own, and checks at the end that everybody got their own.
+Starts a server and lets everybody tune one restart of a target of their own. Some are real pages in headless Chromium,
+which draw; the others press the same button of the same page over the same queue and read what the browser would read,
+without drawing, since people bring machines of their own to draw on. At the end everybody must have got their own.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
 import sys
 import threading
 import time
+import uuid
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
+import httpx
+import psutil
 from gradio_client import Client
+from gradio_client.utils import apply_diff
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.browser import chromium_path
@@ -37,7 +45,7 @@ _COUNT = """() => {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pages", type=int, default=4, help="real pages in one headless Chromium")
-    parser.add_argument("--clients", type=int, default=26, help="streams of gradio_client beside them")
+    parser.add_argument("--others", type=int, default=26, help="pages that do not draw")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long everybody tunes at the same time")
     options = parser.parse_args()
     port = free_port()
@@ -51,65 +59,96 @@ def main() -> int:
 
 def measure(server: subprocess.Popen[bytes], address: str, options: argparse.Namespace) -> int:
     Client(address, verbose=False).predict("entropy(bits=7, seed=0)", api_name="/target")  # the model is there
-    together = options.seconds + SETTLING_SECONDS
-    streams = [Stream(address, number, together) for number in range(options.clients)]
+    together = options.seconds + SETTLING_SECONDS + 5
+    others = [Other(address, number, together) for number in range(options.others)]
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=chromium_path(), args=["--no-sandbox"])
         pages = [open_page(chromium, address, 1000 + number) for number in range(options.pages)]
-        for stream in streams:
-            stream.thread.start()
+        for other in others:
+            other.thread.start()
         for page in pages:
             page.click("#tune")
         time.sleep(SETTLING_SECONDS)
-        begin = time.monotonic()
         for page in pages:
             page.evaluate(_COUNT)
+        begin, used = time.monotonic(), processor_seconds(server.pid)
         time.sleep(options.seconds)
-        drawn = [page.evaluate("window.drawn.length") for page in pages]
-        end = time.monotonic()
+        end, used_then = time.monotonic(), processor_seconds(server.pid)
+        drawn = [page.evaluate("[...window.drawn]") for page in pages]
         leaks = [leak for number, page in enumerate(pages) if (leak := foreign(page, 1000 + number))]
         chromium.close()
-    for stream in streams:
-        stream.thread.join()
-    seen = [sum(begin <= when <= end for when in stream.times) / (end - begin) for stream in streams]
-    leaks += [leak for stream in streams if (leak := stream.foreign())]
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {options.seconds:.0f} s, one restart each")
-    _tell("pages, redraws of the live chart a second", [count / (end - begin) for count in drawn])
-    _tell("clients, rows a second", seen)
-    print(f"somebody else's target, settings or result: {len(leaks)} of {len(pages) + len(streams)}")
+    for other in others:
+        other.thread.join()
+    leaks += [leak for other in others if (leak := other.foreign())]
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {end - begin:.0f} s, one restart each")
+    for who, seconds in used_then.items():
+        print(f"{who}: {(seconds - used[who]) / (end - begin):.2f} cores")
+    _tell("pages", drawn, end - begin)
+    told = [[when for when in other.times if begin <= when <= end] for other in others]
+    _tell("that do not draw", told, end - begin)
+    print(f"somebody else's target, settings or result: {len(leaks)} of {len(pages) + len(others)}")
     for leak in leaks:
         print(f"  {leak}")
     return 1 if leaks or server.poll() is not None else 0
 
 
-class Stream:
-    """One session of gradio_client, tuning a target of its own until the clock ends it."""
+def processor_seconds(server: int) -> dict[str, float]:
+    """Processor time used so far by the server and by all that looks at it."""
+    here, used = psutil.Process(), {"server": 0.0, "browser": 0.0, "others": 0.0}
+    for process in [here, *here.children(recursive=True)]:
+        kind = "server" if process.pid == server else "others" if process == here else "browser"
+        times = process.cpu_times()
+        used[kind] += times.user + times.system
+    return used
+
+
+class Other:
+    """A page without a picture: a session of its own that presses Tune with a target of its own and reads on."""
 
     def __init__(self, address: str, number: int, seconds: float) -> None:
-        self.number, self.seconds = number, seconds
+        self.number = number
         self.recipe = f"entropy(bits=7, seed={number})"
         self.times: list[float] = []
-        self.last: dict[str, Any] = {}
+        self.asked = {"recipe": self.recipe, "restarts": 1, "steps": 10**6, "seed": number}
+        self.asked |= {"knob-patience": None, "knob-seconds": round(seconds)}
+        self.status = ""
         self.thread = threading.Thread(target=self._run, args=(address,), daemon=True)
 
     def foreign(self) -> str:
         """What this one got that is not its own; empty if nothing."""
-        if self.last.get("event") != "result":
-            return f"client {self.number} got no result: {self.last}"
-        capsule = self.last["capsule"]
-        told = capsule["target"]["recipe"], capsule["config"]["seed"]
-        return "" if told == (self.recipe, self.number) else f"client {self.number} got {told}"
+        return "" if self.recipe in self.status else f"{self.number} of those that do not draw got {self.status!r}"
 
     def _run(self, address: str) -> None:
-        client = Client(address, verbose=False)
-        settings = {"patience": None, "seconds": round(self.seconds)}
-        job: Any = client.submit(
-            self.recipe, restarts=1, steps=10**6, seed=self.number, settings=settings, api_name="/tune"
-        )
-        for row in job:
-            self.times.append(time.monotonic())
-            self.last = row
-        client.close()
+        with httpx.Client(base_url=address, timeout=300) as http:
+            handler, data = _tune_button(http.get("/config").json(), self.asked)
+            session = {"session_hash": uuid.uuid4().hex}
+            press = {"fn_index": handler, "data": data, "event_data": None, "trigger_id": None, **session}
+            http.post("/gradio_api/queue/join", json=press).raise_for_status()
+            with http.stream("GET", "/gradio_api/queue/data", params=session) as stream:
+                messages = (json.loads(line[5:]) for line in stream.iter_lines() if line.startswith("data:"))
+                self._read(messages)
+
+    def _read(self, messages: Iterator[dict[str, Any]]) -> None:
+        live = None
+        for message in messages:
+            if message["msg"] == "process_completed":
+                return
+            if message["msg"] == "process_generating":  # first the values themselves, then what changes in them
+                told, _, status, *_ = message["output"]["data"]
+                before = live
+                live = told if live is None else apply_diff(live, told)
+                self.status = status if before is None else apply_diff(self.status, status)
+                if live != before:
+                    self.times.append(time.monotonic())
+
+
+def _tune_button(config: dict[str, Any], asked: dict[str, Any]) -> tuple[int, list[Any]]:
+    """The handler behind the page's Tune button, and its data: what is asked, and the controls as they stand."""
+    controls = {component["id"]: component["props"] for component in config["components"]}
+    (button,) = [number for number, props in controls.items() if props.get("elem_id") == "tune"]
+    (handler,) = [event for event in config["dependencies"] if [button, "click"] in event["targets"]]
+    inputs = [controls[number] for number in handler["inputs"]]
+    return handler["id"], [asked.get(props.get("elem_id"), props.get("value")) for props in inputs]
 
 
 def open_page(chromium: Browser, address: str, number: int) -> Page:
@@ -121,7 +160,9 @@ def open_page(chromium: Browser, address: str, number: int) -> Page:
     page.fill("#recipe textarea", f"entropy(bits=7, seed={number})")
     for name, value in (("restarts", 1), ("steps", 100_000), ("seed", number)):
         page.fill(f"#{name} input", str(value))
-    page.keyboard.press("Tab")
+    page.get_by_role("button", name="Advanced").click()
+    page.fill("#knob-patience input", "0")
+    page.get_by_role("button", name="Advanced").click()
     page.wait_for_function("!document.querySelector('#tune').disabled")
     return page
 
@@ -135,9 +176,16 @@ def foreign(page: Page, number: int) -> str:
     return "" if f"entropy(bits=7, seed={number})" in told else f"page {number} shows {told!r}"
 
 
-def _tell(what: str, values: list[float]) -> None:
-    if values:
-        print(f"{what}: lowest {min(values):.2f}, median {statistics.median(values):.2f}, highest {max(values):.2f}")
+def _tell(who: str, updates: list[list[float]], seconds: float) -> None:
+    """How often they were told something, and how long they waited for it at most."""
+    if not updates:
+        return
+    rates = [len(times) / seconds for times in updates]
+    waits = [max((later - sooner for sooner, later in pairwise(times)), default=seconds) for times in updates]
+    print(
+        f"{len(updates)} {who}: updates a second: lowest {min(rates):.2f}, median {statistics.median(rates):.2f}; "
+        f"longest wait of each: median {statistics.median(waits):.2f} s, longest {max(waits):.2f} s"
+    )
 
 
 if __name__ == "__main__":
