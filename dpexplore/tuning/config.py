@@ -48,10 +48,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluations": 10_000,
         "patience": 100,
         "restarts": 10,
-        "init": "vocab",
+        "init": "lookup",
         "soft_rule": "lbfgs",
         "hard_rule": "search",
-        "screen": 50,
+        "screen": 128,
     },
 }
 
@@ -71,7 +71,7 @@ class TuneConfig:
     seed: int = 0
     learning_rate: float = 0.1
     patience: int | None = 20
-    init: Literal["vocab", "gaussian", "text"] = "vocab"
+    init: Literal["vocab", "lookup", "gaussian", "text"] = "vocab"
     bos: bool = True
     objective: Divergence = "kl"
     soft_rule: Literal["adamw", "lbfgs"] = "adamw"

@@ -8,7 +8,7 @@ from dpexplore.tuning.objective import DIVERGENCES
 from dpexplore.tuning.policy import POLICIES
 
 METHODS = ("soft", "hard", "hybrid")
-INITS = ("vocab", "gaussian", "text")
+INITS = ("vocab", "lookup", "gaussian", "text")
 SOFT_RULES = ("adamw", "lbfgs")
 HARD_RULES = ("eq4", "gcg", "search")
 
@@ -48,7 +48,9 @@ _ALL = (
     ),
     Knob(
         "init",
-        "Where restarts begin: random vocabulary tokens, a Gaussian at the embeddings' mean and spread, or a text.",
+        "Where restarts begin: random vocabulary tokens; the same with a last hard token after which alone the model "
+        "comes close to the target (its first use runs the vocabulary through the model once, a minute or two on a "
+        "processor); a Gaussian at the embeddings' mean and spread; or a text.",
         INITS,
     ),
     Knob("bos", "Put in front what the tokenizer itself puts in front of a text (nothing for GPT-2 and SmolLM2)."),

@@ -11,6 +11,7 @@ from torch import Tensor
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.tuning.config import TuneConfig
+from dpexplore.tuning.lookup import closest_tokens
 from dpexplore.tuning.policy import allowed_ids, survives
 
 NO_TOKEN = -1
@@ -18,6 +19,9 @@ NO_TOKEN = -1
 
 TRIES = 20
 """Prompts begun before it is said that none survives; at each position so many times as many tokens are drawn."""
+
+LAST_TOKENS = 32
+"""A looked-up last token is one of the so many best ones."""
 
 LEAST_WEIGHT = 1e-12  # a target may give 0 to every allowed token
 
@@ -74,14 +78,20 @@ class Layout:
 
 
 def initial_prompt(
-    lm: LanguageModel, layout: Layout, config: TuneConfig, restart: int, draw: int = 0, probs: Tensor | None = None
+    lm: LanguageModel,
+    layout: Layout,
+    config: TuneConfig,
+    restart: int,
+    draw: int = 0,
+    probs: Tensor | None = None,
+    last: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The prompt at which a restart begins: ids `(pos,)` and embeddings `(pos hidden)` float32, on the model's device.
 
     Free positions draw ordinary vocabulary tokens (App. B.1), hard ones allowed tokens; in id space, because strings of
     random tokens merge when they are encoded. With a target's `probs` `(vocab,)` every other `draw` takes the hard
-    tokens from it instead: models tend to go on with words akin to the prompt's. The draw
-    depends on the seed, the restart, `draw` and the target alone.
+    tokens from it instead: models tend to go on with words akin to the prompt's. The last token is one of `last` in
+    turn, if there are any. The draw depends on the seed, the restart, `draw` and the target alone.
     InputError if the run asks for a round trip and no prompt survives it.
     """
     entropy = [config.seed, restart] + [draw] * (draw > 0)
@@ -93,6 +103,8 @@ def initial_prompt(
         weights = probs[layout.allowed].float().clamp_min(LEAST_WEIGHT)
         picks = torch.multinomial(weights, len(ids), replacement=True, generator=rng)
         ids = torch.where(layout.hard, layout.allowed[picks], ids)
+    if last is not None:
+        ids[-1] = last[draw % len(last)]
     if config.init == "text":
         ids = _from_text(lm, layout, config, ids, keep_all=restart == 0 and draw == 0, rng=rng)
     if config.round_trip and not survives(lm, [ids.tolist()], len(layout.bos_ids))[0]:
@@ -106,6 +118,21 @@ def initial_prompt(
             noise = torch.randn(embeds.shape, generator=rng).to(lm.device)
             embeds = torch.where(soft[:, None], table.mean(0) + table.std(0) * noise, embeds)
     return ids.masked_fill(soft, NO_TOKEN), embeds
+
+
+def last_tokens(lm: LanguageModel, layout: Layout, config: TuneConfig, probs: Tensor | None) -> Tensor | None:
+    """The allowed tokens `(n,)` to begin with at the end of a prompt, the best first; None where they are drawn.
+
+    They are looked up for `init` "lookup" where a hard slot ends the prompt, the target is over next tokens, and the
+    model is one that they can be looked up for.
+    """
+    if config.init != "lookup" or probs is None or not layout.hard[-1]:
+        return None
+    closest = closest_tokens(lm, probs)
+    if closest is None:
+        return None
+    allowed = closest[torch.isin(closest, layout.allowed.cpu())][:LAST_TOKENS]
+    return allowed if len(allowed) else None
 
 
 def _draw(lm: LanguageModel, layout: Layout, rng: torch.Generator) -> Tensor:

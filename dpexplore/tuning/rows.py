@@ -207,8 +207,8 @@ class RowStack:
             run = row.run
             if step == 0 and run.config.beginnings > 1 and run.starts is None:
                 draws = range(1, run.config.beginnings)
-                probs = run.objective.token_probs
-                others = [initial_prompt(self.lm, run.layout, run.config, row.restart, n, probs) for n in draws]
+                probs, last = run.objective.token_probs, run.last_tokens
+                others = [initial_prompt(self.lm, run.layout, run.config, row.restart, n, probs, last) for n in draws]
                 drawn[i] = [(state["ids"][i], state["embeds"][i]), *others]
         if not drawn:
             return

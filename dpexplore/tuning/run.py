@@ -15,7 +15,7 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target
 from dpexplore.tuning.config import TuneConfig
-from dpexplore.tuning.prompt import NO_TOKEN, Layout, initial_prompt
+from dpexplore.tuning.prompt import NO_TOKEN, Layout, initial_prompt, last_tokens
 from dpexplore.tuning.records import Status, TuneResult, TuneStep
 from dpexplore.tuning.results import build_result
 from dpexplore.tuning.rows import ParkedRow, RowOutcome
@@ -65,6 +65,8 @@ class Run:
         self.barred = torch.ones(lm.embedding_table.shape[0], dtype=torch.bool, device=lm.device)
         """`(vocab,)`: the tokens that hard slots may not hold."""
         self.barred[self.layout.allowed.to(lm.device)] = False
+        self.last_tokens = None if starts else last_tokens(lm, self.layout, config, self.objective.token_probs)
+        """`(n,)`: the tokens to begin with at the prompt's end; None where they are drawn."""
         if starts is None and config.restarts and (config.round_trip or config.init == "text"):
             self.beginning(0)  # raises at once what no restart could avoid
         self.cancel_requested = False
@@ -195,7 +197,7 @@ class Run:
     def beginning(self, restart: int) -> Start:
         """Where a restart begins."""
         if self.starts is None:
-            return initial_prompt(self.lm, self.layout, self.config, restart)
+            return initial_prompt(self.lm, self.layout, self.config, restart, last=self.last_tokens)
         ids, embeds = self.starts[restart]
         return ids.to(self.lm.device), embeds.to(self.lm.device, torch.float32)
 
