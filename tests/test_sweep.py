@@ -133,11 +133,13 @@ def test_the_size_of_the_batch_changes_nothing(
 def test_stopped_and_continued_everything_is_there_once(
     spec_file: Path, tmp_path: Path, undisturbed: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Each time after one batch of four problems, with the next one half way."""
     monkeypatch.setattr(worker, "FLUSH_SECONDS", 0.0)
     for _ in range(3):
         asked = iter(range(10**6))
-        report = sweep(load_spec(str(spec_file)), tmp_path, 4, stop=lambda: next(asked) > 25)  # noqa: B023
+        report = sweep(load_spec(str(spec_file)), tmp_path, 4, stop=lambda: next(asked) > STEPS + STEPS // 2)  # noqa: B023
         assert report.stopped
+        assert report.computed < report.total - report.before
     report = sweep(load_spec(str(spec_file)), tmp_path)
     assert report.before > 0
     assert report.done == report.total

@@ -4,8 +4,9 @@
     python -m tests.benchmarks.sweep --problems 64 --steps 10 --sample 3
 
 The paper's way is one problem after the other, one initialisation at a time. Both ways compute the same problems (ids)
-with the same numbers, which is checked. Beside wall time stands the processor time of this process: on a machine that
-others use too, only its ratio means something.
+from the same beginnings, which is checked: the first KL of every problem must agree. Later ones need not, because AdamW
+at 0.1 amplifies how batches round in float32; the mean of the lowest KL is printed for both. Beside wall time stands
+the processor time of this process: on a machine that others use too, only its ratio means something.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any
 
 import dpexplore as dp
 from dpexplore.experiments import Problem, load_spec
 from dpexplore.experiments.costs import matrix_product_speed, model_size, operations_of
 from dpexplore.experiments.worker import Results, Worker
+
+FIRST_KL_TOLERANCE = 1e-3
+"""Nats between the first KL of a prompt that is scored alone and in a batch of a hundred, in float32."""
 
 
 def measure(work: Callable[[], Any]) -> tuple[Any, float, float]:
@@ -34,14 +39,15 @@ def sweeps_way(worker: Worker, problems: Sequence[Problem]) -> dict[str, dict[st
     return {row["id"]: row for row in rows}
 
 
-def papers_way(lm: dp.LanguageModel, problems: Sequence[Problem]) -> dict[str, float]:
+def papers_way(lm: dp.LanguageModel, problems: Sequence[Problem]) -> dict[str, tuple[float, float]]:
+    """First and lowest KL of each."""
     found = {}
     for problem in problems:
         target = dp.parse_recipe(problem.recipe).build(lm)
         run = dp.tune(lm, target, problem.config)
-        steps = sum(1 for _ in run)
-        assert steps > 0
-        found[problem.id] = run.outcomes[0].kl_nats
+        first, *_ = [step.kl_nats[0] for step in run]
+        assert first is not None
+        found[problem.id] = first, run.outcomes[0].kl_nats
     return found
 
 
@@ -64,7 +70,8 @@ def main() -> None:
     papers_way(lm, [Problem.tune(facts, "entropy(bits=7, seed=9)", dp.TuneConfig(steps=2), 0)])  # warm up
     alone, wall_alone, processor_alone = measure(lambda: papers_way(lm, sample))
     together, wall, processor = measure(lambda: sweeps_way(worker, problems))
-    worst = max(abs(together[name]["kl_nats"] - kl) for name, kl in alone.items())
+    worst = max(abs(together[name]["first_kl_nats"] - first) for name, (first, _) in alone.items())
+    assert worst <= FIRST_KL_TOLERANCE, f"the two ways begin {worst:.1e} nats apart"
     steps = sum(row["steps"] for row in together.values())
     size = model_size(spec.models[0], options.device)
     assert size is not None
@@ -79,7 +86,9 @@ def main() -> None:
     )
     print(f"the sweep's way is {faster:.1f} times as fast by wall time, {cheaper:.1f} times by processor time")
     print(f"{steps / wall:.1f} rows a second, {share:.0%} of what a matrix product reaches here")
-    print(f"the two ways' KL differ by at most {worst:.1e} nats")
+    means = fmean(kl for _, kl in alone.values()), fmean(together[name]["kl_nats"] for name in alone)
+    print(f"{len(alone)} problems computed both ways: first KL at most {worst:.1e} nats apart; "
+          f"mean of the lowest KL {means[0]:.3f} (paper's way), {means[1]:.3f} (sweep's way)")  # fmt: skip
 
 
 if __name__ == "__main__":
