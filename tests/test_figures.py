@@ -269,6 +269,8 @@ def test_files_of_every_figure(store: Store, tmp_path: Path, capsys: pytest.Capt
     assert all(f"id='{name}'" in index for name in names)
     claims = pd.read_csv(tmp_path / "out" / "claims.csv")
     assert set(claims["verdict"]) <= {"supported", "not supported", "undecided"}
+    table = (tmp_path / "out" / "claims.md").read_text()
+    assert [row.split(" | ")[0].removeprefix("| ") for row in table.splitlines()[2:]] == list(claims["claim"])
     shown = shipped_gallery(tmp_path / "out")
     assert [figure.name for figure in shown] == names
     assert shown == gallery_of(store)
@@ -316,3 +318,7 @@ def test_the_shipped_gallery_is_whole() -> None:
         assert json.loads(figure.figure)["data"]
         assert (SHIPPED_GALLERY / f"{figure.name}.png").is_file()
         assert (SHIPPED_GALLERY / f"{figure.name}.csv").is_file()
+
+
+def test_the_readme_shows_the_shipped_table_of_claims() -> None:
+    assert (SHIPPED_GALLERY / "claims.md").read_text() in (SHIPPED_GALLERY.parents[1] / "README.md").read_text()

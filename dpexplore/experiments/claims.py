@@ -25,6 +25,7 @@ from dpexplore.experiments.tables import Table
 
 LIKE = 0.8
 """Two curves have one shape where the interval of their correlation lies above this."""
+ALIKE = f"It counts as supported where the interval lies above {LIKE:g}."
 MODERATE = (4.0, 12.0)
 """Bits: between the easy ends of Fig. 1."""
 
@@ -165,7 +166,7 @@ def _fig6(data: SweepData) -> Iterator[Claim]:
             found = correlation(both[model].to_numpy(), both[trained].to_numpy())
             yield _claim(
                 data, f"Its shape is that of the pretrained model ({trained})", "correlation of the two curves", found,
-                "Pearson's r over entropies, Fisher interval",
+                "Pearson's r over entropies, Fisher interval", ALIKE, LIKE,
             )  # fmt: skip
 
 
@@ -255,11 +256,11 @@ def _fig11(data: SweepData) -> Iterator[Claim]:
     yield _claim(
         data,
         "The length of the prefix does not change the trend over entropy",
-        f"correlation of the curves of {middle} and {length} tokens, the least alike,",
+        f"correlation of the curves of {middle} and {length} tokens (the least alike)",
         pairs[length],
         "Pearson's r over targets, Fisher interval",
-        f"It counts as supported where the interval lies above {LIKE:g}.",
-        beyond=LIKE,
+        ALIKE,
+        LIKE,
     )
 
 
@@ -319,6 +320,16 @@ _CLAIMS: dict[str, Callable[[SweepData], Iterator[Claim]]] = {
     "fig11": _fig11,
     "fig13": _fig13,
 }
+
+
+def claims_markdown(claims: list[Claim]) -> str:
+    """The same for a reader: one row a claim."""
+    lines = ["| the paper says | here | effect, 95 % interval |", "|---|---|---|"]
+    for claim in claims:
+        unit = f" {claim.unit}" if claim.unit else ""
+        found = f"{claim.effect}: {claim.value:.2f}{unit} ({claim.low:.2f} to {claim.high:.2f}), n = {claim.count}"
+        lines.append(f"| {claim.claim} | **{claim.verdict}** | {found if np.isfinite(claim.low) else claim.finding} |")
+    return "\n".join(lines) + "\n"
 
 
 def claims_table(claims: list[Claim]) -> Table:

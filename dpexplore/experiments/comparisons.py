@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dpexplore.experiments.curves import protocol
+from dpexplore.experiments.curves import counted, protocol
 from dpexplore.experiments.data import BITS_PER_NAT, SweepData
 from dpexplore.experiments.drawing import (
     LOSS,
@@ -20,12 +20,15 @@ from dpexplore.experiments.drawing import (
     add_curve,
     add_identity,
     add_points,
+    add_ranges,
     new_figure,
     series_of,
 )
 from dpexplore.experiments.statistics import bootstrap_interval, line, mean_interval
 from dpexplore.plots import base_layout, colour
 
+FEW_ENTROPIES = 4
+"""Up to so many, Fig. 4 draws ranges as bars; bands between few points hide one another."""
 GROUP_NAMES = {
     "generated": "LM-generated",
     "vanilla": "vanilla",
@@ -58,7 +61,9 @@ def fig3(data: SweepData) -> Drawn | None:
         rows += [
             {"group": look.name, "rank": rank, "probability": p} for rank, p in zip(ranks, shape["values"], strict=True)
         ]
-    figure.update_xaxes(type="log", dtick=1).update_yaxes(type="log", exponentformat="power", range=[-9, 0])
+    figure.update_xaxes(type="log", dtick=1).update_yaxes(
+        type="log", exponentformat="power", range=[-9, 0], tickfont={"size": 10}, title={"standoff": 10}
+    ).update_layout(margin={"l": 72})
     caption = (
         "Fig. 3. What the model says after “I love”, and a vanilla target (Eq. 1) of the same entropy. "
         f"{protocol(data)} Entropy alone does not say how hard a target is."
@@ -67,19 +72,24 @@ def fig3(data: SweepData) -> Drawn | None:
 
 
 def fig4(data: SweepData) -> Drawn:
-    """Loss over entropy for 0 to 5 soft tokens among the prompt's; every restart as a faint point."""
+    """Loss over entropy for 0 to 5 soft tokens among the prompt's, with the range of all restarts."""
     restarts = data.restarts.assign(soft=data.restarts["slots"].map(soft_tokens))
     targets = data.targets.assign(soft=data.targets["slots"].map(soft_tokens))
     counts = sorted(targets["soft"].unique())
     names = [_kind_name(soft, max(counts)) for soft in counts]
     figure = new_figure(data.title, TARGET_BITS, LOSS)
+    few = targets["bits"].nunique() <= FEW_ENTROPIES
+    most = counted(int(targets.groupby(["soft", "bits"]).size().max()))
     rows = []
     for look, soft in zip(series_of(names), counts, strict=True):
         own, every = targets[targets["soft"] == soft], restarts[restarts["soft"] == soft]
         means = own.groupby("bits")["kl_nats"].mean()
         spread = every.groupby("bits")["kl_nats"]
-        add_band(figure, list(means.index), spread.min().tolist(), spread.max().tolist(), look)
-        add_curve(figure, list(means.index), means.tolist(), look)
+        if few:
+            add_ranges(figure, list(means.index), means, spread.min(), spread.max(), look, of=len(counts))
+        else:
+            add_band(figure, list(means.index), spread.min().tolist(), spread.max().tolist(), look)
+            add_curve(figure, list(means.index), means.tolist(), look)
         rows += [
             {"soft_tokens": soft, "bits": bits, "kl_nats": mean, "lowest_restart_nats": spread.min()[bits],
              "mean_restart_nats": spread.mean()[bits], "highest_restart_nats": spread.max()[bits],
@@ -87,7 +97,8 @@ def fig4(data: SweepData) -> Drawn:
         ]  # fmt: skip
     caption = (
         f"Fig. 4. Vanilla targets; hard prompts by Eq. 4, soft ones by AdamW, hybrids by both. {protocol(data)} "
-        "Lines: mean over targets of the best restart; bands: from the lowest to the highest restart."
+        f"Lines: mean over {most} of the best restart; {'bars, drawn side by side' if few else 'bands'}: from the "
+        "lowest to the highest restart of all."
     )
     return Drawn(figure, pd.DataFrame(rows), caption)
 
@@ -126,7 +137,8 @@ def fig7(data: SweepData) -> Drawn:
     _diagonal(figure, data)
     caption = (
         f"Fig. 7. Targets with k outlier tokens (Eq. 3) and vanilla ones, soft prompts. {protocol(data)} Means over "
-        "targets; bands, from three targets on: 95 % BCa bootstrap intervals (scipy.stats.bootstrap)."
+        f"{counted(max(row['targets'] for row in rows))}; bands, from three targets on: 95 % BCa bootstrap intervals "
+        "(scipy.stats.bootstrap)."
     )
     return Drawn(figure, pd.DataFrame(rows), caption)
 
@@ -151,7 +163,8 @@ def fig8(data: SweepData) -> Drawn:
     _diagonal(figure, data)
     caption = (
         "Fig. 8. What the model says after five random tokens, and vanilla targets of the same entropies, hard prompts "
-        f"by Eq. 4. {protocol(data)} Dashed: least-squares lines (scipy.stats.linregress)."
+        f"by Eq. 4. {protocol(data)} A point is a target; above its loss, below the entropy of q at its best restart. "
+        "Dashed: least-squares lines with their R² (scipy.stats.linregress)."
     )
     columns = ["model", "group", "seed", "target_bits", "kl_nats", "achieved_bits", "restarts"]
     return Drawn(figure, data.targets[columns], caption)
@@ -178,7 +191,7 @@ def fig10(data: SweepData) -> Drawn:
         add_points(figure, own["target_bits"].tolist(), own["kl_nats"].tolist(), look)
     caption = (
         "Fig. 10. What other models say after five random tokens, moved to this model's vocabulary, and vanilla "
-        f"targets of the same entropies; soft prompts. {protocol(data)} "
+        f"targets of the same entropies; soft prompts. {protocol(data)} A point is a target. "
         + ("All sources here are untrained. " if _untrained(data) else "")
     )
     columns = ["model", "series", "source", "seed", "target_bits", "kl_nats", "achieved_bits", "floor_nats"]
@@ -194,11 +207,13 @@ def _scatter_of_groups(data: SweepData, figure: go.Figure, order: tuple[str, ...
     for look, group in zip(series_of([named(group) for group in groups]), groups, strict=True):
         own = data.group(group)
         mean = mean_interval(own["kl_nats"])
-        told = f"{look.name} (mean {mean.value:.2f} nats)"
+        interval = f" ({mean.low:.2f} to {mean.high:.2f})" if mean.count > 1 else ""
+        told = f"{look.name}: mean {mean.value:.2f}{interval} nats"
         add_points(figure, own["target_bits"].tolist(), own["kl_nats"].tolist(), dataclasses.replace(look, name=told))
     caption = (
         f"{number}. What the model says after five random tokens, the same probabilities on shuffled tokens, and "
-        f"vanilla targets of the same entropies; soft prompts. {protocol(data)} A point is a target."
+        f"vanilla targets of the same entropies; soft prompts. {protocol(data)} A point is a target; "
+        "the legend has their means with 95 % t intervals (scipy.stats.t)."
     )
     columns = ["model", "group", "seed", "target_bits", "kl_nats", "achieved_bits", "floor_nats", "restarts"]
     return Drawn(figure, data.targets[columns], caption)
@@ -218,7 +233,7 @@ def fig12(data: SweepData) -> Drawn | None:
             marker={"color": look.colour}, text=[f"{count:,.0f}" for _, count in pairs], textposition="outside",
         )  # fmt: skip
         rows += [{"model": row["model"], "tag": tag, "tokens": int(count)} for tag, count in pairs]
-    figure.update_layout(showlegend=len(counts) > 1)
+    figure.update_layout(showlegend=len(counts) > 1).update_xaxes(showgrid=False)
     caption = (
         "Fig. 12. Tokens of the vocabulary that are English words, by the part of speech that each gets when tagged "
         "alone (the paper's way), by spaCy with scispaCy's tokenizer; the eight most common."
@@ -246,10 +261,11 @@ def fig13(data: SweepData) -> Drawn:
             name="certified floor (mean)", mode="markers",
             marker={"symbol": "line-ew-open", "size": 36, "line": {"width": 3}, "color": colour("floor")},
         )  # fmt: skip
-    figure.update_layout(boxmode="group" if len(data.models) > 1 else "overlay")
+    figure.update_layout(boxmode="group" if len(data.models) > 1 else "overlay").update_xaxes(showgrid=False)
     caption = (
         "Fig. 13. Uniform targets over 100 tokens drawn from one part of speech, soft prompts. "
-        f"{protocol(data)} Boxes: quartiles over {data.targets.groupby(['model', 'tag']).size().max()} draws."
+        f"{protocol(data)} A point is a draw of 100 tokens; boxes: quartiles over "
+        f"{data.targets.groupby(['model', 'tag']).size().max()} draws."
     )
     columns = ["model", "tag", "seed", "target_bits", "kl_nats", "achieved_bits", "floor_nats", "restarts"]
     return Drawn(figure, data.targets[columns], caption)

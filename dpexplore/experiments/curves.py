@@ -25,7 +25,7 @@ from dpexplore.experiments.statistics import band_interval, mean_interval, stand
 from dpexplore.experiments.tables import Table
 from dpexplore.plots import DASHES, colour, tint
 
-BANDS = "bands, from three targets on: 95 % t intervals (scipy.stats.t)."
+BANDS = "bands, from three targets on: 95 % t intervals (scipy.stats.t), cut at 0."
 
 
 def protocol(data: SweepData) -> str:
@@ -33,6 +33,11 @@ def protocol(data: SweepData) -> str:
     rows = data.restarts
     most = int(rows["steps"].max()) if len(rows) else 0
     return f"Loss of a target: the minimum over {data.most_restarts} restarts of at most {most} steps."
+
+
+def counted(targets: int) -> str:
+    """So many of them, in words."""
+    return f"{targets} target{'' if targets == 1 else 's'}"
 
 
 def curve_table(targets: Table, series: str, x: str = "bits") -> Table:
@@ -65,6 +70,7 @@ def _curves(table: Table, series: str, figure: go.Figure, looks: Sequence[Series
         low, high = own["kl_low_nats"], own["kl_high_nats"]
         if errors:
             low, high = own["kl_nats"] - own["kl_se_nats"], own["kl_nats"] + own["kl_se_nats"]
+        low = low.clip(lower=0)  # no KL is below
         add_band(figure, own["bits"].tolist(), low.tolist(), high.tolist(), look)
         add_curve(figure, own["bits"].tolist(), own["kl_nats"].tolist(), look)
 
@@ -78,7 +84,7 @@ def fig1(data: SweepData) -> Drawn:
     _curves(table, "model", figure, series_of(data.models), errors=True)
     caption = (
         f"Fig. 1. Vanilla targets (Eq. 1), soft prompts. {protocol(data)} Line: mean over "
-        f"{table['targets'].max()} targets; band: one standard error (scipy.stats.sem). Certified floor: no prompt "
+        f"{counted(table['targets'].max())}; band: one standard error (scipy.stats.sem). Certified floor: no prompt "
         "comes below it; head optimum: an estimate of the best that the final norm and the unembedding allow."
     )
     return Drawn(figure, table, caption)
@@ -119,7 +125,8 @@ def floors(data: SweepData) -> Drawn | None:
     figure.update_yaxes(range=[0, 105])
     caption = (
         f"Ours. Share of the loss of Fig. 1 that the certified floor, and the head optimum, account for. "
-        f"{protocol(data)} Mean over targets. What is left is what the Transformer or the search does not reach."
+        f"{protocol(data)} Mean over {counted(max(row['targets'] for row in rows))}; 95 % t intervals (scipy.stats.t) "
+        "stand in the CSV. What is left is what the Transformer or the search does not reach."
     )
     return Drawn(figure, pd.DataFrame(rows), caption)
 
@@ -143,7 +150,7 @@ def fig5(data: SweepData) -> Drawn:
     }  # fmt: skip
     figure.update_layout(yaxis2=axis, margin={"r": 64})
     caption = (
-        f"Fig. 5. Vanilla targets, soft prompts. {protocol(data)} Lines: means over {table['targets'].max()} targets "
+        f"Fig. 5. Vanilla targets, soft prompts. {protocol(data)} Lines: means over {counted(table['targets'].max())} "
         f"of the loss and of the entropy of q at the best restart; {BANDS}"
     )
     return Drawn(figure, table, caption)
@@ -153,12 +160,14 @@ def fig6(data: SweepData) -> Drawn:
     """The same architecture with random and with pretrained weights."""
     table = curve_table(data.targets, "model")
     figure = new_figure(data.title, TARGET_BITS, LOSS)
-    _curves(table, "model", figure, series_of(data.models), errors=False)
-    for model in data.models:
-        add_floor(figure, data.targets[data.targets["model"] == model], label=f", {model}")
+    looks = series_of(data.models)
+    for look in looks:
+        add_floor(figure, data.targets[data.targets["model"] == look.name], look)
+    _curves(table, "model", figure, looks, errors=False)
     caption = (
         f"Fig. 6. Vanilla targets, soft prompts; `random:` is the architecture's own initialisation. {protocol(data)} "
-        f"Lines: means over {table['targets'].max()} targets; {BANDS}"
+        f"Lines: means over {counted(table['targets'].max())}; {BANDS} Certified floors: no prompt of that model comes "
+        "below."
     )
     return Drawn(figure, table, caption)
 
@@ -173,6 +182,6 @@ def fig11(data: SweepData) -> Drawn:
     figure.update_layout(legend={"title": {"text": "soft tokens"}})
     caption = (
         f"Fig. 11. Vanilla targets, soft prompts of {', '.join(map(str, lengths))} tokens. {protocol(data)} Lines: "
-        f"means over {table['targets'].max()} targets; {BANDS}"
+        f"means over {counted(table['targets'].max())}; {BANDS}"
     )
     return Drawn(figure, table, caption)

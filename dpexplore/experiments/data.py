@@ -42,7 +42,7 @@ class SweepData:
     def coverage(self) -> str:
         """How much of the sweep there is."""
         share = "all" if self.done == self.asked else f"{self.done:,} of"
-        return f"{share} {self.asked:,} problems; {', '.join(self.models)}"
+        return f"{share} {self.asked:,} problem{'' if self.asked == 1 else 's'}; {', '.join(self.models)}"
 
     @cached_property
     def restarts(self) -> Table:

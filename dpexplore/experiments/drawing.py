@@ -97,8 +97,21 @@ def add_curve(figure: go.Figure, x: Sequence[float], y: Sequence[float], look: S
         mode="lines+markers",
         line={"color": look.colour, "width": 2, "dash": look.dash},
         marker={"symbol": look.symbol, "size": 7},
+        cliponaxis=False,
         hovertemplate=f"{look.name}<br>%{{x:.3g}}: %{{y:.3f}}<extra></extra>",
     )
+
+
+def add_ranges(figure: go.Figure, x: Sequence[float], y: Table, low: Table, high: Table, look: Series, of: int) -> None:
+    """A curve with the range around each point, for so few points that bands between them would hide one another.
+
+    Each of the `of` series stands a little beside the next one.
+    """
+    apart = 0.02 * (max(x) - min(x)) * (look.number - (of - 1) / 2)
+    add_curve(figure, [at + apart for at in x], list(y), look)
+    figure.data[-1].error_y = {
+        "array": list(high - y), "arrayminus": list(y - low), "symmetric": False, "thickness": 1.5, "width": 4,
+    }  # fmt: skip
 
 
 def add_points(figure: go.Figure, x: Sequence[float], y: Sequence[float], look: Series) -> None:
@@ -107,33 +120,38 @@ def add_points(figure: go.Figure, x: Sequence[float], y: Sequence[float], look: 
         y=list(y),
         name=look.name,
         mode="markers",
-        marker={"symbol": look.symbol, "size": 9, "color": look.colour, "opacity": 0.85},
+        # Open, so that points which lie on one another are seen.
+        marker={"symbol": f"{look.symbol}-open", "size": 9, "color": look.colour, "line": {"width": 2}},
+        cliponaxis=False,
         hovertemplate=f"{look.name}<br>%{{x:.3g}}: %{{y:.3f}}<extra></extra>",
     )
 
 
-def add_floor(figure: go.Figure, targets: Table, by: str = "bits", label: str = "") -> None:
-    """Certified floor and head optimum over the entropy, means over targets; nothing where none is known."""
+def add_floor(figure: go.Figure, targets: Table, one_of: Series | None = None) -> None:
+    """Certified floor and head optimum over the entropy, means over targets; nothing where none is known.
+
+    one_of: the series whose floor it is where there are several; then the floor alone is drawn, in the series' dash.
+    """
     known = targets.dropna(subset=["floor_nats"])
     if known.empty:
         return
-    means = known.groupby(by)[["floor_nats", "head_optimum_nats"]].mean()
-    name = f"certified floor{label}"
+    means = known.groupby("bits")[["floor_nats", "head_optimum_nats"]].mean()
+    name = "certified floor" if one_of is None else f"certified floor, {one_of.name}"
     figure.add_scatter(
         x=list(means.index),
         y=means["floor_nats"],
         name=name,
         mode="lines",
-        line={"color": colour("floor"), "width": 3},
-        fill="tozeroy",
+        line={"color": colour("floor"), "width": 3, "dash": one_of.dash if one_of else DASHES["floor"]},
+        fill=None if one_of else "tozeroy",
         fillcolor=tint(colour("floor"), 0.10),
         hovertemplate=f"{name}<br>%{{x:.3g}}: %{{y:.3f}}<extra></extra>",
     )
-    if means["head_optimum_nats"].notna().any():
+    if one_of is None and means["head_optimum_nats"].notna().any():
         figure.add_scatter(
             x=list(means.index),
             y=means["head_optimum_nats"],
-            name=f"head optimum (estimate){label}",
+            name="head optimum (estimate)",
             mode="lines",
             line={"color": colour("head"), "width": 2, "dash": DASHES["head"]},
         )

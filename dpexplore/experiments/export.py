@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from dpexplore.errors import InputError
-from dpexplore.experiments.claims import claims_table
+from dpexplore.experiments.claims import claims_markdown, claims_table
 from dpexplore.experiments.figures import DrawnFigure, draw_all
 from dpexplore.experiments.store import Store
 from dpexplore.plots import figure_json
@@ -78,6 +78,7 @@ def _write_all(drawn: Sequence[DrawnFigure], out: Path, formats: Sequence[str]) 
         written.note = write_pictures({each.name: on_white(each.drawn.figure) for each in drawn}, out, pictures)
     claims = [claim for figure in drawn for claim in figure.claims]
     claims_table(claims).to_csv(out / "claims.csv", index=False, float_format="%.6g")
+    (out / "claims.md").write_text(claims_markdown(claims), encoding="utf-8")
     record = {"figures": written.figures}
     (out / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
     if "html" in formats:

@@ -22,6 +22,8 @@ SHARDS_A_WORKER = 4
 LARGEST_SHARD = 512
 STORE_BYTES = 200 * 2**20
 """Ray's object store; problems and results are small, and Ray would take a third of the memory."""
+SHARDS_AT_ONCE = 2
+"""That a worker has in hand: rows of the second fill the places that the first one's stragglers leave empty."""
 POLL_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
@@ -37,8 +39,6 @@ class _Shard:
     rows: int = 0
     left: set[str] = field(default_factory=set)
     """Ids without result so far."""
-    begun: bool = False
-    """Whether its worker has shown a sign of life: before, it may be waiting for a place."""
 
     def __post_init__(self) -> None:
         self.left = {problem.id for problem in self.problems}
@@ -46,6 +46,17 @@ class _Shard:
     @property
     def rest(self) -> list[Problem]:
         return [problem for problem in self.problems if problem.id in self.left]
+
+
+@dataclass(eq=False)
+class _Hired:
+    """A worker."""
+
+    actor: Any
+    shards: int = 0
+    """That it has in hand."""
+    begun: bool = False
+    """Whether it has shown a sign of life: before, it may be waiting for a place."""
 
 
 class RayExecutor:
@@ -73,73 +84,81 @@ class RayExecutor:
                 f"--workers is {workers}; the cluster has {cpus} CPUs and {self._gpus} GPUs, one for each worker."
             )
         self._model = ""
-        self._idle: list[Any] = []
+        self._hired: list[_Hired] = []
 
     def facts(self, model: str) -> ModelFacts:
         """Load the model in a first worker and ask it."""
         self._dismiss()
         self._model = model
         for attempt in range(1, ATTEMPTS + 1):
-            actor = self._hire()
+            worker = self._hire()
             try:
-                found = self._ray.get(actor.facts.remote())
+                found = self._ray.get(worker.actor.facts.remote())
             except self._ray.exceptions.RayError as error:
-                self._kill(actor)
+                self._kill(worker)
                 cause = _input_error(error)
                 if cause is not None or attempt == ATTEMPTS:
                     raise cause or InputError(f"No worker could load {model} ({_first_line(error)}).") from error
             else:
-                self._idle.append(actor)
+                worker.begun = True
                 return found
         raise AssertionError("unreachable")
 
     def run(self, problems: Sequence[Problem], stop: Callable[[], bool]) -> Iterator[Event]:
         """Deal shards to workers; a dead worker is replaced and what it had not handed over is dealt again."""
         queue = deque(_Shard(part) for part in _parts(problems, self._workers))
-        busy: dict[Any, tuple[Any, _Shard]] = {}  # result stream -> worker and shard
+        busy: dict[Any, tuple[_Hired, _Shard]] = {}  # result stream -> worker and shard
         seen: Counter[str] = Counter()
         while (queue or busy) and not stop():
             self._withdraw(queue, busy)
-            while queue and len(busy) < min(self._workers, self._places()):
+            while queue and (worker := self._free()):
                 shard = queue.popleft()
-                actor = self._idle.pop() if self._idle else self._hire()
-                busy[actor.run.options(num_returns="streaming").remote(shard.rest)] = (actor, shard)
+                worker.shards += 1
+                busy[worker.actor.run.options(num_returns="streaming").remote(shard.rest)] = (worker, shard)
             ready, _ = self._ray.wait(list(busy), num_returns=1, timeout=POLL_SECONDS)
             for stream in ready:
-                actor, shard = busy[stream]
-                shard.begun = True
+                worker, shard = busy[stream]
+                worker.begun = True
                 try:
                     event = self._ray.get(next(stream))
                 except StopIteration:
                     del busy[stream]
-                    self._idle.append(actor)
+                    worker.shards -= 1
                 except self._ray.exceptions.RayError as error:
                     del busy[stream]
-                    self._kill(actor)
+                    self._kill(worker)
                     yield from self._again(shard, error, queue)
                 else:
                     yield from self._pass_on(event, shard, [each for _, each in busy.values()], seen)
-        for actor, _ in busy.values():
-            self._kill(actor)
+        for worker in [each for each in self._hired if each.shards]:
+            self._kill(worker)
 
     def _places(self) -> int:
         """Workers that the cluster has room for now; fewer when a node has gone."""
         resources = self._ray.cluster_resources()
         return max(1, int(resources.get("GPU" if self._gpus else "CPU", 0)))
 
-    def _withdraw(self, queue: deque[_Shard], busy: dict[Any, tuple[Any, _Shard]]) -> None:
-        """Take shards back from workers that wait for a place which went with its node: an idle one shall have them."""
-        surplus = len(busy) + len(self._idle) - self._places()
-        for stream, (actor, shard) in list(busy.items()):
-            if surplus > 0 and not shard.begun:
-                surplus -= 1
+    def _free(self) -> _Hired | None:
+        """The worker with the least in hand, a new one where all have some and there is room; None if all are full."""
+        least = min(self._hired, key=lambda each: each.shards, default=None)
+        if (least is None or least.shards) and len(self._hired) < min(self._workers, self._places()):
+            return self._hire()
+        return least if least is not None and least.shards < SHARDS_AT_ONCE else None
+
+    def _withdraw(self, queue: deque[_Shard], busy: dict[Any, tuple[_Hired, _Shard]]) -> None:
+        """Take shards back from workers that wait for a place which went with its node: others shall have them."""
+        waiting = [worker for worker in self._hired if not worker.begun]
+        surplus = waiting[: max(0, len(self._hired) - self._places())]
+        for stream, (worker, shard) in list(busy.items()):
+            if worker in surplus:
                 del busy[stream]
-                self._kill(actor)
                 queue.appendleft(shard)
+        for worker in surplus:
+            self._kill(worker)
 
     def close(self) -> None:
         """End the workers, and the cluster if this executor began it."""
-        if hasattr(self, "_idle"):
+        if hasattr(self, "_hired"):
             self._dismiss()
         if self._own and self._ray.is_initialized():
             self._ray.shutdown()
@@ -169,20 +188,24 @@ class RayExecutor:
         for problem in shard.rest:
             yield Failed(problem, f"its workers ended {ATTEMPTS} times, at last with: {_first_line(error)}")
 
-    def _hire(self) -> Any:
+    def _hire(self) -> _Hired:
         needs = {"num_cpus": 0, "num_gpus": 1} if self._gpus else {"num_cpus": 1}
         threads = {"env_vars": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}} if not self._gpus else {}
-        actor = self._ray.remote(**needs, max_restarts=0, max_task_retries=0, runtime_env=threads or None)(Worker)
-        return actor.remote(self._model, self._device, self._rows)
+        kind = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": SHARDS_AT_ONCE}
+        actor = self._ray.remote(**needs, **kind, runtime_env=threads or None)(Worker)
+        worker = _Hired(actor.remote(self._model, self._device, self._rows))
+        self._hired.append(worker)
+        return worker
 
     def _dismiss(self) -> None:
-        while self._idle:
-            self._kill(self._idle.pop())
+        for worker in [*self._hired]:
+            self._kill(worker)
 
-    def _kill(self, actor: Any) -> None:
+    def _kill(self, worker: _Hired) -> None:
         """Also one that only seems dead: it must not come back while its shard is dealt again."""
+        self._hired = [each for each in self._hired if each is not worker]
         with suppress(Exception):  # it may be gone, its node with it
-            self._ray.kill(actor)
+            self._ray.kill(worker.actor)
 
 
 def _import_ray() -> Any:

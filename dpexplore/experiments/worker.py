@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -61,11 +62,17 @@ Event = Progress | Results | Failed
 
 
 class Worker:
-    """Holds one model. `run` is the one code path of every executor."""
+    """Holds one model. `run` is the one code path of every executor.
+
+    Two threads may run problems at the same time: all rows are in one batch, so that those of the second fill the
+    places that the first one's leave.
+    """
 
     def __init__(self, model: str, device: str | None = None, max_rows: int | None = None) -> None:
         self._name, self._device, self._max_rows = model, device, max_rows
+        self._lock = RLock()  # who holds it loads a model, or steps the batch
         self._lm: LanguageModel | None = None
+        self._engine: Engine | None = None
         self._sources: dict[str, LanguageModel] = {}
 
     def facts(self) -> ModelFacts:
@@ -102,17 +109,27 @@ class Worker:
             yield desk.hand_over()
 
     def _model(self) -> LanguageModel:
-        if self._lm is None:
-            self._lm = load_model(self._name, device=self._device)
-        return self._lm
+        with self._lock:
+            if self._lm is None:
+                self._lm = load_model(self._name, device=self._device)
+            return self._lm
+
+    def _batch(self) -> tuple[Engine, int | None]:
+        """The engine of all problems that run, and the rows that it may hold."""
+        lm = self._model()
+        rows = self._max_rows or (ROWS_ON_CPU if lm.device.type == "cpu" else None)
+        with self._lock:
+            self._engine = self._engine or Engine(lm, max_rows=rows)
+            return self._engine, rows
 
     def _source(self, name: str) -> LanguageModel:
         """A model that targets are captured from, kept until the worker goes."""
         if name == self._name:
             return self._model()
-        if name not in self._sources:
-            self._sources[name] = load_model(name, device=self._device)
-        return self._sources[name]
+        with self._lock:
+            if name not in self._sources:
+                self._sources[name] = load_model(name, device=self._device)
+            return self._sources[name]
 
     def _row(self, problem: Problem, **numbers: Any) -> dict[str, Any]:
         lm = self._model()
@@ -140,15 +157,13 @@ class Worker:
 
     def _tune(self, problems: Sequence[Problem], stop: Callable[[], bool]) -> Iterator[Event | dict[str, Any] | None]:
         """All problems through one engine; whenever rows end, waiting ones take their place."""
-        lm = self._model()
-        rows = self._max_rows or (ROWS_ON_CPU if lm.device.type == "cpu" else None)
-        engine = Engine(lm, max_rows=rows)
+        engine, rows = self._batch()
         waiting = ((p, target) for same, target in self._targets(_alike_together(problems)) for p in same)
         running: dict[Run, Problem] = {}
-        told, empty = time.monotonic(), False
+        told, empty, held = time.monotonic(), False, 0
         while not stop():
             # A batch without a bound grows by doubling until rows have to wait for memory.
-            wanted = rows or max(ROWS_ON_CPU, 2 * engine.active_rows)
+            wanted = rows or max(ROWS_ON_CPU, 2 * held)
             while not empty and len(running) < wanted:
                 problem, target = next(waiting, (None, None))
                 if problem is None or target is None:
@@ -160,15 +175,19 @@ class Worker:
                         running[engine.submit(target, problem.config)] = problem
                     except InputError as error:
                         yield Failed(problem, str(error))
-            if not engine.step() and not running and empty:
+            if empty and not running:
                 return
+            with self._lock:
+                engine.step()
+                held = engine.active_rows
             for run in [run for run in running if run.finished]:
                 yield self._tuned(running.pop(run), run)
             if time.monotonic() - told > TELL_SECONDS:
                 told = time.monotonic()
-                yield Progress(sum(_share_done(run) for run in running), engine.active_rows)
+                yield Progress(sum(_share_done(run) for run in running), held)
             yield None
-        engine.cancel_all()
+        for run in running:
+            run.cancel()
 
     def _tuned(self, problem: Problem, run: Run) -> dict[str, Any] | Failed:
         if run.error is not None:
