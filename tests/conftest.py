@@ -8,12 +8,17 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from dpexplore.errors import InputError
 from dpexplore.models import DEFAULT_MODEL, LanguageModel, load_model
 from dpexplore.models.default_model import GGUF_MEMBER, cache_folder, prepare_default_model
 from dpexplore.targets import Target, entropy
 from tests.tiny_models import save_tiny_model
+
+
+settings.register_profile("no speed asked for", deadline=None)  # the machine may be busy
+settings.load_profile("no speed asked for")
 
 
 @pytest.fixture(scope="session", autouse=True)
