@@ -16,7 +16,6 @@ from dpexplore.models.default_model import GGUF_MEMBER, cache_folder, prepare_de
 from dpexplore.targets import Target, entropy
 from tests.tiny_models import save_tiny_model
 
-
 settings.register_profile("no speed asked for", deadline=None)  # the machine may be busy
 settings.load_profile("no speed asked for")
 
