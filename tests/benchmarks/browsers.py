@@ -120,35 +120,38 @@ class Other:
 
     def _run(self, address: str) -> None:
         with httpx.Client(base_url=address, timeout=300) as http:
-            handler, data = _tune_button(http.get("/config").json(), self.asked)
-            session = {"session_hash": uuid.uuid4().hex}
-            press = {"fn_index": handler, "data": data, "event_data": None, "trigger_id": None, **session}
-            http.post("/gradio_api/queue/join", json=press).raise_for_status()
-            with http.stream("GET", "/gradio_api/queue/data", params=session) as stream:
-                messages = (json.loads(line[5:]) for line in stream.iter_lines() if line.startswith("data:"))
-                self._read(messages)
-
-    def _read(self, messages: Iterator[dict[str, Any]]) -> None:
-        live = None
-        for message in messages:
-            if message["msg"] == "process_completed":
-                return
-            if message["msg"] == "process_generating":  # first the values themselves, then what changes in them
-                told, _, status, *_ = message["output"]["data"]
-                before = live
+            config, session = http.get("/config").json(), uuid.uuid4().hex
+            for _ in _messages(http, session, *_handler(config, "model-choice", "input", {})):
+                pass
+            live = None
+            for told, _, status, *_ in _messages(http, session, *_handler(config, "tune", "click", self.asked)):
+                before = live  # at first the values themselves come, then what changes in them
                 live = told if live is None else apply_diff(live, told)
                 self.status = status if before is None else apply_diff(self.status, status)
                 if live != before:
                     self.times.append(time.monotonic())
 
 
-def _tune_button(config: dict[str, Any], asked: dict[str, Any]) -> tuple[int, list[Any]]:
-    """The handler behind the page's Tune button, and its data: what is asked, and the controls as they stand."""
+def _handler(config: dict[str, Any], name: str, event: str, asked: dict[str, Any]) -> tuple[int, list[Any]]:
+    """The handler of a control's event, and its data: what is asked, and the other controls as they stand."""
     controls = {component["id"]: component["props"] for component in config["components"]}
-    (button,) = [number for number, props in controls.items() if props.get("elem_id") == "tune"]
-    (handler,) = [event for event in config["dependencies"] if [button, "click"] in event["targets"]]
+    (control,) = [number for number, props in controls.items() if props.get("elem_id") == name]
+    (handler,) = [one for one in config["dependencies"] if [control, event] in one["targets"]]
     inputs = [controls[number] for number in handler["inputs"]]
     return handler["id"], [asked.get(props.get("elem_id"), props.get("value")) for props in inputs]
+
+
+def _messages(http: httpx.Client, session: str, handler: int, data: list[Any]) -> Iterator[list[Any]]:
+    """What a handler tells a session's page, until it has ended."""
+    asked = {"fn_index": handler, "data": data, "event_data": None, "trigger_id": None, "session_hash": session}
+    http.post("/gradio_api/queue/join", json=asked).raise_for_status()
+    with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
+        for line in stream.iter_lines():
+            message = json.loads(line[5:]) if line.startswith("data:") else {"msg": ""}
+            if message["msg"] == "close_stream":
+                return
+            if message["msg"] == "process_generating":
+                yield message["output"]["data"]
 
 
 def open_page(chromium: Browser, address: str, number: int) -> Page:
