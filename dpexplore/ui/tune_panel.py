@@ -31,6 +31,7 @@ from dpexplore.ui.widgets import SCRUBBER, chart, legend, segmented, slot_chips,
 
 DEFAULT_SLOTS = "soft*3 hard*2"
 FIG4 = "Fig. 4"
+TUNE, STOP = "Tune", "Stop"
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,17 @@ def show_run(app: AppContext, model: str, recipe: str, views: Generator[RunView]
     """Values for (live, ranks, status, result, microscope, capsule, tune, stop) from a run's views."""
     idle = [gr.update(interactive=True), gr.update(interactive=False)]
     busy = [gr.update(interactive=False), gr.update(interactive=True)]
-    # The last result stays until there is something of the new run to show.
-    nothing: list[Any] = [EMPTY_RESULT, "", gr.update(interactive=False)]
+    # The last result stays until there is something of the new run to show. Gradio builds a component anew for every
+    # `update` and every `skip`, tens of milliseconds a view: what does not change is told as a plain value.
+    rest: list[Any] = [EMPTY_RESULT, "", gr.update(interactive=False), *busy]
     stay: list[Any] = [gr.skip()] * 5
     view = None
     try:
         with closing(views):
             for view in views:
                 if view.result is None:
-                    yield [view.live, view.ranks, view.status, *nothing, *busy]
-                    nothing = [gr.skip()] * 3
+                    yield [view.live, view.ranks, view.status, *rest]
+                    rest = [EMPTY_RESULT, "", None, TUNE, STOP]
                 else:
                     yield [view.live, view.ranks, view.status, *_finished(app, model, recipe, view), *idle]
         if view is not None and view.result is None:
@@ -132,8 +134,8 @@ def build_tune_panel() -> TunePanel:
             least = 0 if name == "seed" else 1
             controls[name] = gr.Number(getattr(paper, name), label=label, minimum=least, elem_id=name, **number)
         preset = gr.Dropdown(list(PRESETS), value="paper", label="Preset", elem_id="preset", scale=1, min_width=118)
-        go = gr.Button("Tune", variant="primary", interactive=False, elem_id="tune", scale=1, min_width=104)
-        halt = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop", scale=0, min_width=72)
+        go = gr.Button(TUNE, variant="primary", interactive=False, elem_id="tune", scale=1, min_width=104)
+        halt = gr.Button(STOP, variant="stop", interactive=False, elem_id="stop", scale=0, min_width=72)
     with gr.Row(elem_classes="dpx-inline", elem_id="slots-row", visible=False) as row:
         chips = slot_chips(chips_of(DEFAULT_SLOTS), elem_id="slot-chips", min_width=220)
         controls["slots"] = gr.Textbox(DEFAULT_SLOTS, label="Slots", elem_id="slots", scale=1, min_width=150)

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 UPDATE_SECONDS = 0.15
 """The page is told at most this often; faster updates cost the server and show nothing more."""
+SIGN_OF_LIFE_SECONDS = 1.0
+"""The page is told this often even if there is nothing new: only then is it noticed that it was closed."""
 FRAME_SECONDS = 0.5
 """The achieved distribution is sent at most this often,"""
 FRAMES_BEFORE_SLOWING = 40
@@ -89,12 +91,15 @@ class LiveRun:
 
     def views(self) -> Generator[RunView]:
         """What to show, as it changes, until the run has ended. Closing the iterator means looking away."""
+        told, told_at = None, 0.0
         with self._looking():
             while self._last is None:
                 with self._changed:
                     self._changed.wait(2 * UPDATE_SECONDS)
-                if self._last is None:
-                    yield RunView(self._live.text, self._ranks.text, status_line(self.run, self._latest), self._latest)
+                view = RunView(self._live.text, self._ranks.text, status_line(self.run, self._latest), self._latest)
+                if self._last is None and (view != told or time.monotonic() - told_at > SIGN_OF_LIFE_SECONDS):
+                    yield view
+                    told, told_at = view, time.monotonic()
                     time.sleep(UPDATE_SECONDS / 2)
             yield self._last
 
