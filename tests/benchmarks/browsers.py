@@ -147,7 +147,7 @@ def _messages(http: httpx.Client, session: str, handler: int, data: list[Any]) -
     http.post("/gradio_api/queue/join", json=asked).raise_for_status()
     with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
         for line in stream.iter_lines():
-            message = json.loads(line[5:]) if line.startswith("data:") else {"msg": ""}
+            message: dict[str, Any] = json.loads(line[5:]) if line.startswith("data:") else {"msg": ""}
             if message["msg"] == "close_stream":
                 return
             if message["msg"] == "process_generating":
