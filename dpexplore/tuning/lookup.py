@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.models.default_model import cache_folder
 
@@ -82,7 +83,7 @@ def _measure(lm: LanguageModel) -> TokenStates | None:
             seen.append(inputs[0][:, -1])
 
     ids = lm.ordinary_ids.cpu()
-    first = (lm.bos_ids or lm.encode("\n", bos=False))[-1]
+    first = _before(lm)
     states, norms = [], []
     handle = unembedding.register_forward_pre_hook(note)
     try:
@@ -100,6 +101,14 @@ def _measure(lm: LanguageModel) -> TokenStates | None:
     table = TokenStates(ids, torch.cat(states).half().cpu(), torch.cat(norms).cpu())
     _keep(lm, table)
     return table
+
+
+def _before(lm: LanguageModel) -> int:
+    """What stands before each token: alone at the beginning of a text, models treat any token as a mark."""
+    try:
+        return (lm.bos_ids or lm.encode("\n", bos=False))[-1]
+    except InputError:  # a tokenizer that drops line breaks
+        return int(lm.ordinary_ids[0])
 
 
 def _agrees(lm: LanguageModel, unembedding: nn.Linear, table: TokenStates, log_q: Tensor) -> bool:
