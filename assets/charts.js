@@ -94,7 +94,7 @@
     });
     const draw = () => {
       rev++;
-      const u = units(), log = root.dataset.scale === "log";
+      const u = units(), log = root.dataset.scale === "log", hLog = root.dataset.hscale === "log";
       const lines = restarts(kl, u.kl.name, u.kl.per), notes = [];
       const place = (v) => (log ? Math.log10(Math.max(v, 1e-9)) : v);
       const shown = (role) => marks[role] != null && !(log && marks[role] <= 0);
@@ -119,11 +119,11 @@
         const y = head.entropy * u.h.per;
         curves.unshift(level(y, "target", u.h.name, "entropy of the target"));
         const near = h.map((one) => one.map((v) => (v == null ? null : v * u.h.per)));
-        hNotes.push(note(`target ${fixed(y)} ${u.h.name}`, "target", y, clearest(x, near, y, highest(near, y))));
+        hNotes.push(note(`target ${fixed(y)} ${u.h.name}`, "target", hLog ? Math.log10(Math.max(y, 1e-9)) : y, clearest(x, near, y, highest(near, y))));
       }
       P().react(hDiv, curves, {
-        ...layout("step", `entropy of q (${u.h.name})`, { x: { rangemode: "tozero" }, y: { rangemode: "tozero" }, annotations: hNotes }),
-        uirevision: head ? head.run + u.h.name : "none", datarevision: rev,
+        ...layout("step", `entropy of q (${u.h.name})`, { x: { rangemode: "tozero" }, y: hLog ? { type: "log" } : { rangemode: "tozero" }, annotations: hNotes }),
+        uirevision: head ? head.run + (hLog ? "log" : "") + u.h.name : "none", datarevision: rev,
       }, CONFIG);
       root.dataset.points = x.length;
       root.dataset.run = head ? head.run : "";
@@ -142,7 +142,7 @@
     const p10 = (list) => list.map((v) => (v == null ? null : Math.pow(10, v / 100)));
     const draw = () => {
       rev++;
-      const byToken = root.dataset.by === "token", traces = [], frame = frames[scrub.at()];
+      const byToken = root.dataset.by === "token", linear = root.dataset.axes === "linear", traces = [], frame = frames[scrub.at()];
       if (head) {
         const tokens = (head.tokens || []).map(show);
         traces.push({
@@ -161,9 +161,10 @@
       const small = div.clientHeight < 190;
       P().react(div, traces, {
         ...layout(byToken ? "token, by its rank in the target" : "rank", "probability", {
-          x: { type: "log", dtick: div.clientWidth < 220 ? 2 : 1, exponentformat: "power", tickangle: 0 }, y: { type: "log", range: [Math.min(low, -4), 0.15], dtick: small ? 2 : undefined, exponentformat: "power" },
+          x: linear ? { rangemode: "tozero" } : { type: "log", dtick: div.clientWidth < 220 ? 2 : 1, exponentformat: "power", tickangle: 0 },
+          y: linear ? { rangemode: "tozero" } : { type: "log", range: [Math.min(low, -4), 0.15], dtick: small ? 2 : undefined, exponentformat: "power" },
         }),
-        uirevision: head ? head.run + byToken : "none", datarevision: rev,
+        uirevision: head ? head.run + byToken + linear : "none", datarevision: rev,
       }, CONFIG);
       const u = units().kl;
       scrub.tell(frame ? `step ${frame.s} · KL ${fixed(frame.k == null ? null : frame.k * u.per)} ${u.name}` : "");
@@ -199,34 +200,63 @@
     };
   }
 
-  /* A figure's traces in the colours of the page: on a dark one those that `layout.meta.dark` gives for the ones on paper. */
+  /* A figure in the colours of the page: on a dark one those that `layout.meta.dark` gives for the ones on paper. */
   function onThisPage(spec) {
     const pairs = Object.entries((spec.layout && spec.layout.meta && spec.layout.meta.dark) || {});
-    if (!pairs.length || !document.body.classList.contains("dark")) return spec.data;
+    if (!pairs.length || !document.body.classList.contains("dark")) return spec;
     const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)).join(",");
     const recoloured = pairs.reduce(
       (text, [paper, dark]) => text.replaceAll(paper, dark).replaceAll(`rgba(${rgb(paper)},`, `rgba(${rgb(dark)},`),
-      JSON.stringify(spec.data),
+      JSON.stringify([spec.data, spec.layout.shapes || [], spec.layout.annotations || []]),
     );
-    return JSON.parse(recoloured);
+    const [data, shapes, annotations] = JSON.parse(recoloured);
+    return { data, layout: { ...spec.layout, shapes, annotations } };
   }
 
-  /* A finished Plotly figure, one JSON line; its inks follow the page. */
+  /* A figure in the page's units: `layout.meta.measures` names the axes that show a divergence or an entropy, as
+   * [axis, "kl" or "h", the unit they come in]; the numbers in annotations of that unit follow. */
+  function inPageUnits({ data, layout: own }) {
+    for (const [axis, kind, unit] of (own.meta && own.meta.measures) || []) {
+      const wanted = units()[kind].name, factor = wanted === unit ? 1 : wanted === "bits" ? 1 / LN2 : LN2;
+      if (factor === 1) continue;
+      const name = `${axis}axis`, renamed = (text) => (text || "").replaceAll(unit, wanted);
+      const moved = (mark, keys) => mark[`${axis}ref`] === axis ? { ...mark, ...Object.fromEntries(keys.map((key) => [key, mark[key] * factor])) } : mark;
+      const told = (text) => (text || "").replace(new RegExp(`([\\d.]+) ${unit}`), (_, number) => `${fixed(number * factor)} ${wanted}`);
+      data = data.map((trace) => ({ ...trace, [axis]: trace[axis].map((v) => (v == null ? null : v * factor)), hovertemplate: renamed(trace.hovertemplate) }));
+      own = {
+        ...own, [name]: { ...own[name], title: { ...own[name].title, text: renamed(own[name].title.text) } },
+        shapes: (own.shapes || []).map((shape) => moved(shape, [`${axis}0`, `${axis}1`])),
+        annotations: (own.annotations || []).map((mark) => moved({ ...mark, text: told(mark.text) }, [axis])),
+      };
+    }
+    return [data, own];
+  }
+  /* The same with its vertical axis logarithmic: annotations stand at the logarithm, shapes at the value itself. */
+  function onLogAxis(own) {
+    const annotations = (own.annotations || []).map((mark) => (mark.yref === "y" ? { ...mark, y: Math.log10(Math.max(mark.y, 1e-9)) } : mark));
+    return { ...own, yaxis: { ...own.yaxis, type: "log", rangemode: "normal" }, annotations };
+  }
+
+  /* A finished Plotly figure, one JSON line; its inks and units follow the page, and what was zoomed into stays. */
   function figure(root) {
     const div = root.querySelector(".dpx-figure");
     let spec = null, rev = 0;
     const reset = () => (spec = null);
-    const take = (row) => (spec = row);
+    const take = (row) => (spec = { layout: {}, ...row });
     const draw = () => {
       rev++;
       root.classList.toggle("is-empty", !spec);
       if (!spec) { P().purge(div); return; }
-      const grid = css("--dpx-grid"), own = spec.layout || {};
+      const grid = css("--dpx-grid"), log = root.dataset.scale === "log";
+      let [data, own] = inPageUnits(onThisPage(spec));
+      if (log) own = onLogAxis(own);
       const axis = (name) => ({ ...own[name], gridcolor: grid, linecolor: grid, tickcolor: grid, zerolinecolor: grid });
       const axes = new Set(["xaxis", "yaxis", ...Object.keys(own).filter((name) => /^[xy]axis\d+$/.test(name))]);
-      P().react(div, onThisPage(spec), {
+      const titles = [...axes].map((name) => ((own[name] || {}).title || {}).text).join();
+      P().react(div, data, {
         ...own, title: { ...(own.title || {}), font: { size: 13 } }, ...Object.fromEntries([...axes].map((name) => [name, axis(name)])),
-        font: { ...(own.font || {}), color: css("--body-text-color") }, autosize: true, datarevision: rev,
+        font: { ...(own.font || {}), color: css("--body-text-color") }, autosize: true,
+        uirevision: titles + log, datarevision: rev,
       }, CONFIG);
       root.dataset.points = spec.data.length;
     };
@@ -256,7 +286,7 @@
     watch("value", feed);
     feed();
     new MutationObserver(schedule).observe(document.body, { attributes: true, attributeFilter: ["class"] });
-    new MutationObserver(schedule).observe(root, { attributes: true, attributeFilter: ["data-scale", "data-by"] });
+    new MutationObserver(schedule).observe(root, { attributes: true, attributeFilter: ["data-scale", "data-hscale", "data-by", "data-axes"] });
     new ResizeObserver(schedule).observe(root);
   }
 

@@ -25,6 +25,9 @@ COLOURS: dict[str, tuple[str, str]] = {
     "restart": ("#8C8A84", "#8A8F98"),
 }
 
+ON_DARK = dict(COLOURS.values())
+"""Colour on paper -> its like on a dark page; figures carry it along as `layout.meta.dark`, and the page uses it."""
+
 DASHES = {
     "target": "dot",
     "achieved": "solid",
@@ -147,8 +150,14 @@ def _shares(target: np.ndarray, log_achieved: np.ndarray) -> tuple[np.ndarray, n
     return target, np.exp(log_achieved), shares
 
 
-def base_layout(title: str, x_title: str, y_title: str, dark: bool = False) -> go.Layout:
-    """The look shared by all figures; backgrounds stay clear so that a page's own shows through."""
+def base_layout(
+    title: str, x_title: str, y_title: str, dark: bool = False, measures: Sequence[tuple[str, str, str]] = ()
+) -> go.Layout:
+    """The look shared by all figures; backgrounds stay clear so that a page's own shows through.
+
+    `measures` are (axis, `kl` or `h`, unit), as in `("y", "kl", "nats")`, for axes of a divergence or an entropy: the
+    page shows them in the unit that its user has chosen for that quantity.
+    """
     ink, grid = ("#E8E8E6", "#3A3D44") if dark else ("#1C1C1A", "#E3E2DD")
     axis = {"gridcolor": grid, "zerolinecolor": grid, "linecolor": grid, "ticks": "outside", "tickcolor": grid}
     return go.Layout(
@@ -161,6 +170,7 @@ def base_layout(title: str, x_title: str, y_title: str, dark: bool = False) -> g
         yaxis={**axis, "title": {"text": y_title}, "rangemode": "tozero"},
         legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0, "xanchor": "left"},
         hovermode="closest",
+        meta={"dark": ON_DARK, "measures": list(measures)},
     )
 
 
@@ -191,6 +201,7 @@ def floor_curve(
             "entropy of the target (bits)",
             "floor of KL(p‖q) (nats)",
             dark,
+            [("x", "h", "bits"), ("y", "kl", "nats")],
         )
     )
     markers = ("circle", "square", "diamond", "triangle-up", "x", "star", "pentagon")

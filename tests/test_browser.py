@@ -195,7 +195,7 @@ def test_an_example_is_one_click(page: Page) -> None:
     page.click("#example-die")
     expect(page.locator("#notice")).to_contain_text("fair die")
     expect(page.locator("#recipe textarea")).to_have_value(re.compile(r"tokens\(.*\"6\": 1"))
-    expect(page.locator("#preset input")).to_have_value("fast *")
+    expect(page.locator("#preset input")).to_have_value("custom")
     expect(page.locator("#status")).to_contain_text("Running")
     page.click("#stop")
     expect(page.locator("#status [data-status]")).to_be_visible()
@@ -212,7 +212,7 @@ def test_every_knob_is_behind_the_fold_and_slots_are_chips_and_text(page: Page) 
     page.get_by_role("option", name="fast", exact=True).click()
     expect(page.locator("#knob-evaluations input")).to_have_value("1500")
     page.fill("#knob-patience input", "7")
-    expect(page.locator("#preset input")).to_have_value("fast *")
+    expect(page.locator("#preset input")).to_have_value("custom")
 
     page.get_by_label("hybrid", exact=True).check()
     slots = page.locator("#slots textarea, #slots input").first

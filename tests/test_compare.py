@@ -103,16 +103,15 @@ def test_the_curves_are_the_best_so_far(app: AppContext, capsules: dict) -> None
     assert [trace.name[0] for trace in figure.data] == ["A", "C"]
     assert len({(trace.line.color, trace.line.dash) for trace in figure.data}) == 2
     entropies_figure: Any = entropy_figure(runs, [1])
-    bits = entropies_figure.data[0].y[-1]
-    assert bits == pytest.approx(runs[1].best_so_far()[1][-1] / NATS_PER_BIT)  # type: ignore[operator]
-    logarithmic: Any = kl_figure(runs, [0], log=True)
-    assert logarithmic.layout.yaxis.type == "log"
+    assert entropies_figure.data[0].y[-1] == runs[1].best_so_far()[1][-1]
+    for figure, kind in ((kl_figure(runs, [0]), "kl"), (entropies_figure, "h")):
+        assert json.loads(str(figure.to_json()))["layout"]["meta"]["measures"] == [["y", kind, "nats"]]
 
 
 def test_ticking_and_taking_off(app: AppContext, capsules: dict, tmp_path: Path) -> None:
     library, ids = Library(app), list(capsules)
     choice = Choice().with_runs(ids).changed({"toggle": ids[0]})
-    stored, table, kl, _, note, *files = compared(library, choice, "step", "linear", tmp_path)
+    stored, table, kl, _, note, *files = compared(library, choice, "step", tmp_path)
     assert table.count("<tr>") == 4
     assert table.count(" checked>") == 2
     assert len(json.loads(kl)["data"]) == 2
@@ -125,7 +124,7 @@ def test_ticking_and_taking_off(app: AppContext, capsules: dict, tmp_path: Path)
 
 
 def test_nothing_to_compare_says_what_to_do(app: AppContext, tmp_path: Path) -> None:
-    stored, table, kl, entropy, _, *files = compared(Library(app), Choice(("A" * 22, "..")), "step", "log", tmp_path)
+    stored, table, kl, entropy, _, *files = compared(Library(app), Choice(("A" * 22, "..")), "step", tmp_path)
     assert table == EMPTY
     assert (kl, entropy) == ("", "")
     assert stored == {"runs": [], "hidden": []}

@@ -19,7 +19,7 @@ from dpexplore.tuning import TuneConfig, restore
 from dpexplore.ui.context import AppContext
 from dpexplore.ui.journal import Journal, Record, RunFile, new_run_id
 from dpexplore.ui.model_pool import ModelPool
-from dpexplore.ui.share_bar import arrive, arrive_by_capsule, arrived_views, preset_of
+from dpexplore.ui.share_bar import arrive, arrive_by_capsule, arrived_views
 from dpexplore.ui.watch import RunView
 from tests.live_server import free_port, start_server
 
@@ -216,11 +216,6 @@ def test_what_is_no_capsule_is_one_sentence(tmp_path: Path) -> None:
     for text in ("", "[]", '{"format": "dpexplore capsule", "format_version": 1}', '{"format": "dpexplore capsule"}'):
         path.write_text(text, encoding="utf-8")
         assert "capsule" in arrive_by_capsule(str(path)).problem
-
-
-def test_a_configs_preset_is_found_again() -> None:
-    assert preset_of(TuneConfig.preset("fast", method="hard", seed=7)) == "fast"
-    assert preset_of(TuneConfig.preset("fast", steps=7)).endswith("*")
 
 
 # A real server, killed.

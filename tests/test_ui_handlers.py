@@ -36,7 +36,7 @@ from dpexplore.ui.recipes import entropy_recipe, prompt_recipe
 from dpexplore.ui.result_view import result_html
 from dpexplore.ui.settings import (
     ADVANCED,
-    CHANGED,
+    CUSTOM,
     PRESET_FIELDS,
     apply_preset,
     build_control,
@@ -45,7 +45,7 @@ from dpexplore.ui.settings import (
     from_control,
     line_of,
     make_config,
-    mark_changed,
+    preset_of,
     preset_values,
 )
 from dpexplore.ui.target_panel import add_transform, nudge, open_tab, read_recipe, set_base, set_stack, show_target
@@ -188,11 +188,13 @@ def test_no_traceback_ever_reaches_the_page(app: AppContext, monkeypatch: pytest
 
 
 def test_presets_fill_every_setting_that_is_not_the_question() -> None:
-    filled = dict(zip(("preset", *PRESET_FIELDS), apply_preset("fast"), strict=True))
-    assert filled["preset"]["value"] == "fast"
     for name in PRESETS:
-        assert make_config({"method": "soft", **preset_values(name)}) == TuneConfig.preset(name, method="soft")
-    assert mark_changed("fast")["value"] == mark_changed("fast" + CHANGED)["value"] == "fast" + CHANGED
+        filled = dict(zip(PRESET_FIELDS, apply_preset(name), strict=True))
+        assert make_config({"method": "soft", **filled}) == TuneConfig.preset(name, method="soft")
+        assert preset_of(filled) == name
+        assert preset_of({**filled, "steps": filled["steps"] + 1}) == CUSTOM
+    assert preset_of(control_values(TuneConfig.preset("fast", method="hard", seed=7))) == "fast"
+    assert all("__type__" in value for value in apply_preset(CUSTOM))
 
 
 def test_every_setting_survives_its_control() -> None:

@@ -80,9 +80,9 @@ class SweepData:
 def read_sweeps(store: Store) -> Iterator[SweepData]:
     """Every sweep of the store that has at least one result, in the order of the paper's figures."""
     table = store.read().to_pandas()
-    floors = table[table["kind"] == "floor"].drop_duplicates(["identity", "recipe"])
-    floors = floors.set_index(["identity", "recipe"])[_FLOOR_COLUMNS]
-    table = table.drop(columns=_FLOOR_COLUMNS).join(floors, on=["identity", "recipe"])
+    target = ["identity", "recipe"]
+    floors = table[table["kind"] == "floor"].drop_duplicates(target)[[*target, *_FLOOR_COLUMNS]]
+    table = table.drop(columns=_FLOOR_COLUMNS).merge(floors, on=target, how="left")
     by_sweep: dict[str, list[Listing]] = {}
     for listing in store.listings():
         by_sweep.setdefault(listing.sweep, []).append(listing)

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from dpexplore.experiments.tables import Table
 from dpexplore.plots import COLOURS, DASHES, base_layout, colour, tint
+from dpexplore.plots import ON_DARK as ROLES_ON_DARK
 
 # Series of one figure: the achieved colour first, then hues that no role has taken. For each its like on a dark page.
 SERIES = {
@@ -20,8 +21,8 @@ SERIES = {
     "#B0307A": "#F08CC4",
     "#55534E": "#B4B2AC",
 }
-ON_DARK = dict(COLOURS.values()) | SERIES
-"""Colour on paper -> its like on a dark page; figures carry it along as `layout.meta.dark`, and the page uses it."""
+ON_DARK = ROLES_ON_DARK | SERIES
+"""As `dpexplore.plots.ON_DARK`, with the series' colours."""
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
 LINES = ("solid", "dash", "dot", "dashdot", "longdash", "solid")
 LOSS = "KL(p‖q) (nats)"

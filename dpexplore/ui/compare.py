@@ -29,7 +29,7 @@ from dpexplore.ui.context import AppContext, sentence
 from dpexplore.ui.journal import new_run_id
 from dpexplore.ui.markup import message, quantity, table
 from dpexplore.ui.target_panel import QUIET
-from dpexplore.ui.widgets import card_title, chart, view
+from dpexplore.ui.widgets import axis_switch, card_title, chart, view
 
 MOST_RUNS = 24
 """A page compares so many; the ones kept first give way."""
@@ -42,7 +42,6 @@ EMPTY = (
     "and come back; or open the capsules of earlier runs with the button above.</div>"
 )
 AXES = [("steps", "step"), ("prompts scored", "evaluations")]
-SCALES = [("linear", "linear"), ("log", "log")]
 FILES = ("runs csv", "runs parquet", "curves csv", "curves parquet")
 
 _SCRIPT = """
@@ -203,90 +202,94 @@ def _row(run: KeptRun, place: int, shown: bool) -> list[str]:
     ]
 
 
-def compared(library: Library, choice: Choice, axis: Axis, scale: str, folder: Path) -> list[Any]:
+def compared(library: Library, choice: Choice, axis: Axis, folder: Path) -> list[Any]:
     """Values for (stored, table, KL figure, entropy figure, note, *files)."""
     runs = library.runs(choice.run_ids)
     choice = Choice(tuple(run.run_id for run in runs), choice.hidden)
     shown = [place for place, run in enumerate(runs) if run.run_id not in choice.hidden]
     figures = ["", ""]
     if shown:
-        drawn = kl_figure(runs, shown, axis, log=scale == "log"), entropy_figure(runs, shown, axis)
+        drawn = kl_figure(runs, shown, axis), entropy_figure(runs, shown, axis)
         figures = [figure_json(figure) + "\n" for figure in drawn]
     files = write_tables(runs, folder) if runs else {}
     buttons = [gr.update(value=str(files[name]) if runs else None, interactive=bool(runs)) for name in FILES]
     return [choice.stored(), compare_table(runs, choice.hidden), *figures, "", *buttons]
 
 
-def build_compare(app: AppContext, demo: gr.Blocks) -> None:
-    """The tab, beside the others of the page's navigation."""
+def kept_runs() -> gr.BrowserState:
+    """What this browser compares, here and when the page is opened again."""
+    return gr.BrowserState(Choice().stored(), storage_key=STORAGE_KEY, secret=STORAGE_SECRET)
+
+
+def build_compare(app: AppContext, result: gr.HTML, stored: gr.BrowserState) -> None:
+    """The tab, beside the others of the page's navigation. A run is kept as soon as its `result` is there."""
     library = Library(app)
-    with gr.Tab("Compare", id="compare") as tab:
-        stored = gr.BrowserState(Choice().stored(), storage_key=STORAGE_KEY, secret=STORAGE_SECRET)
-        with gr.Column(elem_id="compare"):
-            with gr.Column(elem_classes="dpx-card", elem_id="compare-card"):
-                with gr.Row(elem_classes="dpx-title-row"):
-                    card_title("Runs side by side")
-                    add = gr.UploadButton(
-                        "Add capsules",
-                        file_types=[".json"],
-                        file_count="multiple",
-                        size="sm",
-                        elem_id="compare-add",
-                        scale=0,
+    with gr.Tab("Compare", id="compare") as tab, gr.Column(elem_id="compare-page"):
+        with gr.Column(elem_classes="dpx-card", elem_id="compare-card"):
+            with gr.Row(elem_classes="dpx-title-row"):
+                card_title("Runs side by side")
+                add = gr.UploadButton(
+                    "Add capsules",
+                    file_types=[".json"],
+                    file_count="multiple",
+                    size="sm",
+                    elem_id="compare-add",
+                    scale=0,
+                )
+            note = view(live=True, elem_id="compare-note")
+            rows = gr.HTML(
+                EMPTY,
+                html_template="<div class='dpx-view'></div>",
+                js_on_load=_SCRIPT,
+                apply_default_css=False,
+                elem_id="compare-table",
+            )
+            with gr.Row(elem_id="compare-files"):
+                files = [
+                    gr.DownloadButton(
+                        _file_label(name), interactive=False, size="sm", elem_id=f"compare-{name.replace(' ', '-')}"
                     )
-                note = view(live=True, elem_id="compare-note")
-                rows = gr.HTML(
-                    EMPTY,
-                    html_template="<div class='dpx-view'></div>",
-                    js_on_load=_SCRIPT,
-                    apply_default_css=False,
-                    elem_id="compare-table",
-                )
-                with gr.Row(elem_id="compare-files"):
-                    files = [
-                        gr.DownloadButton(
-                            _file_label(name), interactive=False, size="sm", elem_id=f"compare-{name.replace(' ', '-')}"
-                        )
-                        for name in FILES
-                    ]
-            with gr.Row(elem_classes="dpx-card", elem_id="compare-axes"):
-                axis = gr.Radio(AXES, value="step", label="Along", elem_id="compare-axis")
-                scale = gr.Radio(SCALES, value="linear", label="Axis of KL", elem_id="compare-scale")
-            with gr.Row(elem_id="compare-charts"):
-                kl = _figure(
-                    "compare-kl", "Distance to the target", "Every ticked run becomes a line here: its best KL so far."
-                )
-                entropy = _figure(
-                    "compare-entropy",
-                    "Entropy of what the prompts say",
-                    "And here: the entropy of what that best prompt says.",
-                )
+                    for name in FILES
+                ]
+                axis = gr.Radio(AXES, value="step", label="Curves along", elem_id="compare-axis")
+        with gr.Row(elem_id="compare-charts"):
+            kl = _figure(
+                "compare-kl", "Distance to the target", "Every ticked run becomes a line here: its best KL so far."
+            )
+            entropy = _figure(
+                "compare-entropy",
+                "Entropy of what the prompts say",
+                "And here: the entropy of what that best prompt says.",
+            )
     outputs = [stored, rows, kl, entropy, note, *files]
 
-    def opened(kept: Any, axis: Axis, scale: str, request: gr.Request) -> list[Any]:
+    def keep(kept: Any, request: gr.Request) -> dict[str, list[str]]:
+        return Choice.read(kept).with_runs(app.sessions.finished(request.session_hash or "")).stored()
+
+    def opened(kept: Any, axis: Axis, request: gr.Request) -> list[Any]:
         session = request.session_hash or ""
         choice = Choice.read(kept).with_runs(app.sessions.finished(session))
-        return compared(library, choice, axis, scale, _folder(session))
+        return compared(library, choice, axis, _folder(session))
 
-    def clicked(kept: Any, axis: Axis, scale: str, request: gr.Request, event: gr.EventData) -> list[Any]:
+    def clicked(kept: Any, axis: Axis, request: gr.Request, event: gr.EventData) -> list[Any]:
         choice = Choice.read(kept).changed(event._data)
         app.sessions.forget_finished(request.session_hash or "", event._data.get("drop"))
-        return compared(library, choice, axis, scale, _folder(request.session_hash or ""))
+        return compared(library, choice, axis, _folder(request.session_hash or ""))
 
-    def added(paths: list[str], kept: Any, axis: Axis, scale: str, request: gr.Request) -> list[Any]:
+    def added(paths: list[str], kept: Any, axis: Axis, request: gr.Request) -> list[Any]:
         choice, problem = Choice.read(kept), ""
         for path in paths or []:
             try:
                 choice = choice.with_runs([library.add_capsule(Path(path))])
             except Exception as error:
                 problem = sentence(error)
-        values = compared(library, choice, axis, scale, _folder(request.session_hash or ""))
+        values = compared(library, choice, axis, _folder(request.session_hash or ""))
         values[4] = message(problem, "error")
         return values
 
-    settings = [stored, axis, scale]
-    tab.select(opened, settings, outputs, **QUIET)
-    gr.on([axis.input, scale.input], opened, settings, outputs, **QUIET)
+    settings = [stored, axis]
+    result.change(keep, stored, stored, **QUIET)
+    gr.on([tab.select, axis.input], opened, settings, outputs, **QUIET)
     rows.input(clicked, settings, outputs, **QUIET)  # type: ignore[attr-defined]
     add.upload(added, [add, *settings], outputs, **QUIET)
 
@@ -296,7 +299,8 @@ def _figure(name: str, title: str, empty: str) -> gr.HTML:
         f"<button type='button' data-image='{name}:{kind}' aria-label='{title} as {kind}'>{kind.upper()}</button>"
         for kind in ("png", "svg")
     )
-    caption = f"<h2>{escape(title)}</h2><span class='dpx-copy'>{buttons}</span>"
+    switch = axis_switch(f"Axis of {title}", f"{name}:scale")
+    caption = f"<h2>{escape(title)}</h2>{switch}<span class='dpx-copy'>{buttons}</span>"
     with gr.Column(elem_classes="dpx-card", min_width=320):
         return chart("figure", [("dpx-figure", caption)], empty, elem_id=name)
 

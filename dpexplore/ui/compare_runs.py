@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from dpexplore.errors import InputError
-from dpexplore.plots import NATS_PER_BIT, base_layout
+from dpexplore.plots import NATS_PER_BIT, base_layout, colour
 from dpexplore.ui.journal import Record
 
 PALETTE = ("#2E86C9", "#CE5A24", "#1B9270", "#A468BF", "#A97A0A", "#D0568A", "#7C7E86", "#2696A8")
@@ -179,36 +179,36 @@ def write_tables(runs: Sequence[KeptRun], folder: Path) -> dict[str, Path]:
 # Figures.
 
 
-def kl_figure(runs: Sequence[KeptRun], shown: Sequence[int], axis: Axis = "step", log: bool = False) -> go.Figure:
-    """The best KL so far of the `shown` runs; the floor where they share one."""
-    figure = _new_figure(axis, "best KL(p‖q) so far (nats)")
+def kl_figure(runs: Sequence[KeptRun], shown: Sequence[int], axis: Axis = "step") -> go.Figure:
+    """The best KL so far of the `shown` runs in nats; the floor where they share one."""
+    figure = _new_figure(axis, "best KL(p‖q) so far (nats)", "kl")
     for place in shown:
         _add_line(figure, runs[place], place, runs[place].best_so_far()[0], axis, "nats")
     floors = {runs[place].floor_nats for place in shown if len({runs[n].recipe for n in shown}) == 1}
     if len(floors) == 1 and (floor := next(iter(floors))) is not None and floor > 0:
         figure.add_hline(
-            floor, line={"color": "#9A5BB0", "width": 2}, annotation_text=f"certified floor {floor:.2f} nats"
+            floor, line={"color": colour("floor"), "width": 2}, annotation_text=f"certified floor {floor:.2f} nats"
         )
-        figure.update_annotations(font={"color": "#9A5BB0", "size": 12}, xanchor="right", x=1, bgcolor="rgba(0,0,0,0)")
-    return figure.update_yaxes(type="log") if log else figure
+        figure.update_annotations(font={"color": colour("floor"), "size": 12}, bgcolor="rgba(0,0,0,0)")
+    return figure
 
 
 def entropy_figure(runs: Sequence[KeptRun], shown: Sequence[int], axis: Axis = "step") -> go.Figure:
-    """The entropy of q at the best prompt so far of the `shown` runs, and their targets' at the right."""
-    figure = _new_figure(axis, "entropy of q (bits)")
+    """The entropy of q at the best prompt so far of the `shown` runs in nats, and their targets'."""
+    figure = _new_figure(axis, "entropy of q (nats)", "h")
     for place in shown:
-        nats = runs[place].best_so_far()[1]
-        _add_line(figure, runs[place], place, [None if h is None else h / NATS_PER_BIT for h in nats], axis, "bits")
-    for bits in sorted({round(runs[place].target_entropy_nats / NATS_PER_BIT, 3) for place in shown}):
-        figure.add_hline(
-            bits, line={"color": "#2E86C9", "width": 1.5, "dash": "dot"}, annotation_text=f"target {bits:.2f} bits"
-        )
-    return figure.update_annotations(font={"color": "#2E86C9", "size": 12}, xanchor="right", x=1)
+        _add_line(figure, runs[place], place, runs[place].best_so_far()[1], axis, "nats")
+    level = {"color": colour("target"), "width": 1.5, "dash": "dot"}
+    targets = sorted({round(runs[place].target_entropy_nats, 3) for place in shown})
+    for number, nats in enumerate(targets):  # neighbours write on different sides of the plot and of their lines
+        position = "top right" if number % 2 else "bottom left"
+        figure.add_hline(nats, line=level, annotation_text=f"target {nats:.2f} nats", annotation_position=position)
+    return figure.update_annotations(font={"color": colour("target"), "size": 12})
 
 
-def _new_figure(axis: Axis, y_title: str) -> go.Figure:
+def _new_figure(axis: Axis, y_title: str, kind: str) -> go.Figure:
     x_title = "step" if axis == "step" else "prompts scored, in all restarts"
-    figure = go.Figure(layout=base_layout("", x_title, y_title))
+    figure = go.Figure(layout=base_layout("", x_title, y_title, measures=[("y", kind, "nats")]))
     return figure.update_layout(legend={"y": 1.02, "yanchor": "bottom"}, margin={"t": 8})
 
 

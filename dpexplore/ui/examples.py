@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from dpexplore.ui.context import AppContext
-from dpexplore.ui.settings import PRESET_FIELDS, mark_changed, preset_values
+from dpexplore.ui.settings import CUSTOM, PRESET_FIELDS, preset_values
 from dpexplore.ui.target_panel import QUIET, TargetPanel, read_recipe
 from dpexplore.ui.tune_panel import TunePanel
 from dpexplore.ui.widgets import view
@@ -121,7 +121,7 @@ def wire_examples(
             return {
                 **{shown[name]: value for name, value in changes.items()},
                 **{set_by_name[name]: value for name, value in settings_of(example).items()},
-                tuning.preset: mark_changed(PRESET),
+                tuning.preset: CUSTOM,
                 panel.notice: f"<p class='dpx-notice'><b>Notice:</b> {example.notice}</p>",
             }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,13 +26,24 @@ from dpexplore.ui.tune_panel import (
     live_chart,
     wire_tune_panel,
 )
-from dpexplore.ui.widgets import card_title, legend, microscope, segmented
+from dpexplore.ui.widgets import axis_switch, card_title, legend, microscope, segmented, view
 
+TITLE = "<h2><i class='is-target'></i>Target and <i class='is-achieved'></i>achieved</h2>"
 BY = [("by rank", "achieved-chart:by:rank"), ("by token", "achieved-chart:by:token")]
 
 
-def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML) -> gr.State:
-    """The tab's content; gives the name of the model that the page works with. `strip` shows its loading."""
+@dataclass(frozen=True)
+class Explore:
+    """What other tabs follow."""
+
+    model: gr.State
+    """The name of the model that the page works with."""
+    result: gr.HTML
+    """Changes when a run has ended."""
+
+
+def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML) -> Explore:
+    """The tab's content. `strip` shows the model's loading."""
     examples = build_examples()
     with gr.Row(elem_id="page"):
         with gr.Column(elem_id="left", scale=0, min_width=320):
@@ -41,12 +53,12 @@ def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML) -> gr.State:
                 target = build_target_panel()
             with gr.Column(elem_classes="dpx-card", elem_id="floor-card"):
                 told, ladder = build_floor_card()
+            with gr.Column(elem_classes="dpx-card", elem_id="why-card"):
+                floor = build_why_card(told, ladder)
         with gr.Column(elem_id="right", scale=1, min_width=320):
             with gr.Column(elem_classes="dpx-card", elem_id="tune-card"):
                 tuning = build_tune_panel()
             shown, onward, bar = _results(app)
-            with gr.Column(elem_classes="dpx-card", elem_id="why-card"):
-                floor = build_why_card(told, ladder)
     wire_target_panel(app, target, models.name)
     run_after = wire_tune_panel(app, demo, tuning, shown, models.name, target.recipe)
     wire_examples(app, examples, target, tuning, models.name, run_after)
@@ -56,7 +68,7 @@ def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML) -> gr.State:
     starts = [tuning.tune, *examples.buttons.values()]
     for loaded in _wire_models(app, models, target, starts, tuning.status, arrivals, bar):
         show_arrivals(app, loaded, bar, models.name, target, tuning, shown)
-    return models.name
+    return Explore(models.name, shown.result)
 
 
 def _results(app: AppContext) -> tuple[ResultPanel, ContinuationPanel, ShareBar]:
@@ -65,8 +77,9 @@ def _results(app: AppContext) -> tuple[ResultPanel, ContinuationPanel, ShareBar]
     with gr.Row(elem_id="lower"):
         with gr.Column(elem_id="middle", min_width=300):
             with gr.Column(elem_classes="dpx-card", elem_id="achieved-card"):
-                switch = segmented("Order of tokens", BY, "switch", BY[0][1])
-                card_title("Target and achieved", legend([("target", "target"), ("achieved", "achieved")]) + switch)
+                switches = segmented("Order of tokens", BY, "switch", BY[0][1])
+                switches += axis_switch("Axes of the distributions", "achieved-chart:axes", "log")
+                view(f"<div class='dpx-card-title'>{TITLE}{switches}</div>")
                 ranks = achieved_chart()
             with gr.Column(elem_classes="dpx-card", elem_id="onward-card"):
                 card_title("What it says next")

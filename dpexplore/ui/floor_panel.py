@@ -156,16 +156,11 @@ def build_floor_card() -> tuple[gr.HTML, gr.HTML]:
 
 def build_why_card(told: gr.HTML, ladder: gr.HTML) -> FloorPanel:
     card_title("Why is this hard?")
-    with gr.Row(elem_id="why-row"):
-        with gr.Column(min_width=280):
-            why = view(
-                "<p class='dpx-note'>The tokens that the model's head cannot serve appear here.</p>", elem_id="why"
-            )
-        with gr.Column(min_width=280):
-            draw = gr.Button("Draw this model's floor over all entropies", size="sm", elem_id="draw-curve")
-            progress = view(live=True, elem_id="curve-progress")
-            empty = "One click: the floor at every entropy, for the paper's kinds of target. No tuning needed."
-            curve = chart("figure", [("dpx-figure", "")], empty, elem_id="floor-curve")
+    why = view("<p class='dpx-note'>The tokens that the model's head cannot serve appear here.</p>", elem_id="why")
+    draw = gr.Button("Draw this model's floor over all entropies", size="sm", elem_id="draw-curve")
+    progress = view(live=True, elem_id="curve-progress")
+    empty = "One click: the floor at every entropy, for the paper's kinds of target. No tuning needed."
+    curve = chart("figure", [("dpx-figure", "")], empty, elem_id="floor-curve")
     return FloorPanel(told, ladder, why, draw, progress, curve)
 
 

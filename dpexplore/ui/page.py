@@ -8,7 +8,7 @@ import gradio as gr
 
 from dpexplore.ui.about import build_about
 from dpexplore.ui.api import add_endpoints
-from dpexplore.ui.compare import build_compare
+from dpexplore.ui.compare import build_compare, kept_runs
 from dpexplore.ui.context import AppContext
 from dpexplore.ui.experiments import build_experiments
 from dpexplore.ui.explore import build_explore
@@ -31,19 +31,17 @@ def build(app: AppContext | None = None) -> gr.Blocks:
     with gr.Blocks(title="dpexplore", analytics_enabled=False, fill_width=True, delete_cache=(3600, 7200)) as demo:
         view(HEADER, elem_id="header")
         strip = view(live=True, elem_id="model-strip")
-        # Gradio draws a tab's components when it is first opened, so that further tabs cost the first load nothing.
-        # Compare, Strings and Experiments stand between Explore and Lessons, each one line that calls its module's
-        # build function: build_compare(app, demo), build_strings(app, demo, model), build_experiments(app, demo).
+        kept = kept_runs()  # outside the tabs: Gradio draws a tab's components when it is first opened
         with gr.Tabs(elem_id="nav", overflow_behavior="wrap"):
             with gr.Tab("Explore", id="explore"):
-                model = build_explore(app, demo, strip)
-            build_compare(app, demo)
+                explore = build_explore(app, demo, strip)
+            build_compare(app, explore.result, kept)
             with gr.Tab("Strings", id="strings"):
-                build_strings(app, demo, model)
+                build_strings(app, demo, explore.model)
             with gr.Tab("Experiments", id="experiments"):
                 build_experiments(app, demo)
             with gr.Tab("Lessons", id="lessons") as lessons:
-                build_lessons(app, lessons, model)
+                build_lessons(app, lessons, explore.model)
             with gr.Tab("About", id="about"):
                 build_about()
         add_endpoints(app)

@@ -20,8 +20,8 @@ ADVANCED = tuple(name for name in KNOBS if name not in MAIN)
 """The others, behind the fold."""
 PRESET_FIELDS = tuple(name for name in KNOBS if name not in ("method", "slots", "seed"))
 """What a preset sets: everything but the question that is asked."""
-CHANGED = " *"
-"""Follows a preset's name once a setting of it was changed."""
+CUSTOM = "custom"
+"""Stands in the list of presets for settings that are no preset's."""
 
 NAMES = {
     "bos": "Start token",
@@ -136,16 +136,18 @@ def preset_values(name: str) -> dict[str, Any]:
 
 
 def apply_preset(name: str) -> list[Any]:
-    """Values for (preset, *PRESET_FIELDS); a name with `CHANGED` changes nothing."""
+    """Values for PRESET_FIELDS; `CUSTOM` changes nothing."""
     if name not in PRESETS:
-        return [gr.skip()] * (1 + len(PRESET_FIELDS))
-    return [gr.update(choices=list(PRESETS), value=name), *preset_values(name).values()]
+        return [gr.skip()] * len(PRESET_FIELDS)
+    return [*preset_values(name).values()]
 
 
-def mark_changed(name: str) -> Any:
-    """A setting of the preset was changed by hand."""
-    changed = name.removesuffix(CHANGED) + CHANGED
-    return gr.update(choices=[*PRESETS, changed], value=changed)
+def preset_of(values: dict[str, Any]) -> str:
+    """The preset that the controls' values follow, or `CUSTOM`."""
+    for name in PRESETS:
+        if all(values[field] == value for field, value in preset_values(name).items()):
+            return name
+    return CUSTOM
 
 
 # Slots as chips.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import gradio as gr
 from gradio.components import Component
 
 from dpexplore.errors import InputError
-from dpexplore.tuning import PRESETS, TuneConfig, load_capsule
+from dpexplore.tuning import TuneConfig, load_capsule
 from dpexplore.ui.context import AppContext, sentence
 from dpexplore.ui.journal import Record
 from dpexplore.ui.markup import message
-from dpexplore.ui.settings import CHANGED, control_values, make_config, preset_values
+from dpexplore.ui.settings import control_values, make_config, preset_of
 from dpexplore.ui.share import Setup, decode_setup, encode_setup
 from dpexplore.ui.target_panel import QUIET, TargetPanel, panels_of, show_target
 from dpexplore.ui.tune_panel import ResultPanel, TunePanel, run_outputs, show_run
@@ -142,21 +143,12 @@ def arrive_by_capsule(path: str) -> Arrival:
         return Arrival(problem=sentence(error))
 
 
-def preset_of(config: TuneConfig) -> str:
-    """The preset that a config follows, or the first one, marked as changed."""
-    values = control_values(config)
-    for name in PRESETS:
-        if all(values[field] == value for field, value in preset_values(name).items()):
-            return name
-    return next(iter(PRESETS)) + CHANGED
-
-
 def arrived_views(app: AppContext, session: str, what: str) -> Generator[RunView]:
     """The views of what a link or a capsule leads to."""
     kind, _, name = what.partition(" ")
     if kind == "capsule":
         capsule = load_capsule(Path(name))
-        yield _capsule_view(app, setup_of(capsule), capsule, None)
+        yield from _capsule_views(app, setup_of(capsule), capsule, None)
         return
     live = app.sessions.join(session, name)
     if live is not None:
@@ -166,13 +158,21 @@ def arrived_views(app: AppContext, session: str, what: str) -> Generator[RunView
     if record is None:
         raise InputError("This server knows no run by this link; it is too old, or was made on another server.")
     capsule = record.as_capsule()
-    yield (
-        failed_view(record) if capsule is None else _capsule_view(app, setup_of(capsule, record.model), capsule, record)
-    )
+    if capsule is None:
+        yield failed_view(record)
+    else:
+        yield from _capsule_views(app, setup_of(capsule, record.model), capsule, record)
 
 
-def _capsule_view(app: AppContext, setup: Setup, capsule: dict[str, Any], record: Record | None) -> RunView:
-    return capsule_view(app.pool.get(setup.model).lm, app.target(setup.model, setup.recipe), capsule, record)
+def _capsule_views(app: AppContext, setup: Setup, capsule: dict[str, Any], record: Record | None) -> Generator[RunView]:
+    """A finished run, and again with the floor's lines where they had not been recorded."""
+    lm, target = app.pool.get(setup.model).lm, app.target(setup.model, setup.recipe)
+    view = capsule_view(lm, target, capsule, record)
+    yield view
+    if not view.marked:
+        with suppress(Exception):  # the floor's own card says why there is none
+            app.floors.start(lm, target).result()
+        yield view.with_marks(app.floors.marks(lm, target) or {})
 
 
 # Wiring.
@@ -224,16 +224,14 @@ def _changes(bar: ShareBar, target: TargetPanel, tuning: TunePanel, arrival: Arr
     if arrival.setup is None:
         return told
     config, recipe = arrival.setup.config, arrival.setup.recipe
-    preset = preset_of(config)
     panels = {target.outputs[name]: value for name, value in panels_of(recipe).items()}
     settings = {tuning.controls[name]: value for name, value in control_values(config).items()}
-    choices = gr.update(choices=[*PRESETS, *([preset] if preset not in PRESETS else [])], value=preset)
     return {
         **told,
         bar.wanted: arrival.setup.model,
         target.recipe: recipe,
         **panels,
-        tuning.preset: choices,
+        tuning.preset: preset_of(control_values(config)),
         **settings,
     }
 

@@ -32,6 +32,11 @@ def _number(value: float | None) -> float | None:
     return short if math.isfinite(short) else None
 
 
+def mark_line(**marks: float | str | None) -> str:
+    """A line of the live chart's stream that adds marks to it; see `LiveStream.mark`."""
+    return _line({name: mark if isinstance(mark, str) else _number(mark) for name, mark in marks.items()})
+
+
 class LiveStream:
     """KL and entropy of a run, step by step."""
 
@@ -59,7 +64,7 @@ class LiveStream:
 
     def mark(self, **marks: float | str | None) -> None:
         """Lines across the chart (`floor`, `head`, in nats) or the end of the run (`end`)."""
-        self.text += _line({k: v if isinstance(v, str) else _number(v) for k, v in marks.items()})
+        self.text += mark_line(**marks)
 
 
 def _hundredths(probs: np.ndarray) -> list[int | None]:

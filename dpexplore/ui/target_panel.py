@@ -87,12 +87,17 @@ def show_target(app: AppContext, model: str, text: str) -> Changes:
 
 
 def set_base(app: AppContext, make: Callable[..., Recipe], model: str, text: str, *values: Any) -> Changes:
-    """A panel's control moved: the recipe begins anew, with the same transforms on top."""
+    """A panel's control moved: the recipe begins anew, with the same transforms on top.
+
+    A recipe that stays the same is not told: Gradio's drop-downs speak up whenever they are left, and what is being
+    typed into the recipe meanwhile must not be overwritten.
+    """
     try:
-        text = recipes.with_base(text, make(*values))
+        changed = recipes.with_base(text, make(*values))
     except Exception as error:
         return _trouble(error)
-    return {"recipe": text, **show_target(app, model, text)}
+    told = {} if changed == text else {"recipe": changed}
+    return {**told, **show_target(app, model, changed)}
 
 
 def open_tab(app: AppContext, tab: Tab, model: str, text: str, *values: Any) -> Changes:

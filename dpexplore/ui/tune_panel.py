@@ -17,17 +17,18 @@ from dpexplore.ui.microscope import microscope_json
 from dpexplore.ui.result_view import EMPTY_RESULT, capsule_file, result_html
 from dpexplore.ui.settings import (
     ADVANCED,
+    CUSTOM,
     PRESET_FIELDS,
     apply_preset,
     build_control,
     chips_of,
     line_of,
     make_config,
-    mark_changed,
+    preset_of,
 )
 from dpexplore.ui.target_panel import QUIET
 from dpexplore.ui.watch import RunView
-from dpexplore.ui.widgets import SCRUBBER, chart, legend, segmented, slot_chips, view
+from dpexplore.ui.widgets import SCRUBBER, axis_switch, chart, legend, slot_chips, view
 
 DEFAULT_SLOTS = "soft*3 hard*2"
 FIG4 = "Fig. 4"
@@ -133,7 +134,8 @@ def build_tune_panel() -> TunePanel:
         for name, label in (("length", "Tokens"), ("restarts", "Restarts"), ("steps", "Steps"), ("seed", "Seed")):
             least = 0 if name == "seed" else 1
             controls[name] = gr.Number(getattr(paper, name), label=label, minimum=least, elem_id=name, **number)
-        preset = gr.Dropdown(list(PRESETS), value="paper", label="Preset", elem_id="preset", scale=1, min_width=118)
+        presets = [*PRESETS, CUSTOM]  # a fixed list: Gradio's own script fails where it changes as the list closes
+        preset = gr.Dropdown(presets, value="paper", label="Preset", elem_id="preset", scale=1, min_width=118)
         go = gr.Button(TUNE, variant="primary", interactive=False, elem_id="tune", scale=1, min_width=104)
         halt = gr.Button(STOP, variant="stop", interactive=False, elem_id="stop", scale=0, min_width=72)
     with gr.Row(elem_classes="dpx-inline", elem_id="slots-row", visible=False) as row:
@@ -148,14 +150,13 @@ def build_tune_panel() -> TunePanel:
 
 
 LIVE_LEGEND = [("achieved", "best restart"), ("restart", "others")]
-SCALE = [("linear", "live-chart:scale:linear"), ("log", "live-chart:scale:log")]
 
 
 def live_chart() -> gr.HTML:
-    switch = segmented("Axis of KL", SCALE, "switch", SCALE[0][1])
+    kl, entropy = axis_switch("Axis of KL", "live-chart:scale"), axis_switch("Axis of entropy", "live-chart:hscale")
     panes = [
-        ("dpx-kl", f"<h2>Distance to the target</h2>{legend(LIVE_LEGEND)}{switch}"),
-        ("dpx-entropy", "<h2>Entropy of what the prompt says</h2>"),
+        ("dpx-kl", f"<h2>Distance to the target</h2>{legend(LIVE_LEGEND)}{kl}"),
+        ("dpx-entropy", f"<h2>Entropy of what the prompt says</h2>{entropy}"),
     ]
     empty = "Press Tune: every restart becomes a line here, the best one bold."
     return chart("live", panes, empty, elem_id="live-chart")
@@ -211,8 +212,13 @@ def run_outputs(panel: TunePanel, shown: ResultPanel) -> list[Component]:
 
 def _wire_settings(panel: TunePanel) -> None:
     control: dict[str, Any] = panel.controls
-    panel.preset.input(apply_preset, panel.preset, [panel.preset, *(control[name] for name in PRESET_FIELDS)], **QUIET)
-    gr.on([control[name].input for name in PRESET_FIELDS], mark_changed, panel.preset, panel.preset, **QUIET)
+    settings = [control[name] for name in PRESET_FIELDS]
+
+    def follow(*values: Any) -> str:
+        return preset_of(dict(zip(PRESET_FIELDS, values, strict=True)))
+
+    panel.preset.input(apply_preset, panel.preset, settings, **QUIET)
+    gr.on([setting.input for setting in settings], follow, settings, panel.preset, **QUIET)
     control["method"].change(show_method, control["method"], [panel.slots_row, control["length"]], **QUIET)
 
     def from_chips(event: gr.EventData) -> list[Any]:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -20,7 +20,7 @@ from dpexplore.ui.frames import Frames
 from dpexplore.ui.journal import Record, RunFile
 from dpexplore.ui.markup import message, quantity
 from dpexplore.ui.model_pool import INTERNAL_ERROR
-from dpexplore.ui.streams import LiveStream, RankStream
+from dpexplore.ui.streams import LiveStream, RankStream, mark_line
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,15 @@ class RunView:
     """At the last view, unless the run failed."""
     frames: Frames | None = None
     """With the result: what the run said on its way."""
+
+    @property
+    def marked(self) -> bool:
+        """Whether the live chart has the floor's lines."""
+        return '\n{"floor":' in self.live
+
+    def with_marks(self, marks: dict[str, float | None]) -> RunView:
+        """The same view with lines across the KL chart, nats."""
+        return replace(self, live=self.live + mark_line(**marks))
 
 
 class LiveRun:
@@ -254,7 +263,7 @@ def status_line(run: Run, step: TuneStep | None) -> str:
     active = sum(kl is not None for kl in step.kl_nats)
     waiting = f" · {run.waiting_rows} wait for a place" if run.waiting_rows else ""
     return (
-        f"<p class='dpx-message is-busy' data-step='{step.step}'><b>Running</b> · "
+        f"<p class='dpx-message is-busy' data-moving data-step='{step.step}'><b>Running</b> · "
         f"step {step.step} of {run.config.steps} · "
         f"best {quantity(step.best_kl_nats, 'kl', 3)} (restart {step.best_restart + 1}) · "
         f"{active} of {run.config.restarts} restarts active{waiting}</p>"

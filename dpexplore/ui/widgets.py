@@ -19,14 +19,20 @@ _MICROSCOPE = "window.dpxMicroscope(element, props, watch);"
 
 _SHOW = """
 const root = element.querySelector('.dpx-view');
-const show = () => { root.innerHTML = props.value || ''; };
+const live = root.hasAttribute('aria-live');
+const show = () => {
+  const html = props.value || '';
+  if (live) root.setAttribute('aria-live', html.includes('data-moving') ? 'off' : 'polite');
+  root.innerHTML = html;
+};
 watch('value', show); show();
 """
 
 
 def view(value: str = "", *, live: bool = False, **settings: Any) -> gr.HTML:
     """HTML made on the server from escaped text. Unlike `gr.HTML` as it comes, no template runs over the
-    value, so a token such as `${x}` or `{{x}}` stays what it is. `live`: screen readers are told of changes."""
+    value, so a token such as `${x}` or `{{x}}` stays what it is. `live`: screen readers are told of changes, but not
+    while the value carries `data-moving`, which changes several times a second."""
     region = " role='status' aria-live='polite'" if live else ""
     template = f"<div class='dpx-view'{region}></div>"
     return gr.HTML(
@@ -96,6 +102,12 @@ def segmented(label: str, options: list[tuple[str, str]], attribute: str, presse
         for text, value in options
     )
     return f"<div class='dpx-segmented' role='group' aria-label='{escape(label)}'>{buttons}</div>"
+
+
+def axis_switch(label: str, attribute: str, first: str = "linear") -> str:
+    """Linear or logarithmic; `attribute` is a chart's `<elem_id>:<data attribute>` that assets/charts.js reads."""
+    options = [(scale, f"{attribute}:{scale}") for scale in ("linear", "log")]
+    return segmented(label, options, "switch", f"{attribute}:{first}")
 
 
 def card_title(title: str, extras: str = "") -> gr.HTML:
