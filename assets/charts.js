@@ -142,7 +142,7 @@
     const p10 = (list) => list.map((v) => (v == null ? null : Math.pow(10, v / 100)));
     const draw = () => {
       rev++;
-      const byToken = root.dataset.by === "token", linear = root.dataset.axes === "linear", traces = [], frame = frames[scrub.at()];
+      const byToken = root.dataset.by === "token", linear = root.dataset.scale === "linear", traces = [], frame = frames[scrub.at()];
       if (head) {
         const tokens = (head.tokens || []).map(show);
         traces.push({
@@ -161,7 +161,7 @@
       const small = div.clientHeight < 190;
       P().react(div, traces, {
         ...layout(byToken ? "token, by its rank in the target" : "rank", "probability", {
-          x: linear ? { rangemode: "tozero" } : { type: "log", dtick: div.clientWidth < 220 ? 2 : 1, exponentformat: "power", tickangle: 0 },
+          x: { type: "log", dtick: div.clientWidth < 220 ? 2 : 1, exponentformat: "power", tickangle: 0 },
           y: linear ? { rangemode: "tozero" } : { type: "log", range: [Math.min(low, -4), 0.15], dtick: small ? 2 : undefined, exponentformat: "power" },
         }),
         uirevision: head ? head.run + byToken + linear : "none", datarevision: rev,
@@ -286,7 +286,7 @@
     watch("value", feed);
     feed();
     new MutationObserver(schedule).observe(document.body, { attributes: true, attributeFilter: ["class"] });
-    new MutationObserver(schedule).observe(root, { attributes: true, attributeFilter: ["data-scale", "data-hscale", "data-by", "data-axes"] });
+    new MutationObserver(schedule).observe(root, { attributes: true, attributeFilter: ["data-scale", "data-hscale", "data-by"] });
     new ResizeObserver(schedule).observe(root);
   }
 

@@ -197,7 +197,7 @@ def floor_curve(
     """Certified floor over entropy, a line for each kind of target; the first one leads, with its head optimum."""
     figure = go.Figure(
         layout=base_layout(
-            "What this model can never say: the certified floor over entropy",
+            "Certified floor over entropy",
             "entropy of the target (bits)",
             "floor of KL(p‖q) (nats)",
             dark,
@@ -238,7 +238,7 @@ def floor_curve(
             mode="markers",
             marker={"color": colour("target", dark), "size": 13, "line": {"width": 2, "color": "white"}},
         )
-    return figure
+    return figure.update_layout(legend={"y": -0.3})
 
 
 def tint(hex_colour: str, alpha: float) -> str:

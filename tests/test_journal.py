@@ -61,7 +61,7 @@ def test_a_finished_run_comes_back_as_it_was(app: AppContext, method: str) -> No
     arrival = arrive(app, {"run": run_id})
     assert arrival.setup is not None
     assert arrival.setup.config == METHODS[method]
-    (again,) = arrived_views(app, "another page", arrival.shows)
+    again, *marked = arrived_views(app, "another page", arrival.shows)
     assert shown.result is not None
     assert again.result is not None
     assert again.result.capsule == json.loads(json.dumps(shown.result.capsule))
@@ -72,6 +72,12 @@ def test_a_finished_run_comes_back_as_it_was(app: AppContext, method: str) -> No
     assert shown.ranks.startswith(again.ranks)
     assert len(again.live.splitlines()) >= 6
     assert again.status == shown.status
+    for view in marked:  # the run had ended before its floor was known
+        assert view.live.startswith(again.live)
+        assert view.result is again.result
+    floor = app.floors.start(app.pool.get("tiny").lm, app.target("tiny", RECIPE)).result().lower_bound_nats
+    mark = next(line for line in [again, *marked][-1].live.splitlines() if line.startswith('{"floor"'))
+    assert json.loads(mark)["floor"] == pytest.approx(floor, rel=1e-4, abs=1e-9)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -90,7 +96,7 @@ def test_a_journal_cut_off_anywhere_gives_what_was_whole(app: AppContext, method
             continue
         assert record is not None
         assert 1 + len(record.live) + len(record.ranks) + (record.best is not None) <= lines
-        (view,) = arrived_views(app, "s", f"run {run_id}")
+        view, *_ = arrived_views(app, "s", f"run {run_id}")
         if record.capsule is None and record.best is None:
             assert view.result is None
             assert "press Tune to begin it again" in view.status
@@ -107,7 +113,7 @@ def test_a_failed_run_says_so_again(app: AppContext, monkeypatch: pytest.MonkeyP
     live = app.begin("s", "tiny", RECIPE, TuneConfig(length=2, steps=3))
     live.run.error = InputError("The memory does not hold a single prompt.")
     *_, last = app.watch("s", live)
-    (again,) = arrived_views(app, "s", f"run {live.id}")
+    again, *_ = arrived_views(app, "s", f"run {live.id}")
     assert "does not hold" in last.status
     assert again.status == last.status
 
@@ -183,7 +189,7 @@ def test_a_capsule_restores_the_whole_run(app: AppContext, tmp_path: Path) -> No
     arrival = arrive_by_capsule(str(path))
     assert arrival.setup is not None
     assert arrival.setup.config == METHODS["hard"]
-    (again,) = arrived_views(app, "s", arrival.shows)
+    again, *_ = arrived_views(app, "s", arrival.shows)
     assert again.result is not None
     assert again.result.prompt_ids == shown.result.prompt_ids
     steps = [json.loads(line) for line in shown.live.splitlines()]
@@ -267,7 +273,7 @@ def test_sigkill_loses_no_finished_run_and_at_most_a_second_of_a_running_one(
         assert arrival.setup is not None
         assert arrival.setup.recipe == RECIPE
         app.pool._loaded.setdefault(left.model, app.pool.get("tiny"))
-        (view,) = arrived_views(after, "s", arrival.shows)
+        view, *_ = arrived_views(after, "s", arrival.shows)
         assert view.result is not None
         assert ("Cut off" in view.status) == left.interrupted
 

@@ -173,7 +173,7 @@ def compare_table(runs: Sequence[KeptRun], hidden: frozenset[str]) -> str:
         ("", "is-check"),
     ]
     rows = [_row(run, place, run.run_id not in hidden) for place, run in enumerate(runs)]
-    return table(headers, rows, "Runs side by side; untick one to take its curves away")
+    return table(headers, rows, "Untick a run to take its curves away; what is kept here stays in this browser")
 
 
 def _row(run: KeptRun, place: int, shown: bool) -> list[str]:

@@ -16,12 +16,12 @@ from dpexplore.ui.floor_panel import build_floor_card, build_why_card, wire_floo
 from dpexplore.ui.markup import message
 from dpexplore.ui.microscope import MICROSCOPE_EMPTY
 from dpexplore.ui.model_panel import ModelPanel, build_model_panel, use_model
+from dpexplore.ui.result_view import EMPTY_RESULT
 from dpexplore.ui.share_bar import ShareBar, build_share_bar, show_arrivals, wire_share_bar
 from dpexplore.ui.target_panel import TargetPanel, build_target_panel, entropy_limits, show_target, wire_target_panel
 from dpexplore.ui.tune_panel import (
     ResultPanel,
     achieved_chart,
-    build_result_card,
     build_tune_panel,
     live_chart,
     wire_tune_panel,
@@ -78,7 +78,7 @@ def _results(app: AppContext) -> tuple[ResultPanel, ContinuationPanel, ShareBar]
         with gr.Column(elem_id="middle", min_width=300):
             with gr.Column(elem_classes="dpx-card", elem_id="achieved-card"):
                 switches = segmented("Order of tokens", BY, "switch", BY[0][1])
-                switches += axis_switch("Axes of the distributions", "achieved-chart:axes", "log")
+                switches += axis_switch("Axis of probability", "achieved-chart:scale", "log")
                 view(f"<div class='dpx-card-title'>{TITLE}{switches}</div>")
                 ranks = achieved_chart()
             with gr.Column(elem_classes="dpx-card", elem_id="onward-card"):
@@ -86,12 +86,12 @@ def _results(app: AppContext) -> tuple[ResultPanel, ContinuationPanel, ShareBar]
                 onward = build_continuation()
         with gr.Column(elem_classes="dpx-card", elem_id="result-card", min_width=300):
             card_title("Result")
-            result, capsule = build_result_card()
+            result = view(EMPTY_RESULT, elem_id="result")
             bar = build_share_bar(app)
     with gr.Column(elem_classes="dpx-card", elem_id="microscope-card"):
         card_title("Where the KL comes from", legend([("target", "target p"), ("achieved", "achieved q")]))
         lens = microscope(MICROSCOPE_EMPTY, elem_id="microscope")
-    return ResultPanel(live, ranks, result, lens, capsule), onward, bar
+    return ResultPanel(live, ranks, result, lens, bar.capsule), onward, bar
 
 
 def _wire_models(

@@ -74,6 +74,7 @@ _OPEN_MODEL = "The capsule's model is not ready; choose it in the model picker a
 @dataclass(frozen=True)
 class ShareBar:
     links: gr.HTML
+    capsule: gr.DownloadButton
     upload: gr.UploadButton
     keep: gr.Checkbox
     note: gr.HTML
@@ -84,11 +85,13 @@ class ShareBar:
 
 
 def build_share_bar(app: AppContext) -> ShareBar:
-    upload = gr.UploadButton("Open a capsule", file_types=[".json"], elem_id="open-capsule", size="sm")
+    with gr.Row(elem_id="capsule-row"):
+        capsule = gr.DownloadButton("Download capsule", interactive=False, elem_id="capsule", size="sm")
+        upload = gr.UploadButton("Open a capsule", file_types=[".json"], elem_id="open-capsule", size="sm")
     links = gr.HTML("", html_template=_TEMPLATE, js_on_load=_SCRIPT, apply_default_css=False, elem_id="share")
     keep = gr.Checkbox(False, label="Keep running when this page is closed", elem_id="keep-running")
     note = view(live=True, elem_id="share-note")
-    return ShareBar(links, upload, keep, note, gr.State(app.model), gr.State(""))
+    return ShareBar(links, capsule, upload, keep, note, gr.State(app.model), gr.State(""))
 
 
 # What a link asks for.

@@ -167,11 +167,6 @@ def achieved_chart() -> gr.HTML:
     return chart("ranks", [("dpx-ranks", "")], empty, under=SCRUBBER, elem_id="achieved-chart")
 
 
-def build_result_card() -> tuple[gr.HTML, gr.DownloadButton]:
-    result = view(EMPTY_RESULT, elem_id="result")
-    return result, gr.DownloadButton("Download capsule (JSON)", interactive=False, elem_id="capsule", size="sm")
-
-
 def wire_tune_panel(
     app: AppContext, demo: gr.Blocks, panel: TunePanel, shown: ResultPanel, model: gr.State, recipe: gr.Textbox
 ) -> Callable[[Any], Any]:
