@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 
+PATIENCE = 120_000
+"""Milliseconds for what a busy machine of two cores may take."""
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 

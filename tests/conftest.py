@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from dpexplore.errors import InputError
 from dpexplore.models import DEFAULT_MODEL, LanguageModel, load_model
 from dpexplore.models.default_model import GGUF_MEMBER, cache_folder, prepare_default_model
 from dpexplore.targets import Target, entropy
+from tests.browser import PATIENCE, find_chromium
 from tests.tiny_models import save_tiny_model
 
 settings.register_profile("no speed asked for", deadline=None)  # the machine may be busy
@@ -65,3 +68,17 @@ def lm(tiny_lm: Callable[[str], LanguageModel]) -> LanguageModel:
 def target(lm: LanguageModel) -> Target:
     """A vanilla target of 3 bits for that model."""
     return entropy(bits=3, seed=1).build(lm)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium; the test is skipped, or fails where one is required, if there is none."""
+    path = find_chromium()
+    if path is None:
+        reason = "no Chromium was found; install one or name it in DPEXPLORE_CHROMIUM"
+        pytest.fail(reason) if os.environ.get("DPEXPLORE_REQUIRE_BROWSER") == "1" else pytest.skip(reason)
+    with sync_playwright() as playwright:
+        expect.set_options(timeout=PATIENCE)
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

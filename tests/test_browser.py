@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from gradio_client import Client
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 import dpexplore
 from dpexplore.models import LanguageModel
@@ -22,7 +21,7 @@ from dpexplore.ui.journal import Journal
 from dpexplore.ui.lesson_steps import LESSONS
 from dpexplore.ui.model_pool import ModelPool
 from dpexplore.ui.page import build, launch_settings
-from tests.browser import find_chromium
+from tests.browser import PATIENCE
 
 pytestmark = [
     pytest.mark.browser,
@@ -31,8 +30,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
-PATIENCE = 120_000
-"""Milliseconds for what a busy machine of two cores may take."""
 GRAVE = ("serious", "critical")
 
 
@@ -50,19 +47,6 @@ def address(app: AppContext) -> Iterator[str]:
     _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, **launch_settings())
     yield url
     demo.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = find_chromium()
-    if path is None:
-        reason = "no Chromium was found; install one or name it in DPEXPLORE_CHROMIUM"
-        pytest.fail(reason) if os.environ.get("DPEXPLORE_REQUIRE_BROWSER") == "1" else pytest.skip(reason)
-    with sync_playwright() as playwright:
-        expect.set_options(timeout=PATIENCE)
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
