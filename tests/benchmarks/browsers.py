@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.browsers [--pages 4] [--others 26] [--seconds 60]
 
-Starts a server and lets everybody tune one restart of a target of their own. Some are real pages in headless Chromium,
+Starts a server, lets everybody set a target of their own, with its floor, and then tune one restart of it. Some are real pages in headless Chromium,
 which draw; the others press the same button of the same page over the same queue and read what the browser would read,
 without drawing, since people bring machines of their own to draw on. At the end everybody must have got their own.
 """
@@ -58,9 +58,10 @@ def main() -> int:
 
 
 def measure(server: subprocess.Popen[bytes], address: str, options: argparse.Namespace) -> int:
-    Client(address, verbose=False).predict("entropy(bits=7, seed=0)", api_name="/target")  # the model is there
     together = options.seconds + SETTLING_SECONDS + 5
     others = [Other(address, number, together) for number in range(options.others)]
+    for other in others:  # a page asks for its target's floor when the target is set, long before Tune
+        Client(address, verbose=False).predict(other.recipe, api_name="/floor")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=chromium_path(), args=["--no-sandbox"])
         pages = [open_page(chromium, address, 1000 + number) for number in range(options.pages)]
