@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.browsers [--pages 4] [--others 26] [--seconds 60]
 
-Starts a server, lets everybody set a target of their own, with its floor, and then tune one restart of it. Some are real pages in headless Chromium,
-which draw; the others press the same button of the same page over the same queue and read what the browser would read,
-without drawing, since people bring machines of their own to draw on. At the end everybody must have got their own.
+Starts a server, lets everybody set a target of their own, with its floor, and then tune one restart of it. Some are
+real pages in headless Chromium, which draw; the others press the same button of the same page over the same queue and
+read what the browser would read, without drawing, since people bring machines of their own to draw on. At the end
+everybody must have got their own.
 """
 
 from __future__ import annotations
