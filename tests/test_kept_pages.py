@@ -29,6 +29,18 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
+SPEC = """
+title: Mine
+sizes:
+  small:
+    models: [smollm2-135m-instruct]
+    restarts: 1
+    tune: {method: soft, steps: 2}
+    groups:
+      vanilla:
+        recipe: entropy(bits=$bits, seed=0)
+        over: {bits: [3]}
+"""
 RECIPE = "entropy(bits=7, seed=0)"
 KL, ENTROPY, RANKS = "#live-chart .dpx-kl", "#live-chart .dpx-entropy", "#achieved-chart .dpx-ranks"
 
@@ -331,7 +343,7 @@ def test_the_keyboard_alone_goes_from_target_to_result_and_on(page: Page) -> Non
     expect(page.locator("#compare-table tbody tr")).to_have_count(1)
 
 
-def test_an_experiment_is_started_watched_and_stopped(page: Page) -> None:
+def test_an_experiment_is_started_watched_and_stopped(page: Page, tmp_path: Path) -> None:
     page.get_by_role("tab", name="Experiments").click()
     expect(page.locator("#sweep-plan")).to_contain_text("204 problems (0 done)")
     expect(page.locator("#gallery-figure [data-chart]")).to_have_attribute("data-points", re.compile(r"^[1-9]"))
@@ -346,3 +358,14 @@ def test_an_experiment_is_started_watched_and_stopped(page: Page) -> None:
     page.click("#sweep-stop")
     expect(page.locator("#sweep-start")).to_be_enabled()
     expect(progress).to_contain_text("stopped")
+
+    # A spec of one's own: what is wrong with it, then its figure.
+    path = tmp_path / "mine.yaml"
+    for text, told in ((SPEC.replace("bits=$bits", "bits=$bit"), "bit"), (SPEC, "1 problem (0 done)")):
+        path.write_text(text, encoding="utf-8")
+        with page.expect_file_chooser() as choosing:
+            page.click("#sweep-own")
+        choosing.value.set_files(path)
+        expect(page.locator("#sweep-plan")).to_contain_text(told)
+    page.click("#sweep-start")
+    expect(progress).to_contain_text("mine-small finished: 1 problem computed")

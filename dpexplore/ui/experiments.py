@@ -75,6 +75,7 @@ def _build_runner(runner: SweepRunner, demo: gr.Blocks) -> gr.State:
     names = [(f"{_figure_number(name)}  {title}", name) for name, title in known_specs().items()]
     with gr.Row(elem_id="sweep-row"):
         spec = gr.Dropdown(names, value="fig1", label="Experiment", elem_id="sweep-spec", scale=3, min_width=220)
+        own = gr.UploadButton("Own YAML", file_types=[".yaml", ".yml"], elem_id="sweep-own", scale=0, min_width=96)
         size = gr.Radio(SIZES, value="small", label="Size", elem_id="sweep-size", scale=3, min_width=220)
         start = gr.Button("Start", variant="primary", elem_id="sweep-start", scale=0, min_width=90)
         stop = gr.Button("Stop", elem_id="sweep-stop", scale=0, min_width=70, interactive=False)
@@ -87,7 +88,7 @@ def _build_runner(runner: SweepRunner, demo: gr.Blocks) -> gr.State:
 
     def begin(name: str, size: str, count: int) -> Iterator[list[Any]]:
         try:
-            runner.start(f"{name}-{size}")
+            runner.start(name, size)
         except Exception as error:
             yield [message(sentence(error), "error"), gr.skip(), gr.skip(), gr.skip()]
             return
@@ -100,7 +101,12 @@ def _build_runner(runner: SweepRunner, demo: gr.Blocks) -> gr.State:
             yield [state_html(state), *buttons, count + (running and not state.running)]
             running = state.running
 
+    def take(path: str, size: str) -> list[Any]:
+        choice = gr.update(choices=[*names, (Path(path).name, path)], value=path)
+        return [choice, show_plan(path, size)]
+
     outputs = [progress, start, stop, ended]
+    own.upload(take, [own, size], [spec, plan], **QUIET)
     gr.on([spec.input, size.input, ended.change], show_plan, [spec, size], plan, **QUIET)
     start.click(begin, [spec, size, ended], outputs, **QUIET)
     stop.click(runner.stop, queue=False, **QUIET)
@@ -136,9 +142,9 @@ def state_html(state: SweepState) -> str:
 
 
 def plan_html(name: str, size: str, store: Path) -> str:
-    """What a sweep would ask of this machine."""
+    """What a sweep of a shipped spec or a YAML file would ask of this machine."""
     try:
-        spec = load_spec(f"{name}-{size}")
+        spec = load_spec(name, size)
         plans = plan_sweep(spec, store)
     except Exception as error:
         return message(sentence(error), "error")
@@ -150,7 +156,7 @@ def plan_html(name: str, size: str, store: Path) -> str:
     if problems and done >= problems:
         return f"<p class='dpx-note'>All {problems:,} problems on {escape(models)} are done.</p>"
     return (
-        f"<p class='dpx-note'>{problems:,} problems ({done:,} done) on {escape(models)}; "
+        f"<p class='dpx-note'>{problems:,} problem{'s' * (problems != 1)} ({done:,} done) on {escape(models)}; "
         f"{memory / 2**30:.1f} GiB of memory or more; at most about {duration(seconds * share)} on this machine. "
         f"Results go to <code>{escape(str(store))}</code>; stopping loses nothing.</p>"
     )

@@ -46,12 +46,14 @@ class SweepRunner:
     def state(self) -> SweepState:
         return self._state
 
-    def start(self, spec: str) -> None:
-        """Begin a sweep. InputError if one is running."""
+    def start(self, spec: str, size: str | None = None) -> None:
+        """Begin a sweep of a spec or a YAML file, in a size or the one that its name says. InputError if one runs."""
+        name = f"{Path(spec).stem}-{size}" if size else spec
         with self._changed:
             if self._state.running:
                 raise InputError(f"{self._state.name} is running; stop it first, or wait for its end.")
             command = [sys.executable, "-m", "dpexplore", "sweep", spec, "--store", str(self.store), "--json"]
+            command += ["--size", size] if size else []
             self._process = subprocess.Popen(
                 command,
                 stdout=subprocess.PIPE,
@@ -62,8 +64,8 @@ class SweepRunner:
                 start_new_session=True,  # a Ctrl-C at the page's own terminal is not meant for it
             )
             atexit.register(self._end_with_the_page, self._process)
-            self._set(SweepState(spec, running=True))
-        threading.Thread(target=self._follow, args=(self._process, spec), name=f"sweep {spec}", daemon=True).start()
+            self._set(SweepState(name, running=True))
+        threading.Thread(target=self._follow, args=(self._process, name), name=f"sweep {name}", daemon=True).start()
 
     def stop(self) -> None:
         """Ask the sweep to end; what it has committed stays, and it can be continued."""
@@ -76,7 +78,7 @@ class SweepRunner:
             self._changed.wait_for(lambda: self._version > seen, timeout)
             return self._version
 
-    def _follow(self, process: subprocess.Popen[str], spec: str) -> None:
+    def _follow(self, process: subprocess.Popen[str], name: str) -> None:
         complaints: list[str] = []
         ended: dict[str, Any] = {}
         reader = threading.Thread(target=lambda: complaints.extend(process.stderr or ()), daemon=True)
@@ -92,7 +94,7 @@ class SweepRunner:
                     ended = event
             reader.join()
         atexit.unregister(self._end_with_the_page)
-        self._update(running=False, end=_how_it_ended(spec, process.returncode, ended, complaints))
+        self._update(running=False, end=_how_it_ended(name, process.returncode, ended, complaints))
 
     def _update(self, **changes: Any) -> None:
         with self._changed:
@@ -117,12 +119,12 @@ def _event(line: str) -> dict[str, Any]:
     return event if isinstance(event, dict) else {}
 
 
-def _how_it_ended(spec: str, code: int, ended: dict[str, Any], complaints: list[str]) -> str:
+def _how_it_ended(name: str, code: int, ended: dict[str, Any], complaints: list[str]) -> str:
     if not ended:
         last = complaints[-1].strip() if complaints else f"its process ended with code {code}"
-        return f"{spec} could not run: {last.removeprefix('dpexplore: ')}"
-    counted = f"{ended['computed']:,} problems computed"
+        return f"{name} could not run: {last.removeprefix('dpexplore: ')}"
+    counted = f"{ended['computed']:,} problem{'s' * (ended['computed'] != 1)} computed"
     if ended["stopped"]:
-        return f"{spec} stopped, {counted}; start it again to continue."
+        return f"{name} stopped, {counted}; start it again to continue."
     failed = f", {len(ended['failed'])} could not be" if ended["failed"] else ""
-    return f"{spec} finished: {counted}{failed}."
+    return f"{name} finished: {counted}{failed}."
