@@ -200,8 +200,8 @@ def entropy_figure(runs: Sequence[KeptRun], shown: Sequence[int], axis: Axis = "
         _add_line(figure, runs[place], place, runs[place].best_so_far()[1], axis, "nats")
     level = {"color": colour("target"), "width": 1.5, "dash": "dot"}
     targets = sorted({round(runs[place].target_entropy_nats, 3) for place in shown})
-    for number, nats in enumerate(targets):  # neighbours write on different sides of the plot and of their lines
-        position = "top right" if number % 2 else "bottom left"
+    for number, nats in enumerate(targets):  # the lowest is named below its line, the highest above
+        position = "bottom right" if number == 0 else "top right" if number == len(targets) - 1 else "bottom left"
         figure.add_hline(nats, line=level, annotation_text=f"target {nats:.2f} nats", annotation_position=position)
     return figure.update_annotations(font={"color": colour("target"), "size": 12})
 
