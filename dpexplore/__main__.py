@@ -254,6 +254,8 @@ def _follow(run: dp.Run, show: Callable[[dp.TuneStep], None]) -> None:
 
     before = signal.signal(signal.SIGINT, stop)
     try:
+        for told in run.preparing():
+            _progress(told)
         for step in run:
             show(step)
     finally:

@@ -197,3 +197,11 @@ def test_bad_input_gets_one_line_and_exit_code_2(folder: str, arguments: tuple[s
 
 def test_no_such_model_is_one_line() -> None:
     assert "no-such-model" in refused("target", "--model", "no-such-model", "--target", "entropy(bits=2)")
+
+
+@pytest.mark.parametrize(("init", "told"), [("lookup", "Looking up tokens"), ("soft", "Tuning soft tokens")])
+def test_tune_tells_what_it_does_before_the_first_step(folder: str, init: str, told: str) -> None:
+    task = ["tune", "--model", folder, "--target", "entropy(bits=3)", "--method", "hard", "--hard-rule", "gcg"]
+    done = call(*task, "--init", init, "--steps", "20", "--restarts", "1", "--json")
+    assert records(done)[-1]["prompt_ids"] is not None
+    assert told in done.stderr

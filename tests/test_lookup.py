@@ -11,7 +11,7 @@ import dpexplore as dp
 from dpexplore.models import LanguageModel
 from dpexplore.tuning import lookup
 from dpexplore.tuning.lookup import closest_tokens
-from dpexplore.tuning.prompt import LAST_TOKENS
+from dpexplore.tuning.preparation import LAST_TOKENS
 
 TinyLm = Callable[[str], LanguageModel]
 
@@ -46,7 +46,7 @@ def test_a_table_is_kept_and_read_again(tiny_lm: TinyLm, monkeypatch: pytest.Mon
     lookup._known.clear()
     first = closest_tokens(lm, probs)
     lookup._known.clear()
-    monkeypatch.setattr(lookup, "_measure", lambda lm: pytest.fail("measured again"))
+    monkeypatch.setattr(lookup, "_measure", lambda *_: pytest.fail("measured again"))
     second = closest_tokens(lm, probs)
     assert first is not None
     assert second is not None
@@ -77,6 +77,7 @@ def test_runs_begin_with_allowed_looked_up_tokens(tiny_lm: TinyLm) -> None:
     target = dp.entropy(bits=2, seed=0).build(lm)
     shared = {"hard_rule": "search", "init": "lookup", "restarts": 2, "steps": 2, "screen": 40}
     run = dp.tune(lm, target, dp.TuneConfig(method="hard", policy="ascii", **shared))
+    list(run.preparing())
     assert run.last_tokens is not None
     assert 0 < len(run.last_tokens) <= LAST_TOKENS
     assert torch.isin(run.last_tokens, run.layout.allowed).all()

@@ -18,7 +18,7 @@ from dpexplore.errors import InputError
 from dpexplore.model_floor import softmax_floor
 from dpexplore.models import LanguageModel
 from dpexplore.targets import parse_recipe
-from dpexplore.tuning import PRESETS, Slot, Slots, TuneConfig
+from dpexplore.tuning import PRESETS, Slot, Slots, TuneConfig, preparation
 from dpexplore.tuning.continuation import continue_prompt
 from dpexplore.tuning.knobs import KNOBS
 from dpexplore.ui.api import target_endpoint, tune_endpoint
@@ -141,6 +141,14 @@ def test_stop_keeps_the_best_so_far_and_reaches_its_own_session_only(app: AppCon
     assert not app.sessions.stop("one")
     assert app.sessions.stop("two")
     assert "data-status='cancelled'" in last(two)[RESULT]
+
+
+def test_a_run_that_looks_tokens_up_says_so_and_stops(app: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "measure_more", lambda *_: 0.25)  # for ever
+    shown = tune(app, "looker", "tiny", "entropy(bits=3)", {**HARD, "init": "lookup"})
+    assert any("Looking up tokens to begin with, once for this model: 25%" in values[STATUS] for values in shown)
+    assert app.sessions.stop("looker")
+    assert "stopped before its first step" in last(shown)[STATUS]
 
 
 def test_a_closed_generator_stops_its_run(app: AppContext) -> None:

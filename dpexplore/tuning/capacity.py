@@ -68,6 +68,15 @@ class Capacity:
                 f"{present / 2**30:.1f} GiB are free; fewer restarts or steps or a shorter prompt are accepted."
             )
 
+    def check_table(self, needed: int) -> None:
+        """InputError, with the numbers, if a table of so many bytes does not fit into the processor's memory."""
+        present = memory_present(torch.device("cpu"))
+        if needed > USABLE * present:
+            raise InputError(
+                f"To look tokens up takes {needed / 2**30:.1f} GiB for {self.lm.name} and {present / 2**30:.1f} GiB "
+                "are free; init 'vocab' is accepted."
+            )
+
     def ran_out(self, rows: int) -> None:
         """A pass of so many rows did not fit: half of it is the new limit."""
         self._limit = max(1, rows // 2)

@@ -9,6 +9,7 @@ import torch
 
 from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.engine import Engine
+from dpexplore.tuning.preparation import SoftPart
 from dpexplore.tuning.rows import Row
 from dpexplore.tuning.run import Run
 
@@ -32,6 +33,7 @@ def checkpoint(engine: Engine, run: Run) -> Checkpoint:
         "resumed_from": run.resumed_from,
         "owner": run.owner,
         "told": run.told,
+        "soft": checkpoint(engine, run.preparation.soft) if isinstance(run.preparation, SoftPart) else None,
     }
     rows = [(row.restart, row.memory, state) for row, state in run.parked]
     return Checkpoint(pack(record), pack({"parked": rows, "best": run.best}))
@@ -43,6 +45,8 @@ def taken_up(engine: Engine, saved: Checkpoint) -> Run:
     rows = unpack(saved.rows, engine.lm.device)
     config = TuneConfig.from_dict(record["config"])
     run = engine.prepare(record["target"], config, record["starts"], record["resumed_from"], record["owner"])
+    if isinstance(run.preparation, SoftPart):
+        run.preparation.go_on(taken_up(engine, record["soft"]))
     run.told, run.best = record["told"], rows["best"]
     run.parked = [(Row(run, restart, memory), state) for restart, memory, state in rows["parked"]]
     return run

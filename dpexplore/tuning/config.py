@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dpexplore.errors import InputError
@@ -15,6 +15,11 @@ from dpexplore.tuning.slots import Slots
 
 SCREENED_SHARE = 0.05
 """Choosing a beginning takes at most this share of a restart's evaluations; the tuning itself needs the others more."""
+
+SOFT_STEPS = 100
+"""A soft prompt near which hard tokens begin is tuned for so many steps,"""
+SOFT_SHARE = 0.1
+"""but for at most this share of the restart's own steps and evaluations."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Distribution Prompting, App. B, to the letter.
@@ -71,7 +76,7 @@ class TuneConfig:
     seed: int = 0
     learning_rate: float = 0.1
     patience: int | None = 20
-    init: Literal["vocab", "lookup", "gaussian", "text"] = "vocab"
+    init: Literal["vocab", "lookup", "soft", "gaussian", "text"] = "vocab"
     bos: bool = True
     objective: Divergence = "kl"
     soft_rule: Literal["adamw", "lbfgs"] = "adamw"
@@ -106,6 +111,8 @@ class TuneConfig:
             )
         if soft and self.round_trip:
             raise InputError(f"round_trip asks for text, but the slots {slots} hold soft tokens; hard slots have text.")
+        if self.init == "soft" and not hard:
+            raise InputError(f"init 'soft' is a beginning for hard tokens, and the slots {slots} hold none.")
         if (self.init == "text") != (self.init_text is not None):
             raise InputError("init 'text' and init_text go together: the one names the other's use.")
 
@@ -136,6 +143,22 @@ class TuneConfig:
         """Random prompts scored before a restart begins: `screen`, but at most a share of what it may score at all."""
         limit = self.screen if self.evaluations is None else int(SCREENED_SHARE * self.evaluations)
         return max(1, min(self.screen, limit))
+
+    @property
+    def soft_steps(self) -> int:
+        """Steps of the soft prompt near which a restart's hard tokens begin; 0 where they begin elsewhere."""
+        if self.init != "soft":
+            return 0
+        most = min(self.steps, self.steps if self.evaluations is None else self.evaluations)
+        return min(SOFT_STEPS, int(SOFT_SHARE * most))
+
+    def soft_part(self) -> TuneConfig:
+        """The run of as many restarts that tunes those soft prompts: the same slots, all of them soft."""
+        slots = Slots(
+            tuple(replace(slot, kind="soft") if slot.kind == "hard" else slot for slot in self.parsed_slots().items)
+        )
+        limits = {"steps": self.soft_steps, "evaluations": self.soft_steps, "patience": None, "seconds": None}
+        return replace(self, method="soft", slots=str(slots), init="vocab", round_trip=False, **limits)
 
     @property
     def rules(self) -> tuple[str | None, str | None]:

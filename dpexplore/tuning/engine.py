@@ -18,10 +18,13 @@ from dpexplore.targets import Target
 from dpexplore.tuning.capacity import Capacity, is_out_of_memory
 from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.fairness import Pace, fair_shares
+from dpexplore.tuning.lookup import table_bytes
 from dpexplore.tuning.objective import entropy_of
 from dpexplore.tuning.passes import Batch, Evaluation
+from dpexplore.tuning.preparation import LookUp, SoftPart, preparation_of
+from dpexplore.tuning.prompt import Start
 from dpexplore.tuning.rows import Row, RowStack, Rules, rules_of
-from dpexplore.tuning.run import RowReport, Run, Start
+from dpexplore.tuning.run import RowReport, Run
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +75,12 @@ class Engine:
     ) -> Run:
         """A run that is checked as `submit` checks it, and waits to be queued."""
         run = Run(self.lm, target, config, None if self._served else self.step, starts, resumed_from, owner)
-        self.capacity.check(len(run.layout), config.restarts, config.steps, rules_of(run)[2], run.objective.behind)
+        run.preparation = preparation_of(run)
+        if isinstance(run.preparation, LookUp):
+            self.capacity.check_table(table_bytes(self.lm))
+        for each in _with_parts(run):
+            pairs, behind = rules_of(each)[2], each.objective.behind
+            self.capacity.check(len(each.layout), each.config.restarts, each.config.steps, pairs, behind)
         return run
 
     def queue(self, run: Run) -> None:
@@ -82,7 +90,7 @@ class Engine:
     @property
     def running(self) -> int:
         """Runs that have not ended; from any thread a number of a moment ago."""
-        return len(self._runs) + self._arrivals.qsize()
+        return sum(run.part_of is None for run in self._runs) + self._arrivals.qsize()
 
     @property
     def active_rows(self) -> int:
@@ -93,9 +101,10 @@ class Engine:
         """Evaluate every active row once and update it; False if there was nothing to do."""
         self._welcome()
         self._let_go()
+        prepared = self._prepare()
         self._admit()
         if not self.active_rows:
-            return False
+            return prepared
         began, rows = time.monotonic(), self.active_rows
         for key, stack in list(self._stacks.items()):
             try:
@@ -134,14 +143,33 @@ class Engine:
 
     def _welcome(self) -> None:
         while not self._arrivals.empty():
-            self._runs.append(self._arrivals.get())
+            self._runs += _with_parts(self._arrivals.get())
+
+    def _prepare(self) -> bool:
+        """Runs whose restarts cannot begin yet make a part of what they lack; whether there is any such run."""
+        lacking = [run for run in self._runs if run.preparation is not None and not run.ending]
+        for run in lacking:
+            assert run.preparation is not None
+            try:
+                ready = run.preparation.advance(self.capacity)
+            except InputError as error:
+                run.error = error
+            except Exception:
+                if not self._served:
+                    raise
+                logger.exception("preparing a run failed")
+                run.error = InputError(INTERNAL_ERROR)
+            else:
+                run.preparation = None if ready else run.preparation
+        return bool(lacking)
 
     def _admit(self) -> None:
         """Rows join, or make room, so that every owner has a fair share of what fits; queue positions follow.
 
         What fits is bounded by the memory and, where owners share, by the time that a step may take.
         """
-        runs = [run for run in self._runs if not run.ending and run.waiting_rows + run.active_rows]
+        ready = [run for run in self._runs if run.preparation is None and not run.ending]
+        runs = [run for run in ready if run.waiting_rows + run.active_rows]
         wanted = _wanted(runs)
         room = self._pace.room(len(wanted)) if len(wanted) > 1 else wanted.total()
         if any(run.waiting_rows for run in runs) or wanted.total() > room:
@@ -304,6 +332,11 @@ class Engine:
             told.setdefault(row.run, {})[row.restart] = RowReport(*shown, evaluations)
         for run, reports in told.items():
             run.note_step(reports)
+
+
+def _with_parts(run: Run) -> list[Run]:
+    """A run, and before it the one that prepares it, if there is any."""
+    return [run.preparation.soft, run] if isinstance(run.preparation, SoftPart) else [run]
 
 
 def _wanted(runs: list[Run]) -> Counter[str]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dpexplore.models import LanguageModel
+from dpexplore.tuning.nearest import by_direction
 from dpexplore.tuning.passes import Batch, Evaluation
 from dpexplore.tuning.policy import survives
 from dpexplore.tuning.prompt import NO_TOKEN
@@ -191,22 +192,15 @@ def _room(stack: RowStack, i: int) -> int:
     return min(config.candidates, config.evaluations - int(stack.state["evaluations"][i]))
 
 
-def _by_direction(lm: LanguageModel, vectors: Tensor) -> Tensor:
-    """Products of vectors `(… hidden)` with every token's unit embedding, `(… vocab)` float32."""
-    table = lm.embedding_table
-    norms = torch.linalg.vector_norm(table, dim=-1, dtype=torch.float32).clamp_min(1e-12)
-    return (vectors.to(table.dtype) @ table.T).float() / norms
-
-
 def _rank(lm: LanguageModel, row: Row, grad: Tensor, where: Tensor) -> Tensor:
     """What is thought of each token at each hard position, `(hard vocab)`, high is good; grad `(hard hidden)`."""
     memory = row.memory
     unit = grad / torch.linalg.vector_norm(grad).clamp_min(1e-12)
     slope = memory.slope = unit if memory.slope is None else SLOPE_DECAY * memory.slope + unit
-    scores = -_by_direction(lm, slope)
+    scores = -by_direction(lm, slope)
     scores = scores / scores.std().clamp_min(1e-12)
     if memory.ids:
-        learnt = -_by_direction(lm, _regress(lm, memory, where))
+        learnt = -by_direction(lm, _regress(lm, memory, where))
         scores = scores + learnt / learnt.std().clamp_min(1e-12)
     return scores
 

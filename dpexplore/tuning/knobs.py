@@ -8,7 +8,7 @@ from dpexplore.tuning.objective import DIVERGENCES
 from dpexplore.tuning.policy import POLICIES
 
 METHODS = ("soft", "hard", "hybrid")
-INITS = ("vocab", "lookup", "gaussian", "text")
+INITS = ("vocab", "lookup", "soft", "gaussian", "text")
 SOFT_RULES = ("adamw", "lbfgs")
 HARD_RULES = ("eq4", "gcg", "search")
 
@@ -50,7 +50,8 @@ _ALL = (
         "init",
         "Where restarts begin: random vocabulary tokens; the same with a last hard token after which alone the model "
         "comes close to the target (its first use runs the vocabulary through the model once, a minute or two on a "
-        "processor); a Gaussian at the embeddings' mean and spread; or a text.",
+        "processor); the hard tokens nearest, by cosine, to a soft prompt tuned before, which takes a tenth of the "
+        "evaluations; a Gaussian at the embeddings' mean and spread; or a text.",
         INITS,
     ),
     Knob("bos", "Put in front what the tokenizer itself puts in front of a text (nothing for GPT-2 and SmolLM2)."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,17 +12,17 @@ from torch import Tensor
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.tuning.config import TuneConfig
-from dpexplore.tuning.lookup import closest_tokens
+from dpexplore.tuning.nearest import by_direction
 from dpexplore.tuning.policy import allowed_ids, survives
 
 NO_TOKEN = -1
 """Stands in for an id at soft positions, which have none."""
 
+Start = tuple[Tensor, Tensor]
+"""Ids `(pos,)`, `NO_TOKEN` at soft positions, and embeddings `(pos hidden)` float32 at which a restart begins."""
+
 TRIES = 20
 """Prompts begun before it is said that none survives; at each position so many times as many tokens are drawn."""
-
-LAST_TOKENS = 32
-"""A looked-up last token is one of the so many best ones."""
 
 LEAST_WEIGHT = 1e-12  # a target may give 0 to every allowed token
 
@@ -85,7 +86,7 @@ def initial_prompt(
     draw: int = 0,
     probs: Tensor | None = None,
     last: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Start:
     """The prompt at which a restart begins: ids `(pos,)` and embeddings `(pos hidden)` float32, on the model's device.
 
     Free positions draw ordinary vocabulary tokens (App. B.1), hard ones allowed tokens; in id space, because strings of
@@ -120,19 +121,26 @@ def initial_prompt(
     return ids.masked_fill(soft, NO_TOKEN), embeds
 
 
-def last_tokens(lm: LanguageModel, layout: Layout, config: TuneConfig, probs: Tensor | None) -> Tensor | None:
-    """The allowed tokens `(n,)` to begin with at the end of a prompt, the best first; None where they are drawn.
+def projected_prompt(lm: LanguageModel, layout: Layout, config: TuneConfig, embeds: Tensor) -> Start | None:
+    """The prompt of hard tokens nearest to one that was tuned softly, as `initial_prompt` gives one.
 
-    They are looked up for `init` "lookup" where a hard slot ends the prompt, the target is over next tokens, and the
-    model is one that they can be looked up for.
+    embeds `(pos hidden)` are the tuned vectors: soft positions keep them, each hard one takes the allowed token of the
+    highest cosine. If the run asks for a round trip, it is the nearest one that survives behind those before it; None
+    if the whole does not survive.
     """
-    if config.init != "lookup" or probs is None or not layout.hard[-1]:
-        return None
-    closest = closest_tokens(lm, probs)
-    if closest is None:
-        return None
-    allowed = closest[torch.isin(closest, layout.allowed.cpu())][:LAST_TOKENS]
-    return allowed if len(allowed) else None
+    near = by_direction(lm, embeds.to(lm.device)[layout.hard.to(lm.device)])[:, layout.allowed.to(lm.device)].cpu()
+    ids = layout.ids.clone()
+    if config.round_trip:
+        ranked = layout.allowed[near.topk(min(TRIES, near.shape[1])).indices]
+        ids = torch.tensor(_grown(lm, layout, iter(ranked.tolist())))
+        if not survives(lm, [ids.tolist()], len(layout.bos_ids))[0]:
+            return None
+    else:
+        ids[layout.hard] = layout.allowed[near.argmax(-1)]
+    ids, soft = ids.to(lm.device), layout.soft.to(lm.device)
+    with torch.no_grad():
+        words = lm.embed(ids.clamp_min(0)[None])[0].float()
+    return ids, torch.where(soft[:, None], embeds.to(lm.device), words)
 
 
 def _draw(lm: LanguageModel, layout: Layout, rng: torch.Generator) -> Tensor:
@@ -165,23 +173,29 @@ def _from_text(
 
 def _surviving(lm: LanguageModel, layout: Layout, rng: torch.Generator) -> Tensor:
     """A random prompt that is the same after decoding and encoding, grown from left to right."""
-    bos = len(layout.bos_ids)
+
+    def drawn() -> Iterator[list[int]]:
+        while True:
+            yield layout.allowed[torch.randint(len(layout.allowed), (TRIES,), generator=rng)].tolist()
+
     for _ in range(TRIES):
-        ids: list[int] = []
-        for fixed, hard in zip(layout.ids.tolist(), layout.hard.tolist(), strict=True):
-            if not hard:
-                ids.append(fixed)
-                continue
-            picks = torch.randint(len(layout.allowed), (TRIES,), generator=rng)
-            tokens = layout.allowed[picks].tolist()
-            lasting = survives(lm, [[*ids, token] for token in tokens], bos)
-            ids.append(next((token for token, lasts in zip(tokens, lasting, strict=True) if lasts), tokens[0]))
-        if survives(lm, [ids], bos)[0]:
+        ids = _grown(lm, layout, drawn())
+        if survives(lm, [ids], len(layout.bos_ids))[0]:
             return torch.tensor(ids)
     raise InputError(
         "No prompt of allowed tokens was found that survives being written as text and encoded again; a wider policy, "
         "or round_trip off, is accepted."
     )
+
+
+def _grown(lm: LanguageModel, layout: Layout, choices: Iterator[list[int]]) -> list[int]:
+    """Each hard position, from the left, takes the first of its choices that survives behind what stands before it."""
+    ids: list[int] = []
+    for fixed, hard in zip(layout.ids.tolist(), layout.hard.tolist(), strict=True):
+        tokens = next(choices) if hard else [fixed]
+        lasting = survives(lm, [[*ids, token] for token in tokens], len(layout.bos_ids)) if hard else [True]
+        ids.append(next((token for token, lasts in zip(tokens, lasting, strict=True) if lasts), tokens[0]))
+    return ids
 
 
 def _chat_ids(lm: LanguageModel) -> tuple[list[int], list[int]]:

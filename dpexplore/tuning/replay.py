@@ -16,10 +16,10 @@ from dpexplore.tuning.capsule import FORMAT, FORMAT_VERSION, decode_array, finit
 from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.engine import Engine
 from dpexplore.tuning.objective import Scores, all_divergences, entropy_of, top_overlap
-from dpexplore.tuning.prompt import Layout
+from dpexplore.tuning.prompt import Layout, Start
 from dpexplore.tuning.records import TuneResult
 from dpexplore.tuning.results import encode_again, nearest_to_soft
-from dpexplore.tuning.run import Run, Start
+from dpexplore.tuning.run import Run
 from dpexplore.tuning.sequence import objective_for
 from dpexplore.tuning.server import EngineServer
 

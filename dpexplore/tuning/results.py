@@ -10,6 +10,7 @@ from torch import Tensor
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.tuning.capsule import make_capsule
+from dpexplore.tuning.nearest import by_direction
 from dpexplore.tuning.objective import (
     Scores,
     all_divergences,
@@ -80,10 +81,8 @@ def nearest_tokens(lm: LanguageModel, embeds: Tensor, count: int = NEAREST_SHOWN
     """For each embedding `(pos hidden)` the ordinary tokens of highest cosine, best first."""
     ids = lm.ordinary_ids.to(lm.device)
     with torch.no_grad():
-        table = lm.embedding_table
-        norms = torch.linalg.vector_norm(table, dim=-1, dtype=torch.float32)
         soft = torch.nn.functional.normalize(embeds.to(lm.device).float(), dim=-1)
-        cosines = ((soft.to(table.dtype) @ table.T).float() / norms.clamp_min(1e-12))[:, ids]
+        cosines = by_direction(lm, soft)[:, ids]
         top = cosines.topk(min(count, len(ids)), dim=-1)
     return [
         [

@@ -186,7 +186,7 @@ class RowStack:
             "soft": run.layout.soft.to(device),
             "hard": run.layout.hard.to(device),
             "step": torch.tensor(0, device=device),
-            "evaluations": torch.tensor(0, device=device),
+            "evaluations": torch.tensor(run.evaluations_of(row.restart), device=device),
             "stale": torch.tensor(0, device=device),
             "finite": torch.tensor(True, device=device),
             "improved": torch.tensor(False, device=device),
@@ -226,7 +226,7 @@ class RowStack:
     @staticmethod
     def _reason(row: Row, numbers: dict[str, int | bool]) -> StopReason | None:
         config = row.run.config
-        if row.run.cancel_requested or row.run.error:
+        if row.run.ending:
             return "cancelled"
         # A line search may step where nothing is finite and come back, if it has a point to come back to.
         coming_back = numbers.get("stuck") is False and numbers["placed"]

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,14 +15,17 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target
 from dpexplore.tuning.config import TuneConfig
-from dpexplore.tuning.prompt import NO_TOKEN, Layout, initial_prompt, last_tokens
+from dpexplore.tuning.prompt import NO_TOKEN, Layout, Start, initial_prompt
 from dpexplore.tuning.records import Status, TuneResult, TuneStep
 from dpexplore.tuning.results import build_result
 from dpexplore.tuning.rows import ParkedRow, RowOutcome
 from dpexplore.tuning.sequence import objective_for
 
-Start = tuple[Tensor, Tensor]
-"""Ids `(pos,)`, `NO_TOKEN` at soft positions, and embeddings `(pos hidden)` at which a restart begins."""
+if TYPE_CHECKING:
+    from dpexplore.tuning.preparation import Preparation
+
+PREPARATION_SECONDS = 0.5
+"""What a run does before its first step is told this often, behind a server thread."""
 
 
 class RowReport(NamedTuple):
@@ -65,8 +68,12 @@ class Run:
         self.barred = torch.ones(lm.embedding_table.shape[0], dtype=torch.bool, device=lm.device)
         """`(vocab,)`: the tokens that hard slots may not hold."""
         self.barred[self.layout.allowed.to(lm.device)] = False
-        self.last_tokens = None if starts else last_tokens(lm, self.layout, config, self.objective.token_probs)
-        """`(n,)`: the tokens to begin with at the prompt's end; None where they are drawn."""
+        self.last_tokens: Tensor | None = None
+        """`(n,)`: the tokens to begin with at the prompt's end, the best first; None where they are drawn."""
+        self.preparation: Preparation | None = None
+        """What is to be done before the restarts can begin; None once it is."""
+        self.part_of: Run | None = None
+        """The run that this one prepares."""
         if starts is None and config.restarts and (config.round_trip or config.init == "text"):
             self.beginning(0)  # raises at once what no restart could avoid
         self.cancel_requested = False
@@ -99,6 +106,15 @@ class Run:
             if self._finished and seen == len(self._steps):
                 return
             self._advance(seen)
+
+    def preparing(self) -> Iterator[str]:
+        """What is done before the first step, told as it goes on; ends once the restarts begin."""
+        while (preparation := self.preparation) is not None and not self._finished:
+            yield preparation.text
+            if self._drive is not None:
+                self._drive()
+            else:
+                self.wait(PREPARATION_SECONDS)
 
     def steps_since(self, seen: int) -> list[TuneStep]:
         """The steps after the first `seen`, without waiting."""
@@ -187,7 +203,8 @@ class Run:
     @property
     def ending(self) -> bool:
         """Its rows leave at the next step, whatever they would still do."""
-        return self.error is not None or self.cancel_requested
+        ending = self.error is not None or self.cancel_requested
+        return ending or (self.part_of is not None and self.part_of.ending)
 
     @property
     def best_loss(self) -> float:
@@ -200,6 +217,15 @@ class Run:
             return initial_prompt(self.lm, self.layout, self.config, restart, last=self.last_tokens)
         ids, embeds = self.starts[restart]
         return ids.to(self.lm.device), embeds.to(self.lm.device, torch.float32)
+
+    def begin_at(self, starts: Sequence[Start], before: Run) -> None:
+        """Let the restarts begin here; what `before` has scored to find the beginnings is theirs."""
+        self.starts = starts
+        self._evaluations = [before.outcomes[restart].evaluations for restart in range(self.config.restarts)]
+
+    def evaluations_of(self, restart: int) -> int:
+        """Prompts scored for a restart so far."""
+        return self._evaluations[restart]
 
     def note_best(self, loss: float, kl_nats: float, restart: int, log_q: Tensor, ids: Tensor, embeds: Tensor) -> None:
         """A restart has reached a new lowest loss; log_q `(vocab,)`, ids `(pos,)`, embeds `(pos hidden)`."""

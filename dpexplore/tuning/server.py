@@ -12,7 +12,8 @@ from dpexplore.models import LanguageModel
 from dpexplore.targets import Target
 from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.engine import INTERNAL_ERROR, Engine
-from dpexplore.tuning.run import Run, Start
+from dpexplore.tuning.prompt import Start
+from dpexplore.tuning.run import Run
 
 logger = logging.getLogger(__name__)
 

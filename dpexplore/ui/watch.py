@@ -258,7 +258,8 @@ def status_line(run: Run, step: TuneStep | None) -> str:
         place = run.queue_position
         ahead = {1: "this run is next", 2: "1 row is ahead of this run"}
         full = f"The machine is full: {ahead.get(place, f'{place - 1:,} rows are ahead of this run')}"
-        text = full if place else "Preparing the first step"
+        doing = "Preparing the first step" if run.preparation is None else run.preparation.text
+        text = full if place else doing
         return f"<p class='dpx-message is-busy' data-place='{place}'>{text}</p>"
     active = sum(kl is not None for kl in step.kl_nats)
     waiting = f" · {run.waiting_rows} wait for a place" if run.waiting_rows else ""
