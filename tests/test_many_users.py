@@ -134,7 +134,9 @@ def test_one_runs_failure_leaves_the_others_alone(
     poisoned: set[int] = set()
     original = NextTokenObjective.score
 
-    def score(lm: LanguageModel, embeds: torch.Tensor, objectives: list[NextTokenObjective]) -> Scores:
+    def score(
+        lm: LanguageModel, embeds: torch.Tensor, objectives: list[NextTokenObjective], *_prefix: object
+    ) -> Scores:
         if any(id(objective) in poisoned for objective in objectives):
             raise RuntimeError("of this run alone")
         return original(lm, embeds, objectives)
@@ -209,7 +211,9 @@ def test_nobodys_trouble_touches_the_others(
     begun = threading.Event()
     original = NextTokenObjective.score
 
-    def score(lm: LanguageModel, embeds: torch.Tensor, objectives: list[NextTokenObjective]) -> Scores:
+    def score(
+        lm: LanguageModel, embeds: torch.Tensor, objectives: list[NextTokenObjective], *_prefix: object
+    ) -> Scores:
         scores = original(lm, embeds, objectives)
         if not begun.is_set():
             return scores

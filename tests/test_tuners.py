@@ -99,7 +99,9 @@ def test_nan_ends_every_rules_row_alone(
     runs = [engine.submit(target, sick), engine.submit(target, well)]
     original, passes = NextTokenObjective.score, 0
 
-    def poisoned(lm: LanguageModel, embeds: torch.Tensor, objectives: list[NextTokenObjective]) -> Scores:
+    def poisoned(
+        lm: LanguageModel, embeds: torch.Tensor, objectives: list[NextTokenObjective], *_prefix: object
+    ) -> Scores:
         nonlocal passes
         passes += 1
         scores = original(lm, embeds, objectives)

@@ -238,7 +238,7 @@ def patched_score(monkeypatch: pytest.MonkeyPatch, change: Callable[[Scores, tor
     monkeypatch.setattr(
         NextTokenObjective,
         "score",
-        staticmethod(lambda lm, embeds, objectives: change(original(lm, embeds, objectives), embeds)),
+        staticmethod(lambda lm, embeds, objectives, *_: change(original(lm, embeds, objectives), embeds)),
     )
 
 

@@ -290,7 +290,8 @@ class Engine:
         try:
             with torch.set_grad_enabled(batch.grad):
                 embeds = batch.part(self.lm, start, stop).requires_grad_(batch.grad)
-                scores = runs[0].objective.score(self.lm, embeds, [run.objective for run in runs])
+                prefix = batch.prefix(start, stop)
+                scores = runs[0].objective.score(self.lm, embeds, [run.objective for run in runs], prefix)
                 grad = torch.autograd.grad(scores.loss.sum(), embeds)[0] if batch.grad else None
         except RuntimeError as error:
             if not is_out_of_memory(error):

@@ -320,7 +320,8 @@ def _score(
     device = stack.lm.device
     ids = torch.tensor(prompts, device=device)
     owners = torch.tensor([i for i, candidates in proposals.items() for _ in candidates], device=device)
-    found = yield Batch(ids, owners, present, grad=False, swapped=True)
+    alike = min(int(stack.rows[i].run.layout.hard.long().argmax()) for i in proposals)
+    found = yield Batch(ids, owners, present, grad=False, alike=alike, swapped=True)
     losses = found.loss.nan_to_num(torch.inf)
     scored: dict[int, tuple[Tensor, Tensor]] = {}
     best = torch.zeros(len(stack), dtype=torch.long, device=device)

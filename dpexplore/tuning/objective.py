@@ -14,6 +14,7 @@ from torch import Tensor
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target
+from dpexplore.tuning.prefix import Prefix, next_log_probs
 
 Divergence = Literal["kl", "reverse_kl", "js", "tv"]
 DIVERGENCES: tuple[Divergence, ...] = ("kl", "reverse_kl", "js", "tv")
@@ -91,8 +92,8 @@ class Objective(Protocol):
     """Positions that are computed, with their logits, behind each prompt."""
 
     @staticmethod
-    def score(lm: LanguageModel, embeds: Tensor, objectives: Sequence[Any]) -> Scores:
-        """embeds `(rows pos hidden)` float32, one objective a row."""
+    def score(lm: LanguageModel, embeds: Tensor, objectives: Sequence[Any], prefix: Prefix | None = None) -> Scores:
+        """embeds `(rows pos hidden)` float32, one objective a row; `prefix` tells what may be computed once."""
         ...
 
 
@@ -124,9 +125,11 @@ class NextTokenObjective:
         self.token_probs: Tensor | None = target.probs
 
     @staticmethod
-    def score(lm: LanguageModel, embeds: Tensor, objectives: Sequence[NextTokenObjective]) -> Scores:
+    def score(
+        lm: LanguageModel, embeds: Tensor, objectives: Sequence[NextTokenObjective], prefix: Prefix | None = None
+    ) -> Scores:
         """embeds `(rows pos hidden)` float32, one objective a row; neighbours that share one are scored together."""
-        log_q = lm.log_probs(embeds.to(lm.dtype))
+        log_q = next_log_probs(lm, embeds.to(lm.dtype), prefix)
         runs = [(objective, len(list(same))) for objective, same in groupby(objectives)]
         parts = log_q.split([count for _, count in runs])
         pairs = [objective._loss(part) for (objective, _), part in zip(runs, parts, strict=True)]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dpexplore.models import LanguageModel
+from dpexplore.tuning.prefix import Prefix
 from dpexplore.tuning.prompt import NO_TOKEN
 
 
@@ -23,6 +24,8 @@ class Batch:
     """`(prompts pos hidden)` float32, or with `swapped` `(rows pos hidden)`: the prompts before their ids changed."""
     grad: bool
     """Whether the gradient is wanted too."""
+    alike: int = 0
+    """The prompts of one row agree in so many positions from the left."""
     swapped: bool = False
     """The prompts are their owners' with other ids; they are embedded as they are needed, not all at once."""
 
@@ -33,6 +36,10 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def prefix(self, start: int, stop: int) -> Prefix:
+        """What some of the prompts have in common."""
+        return Prefix(self.owners[start:stop], self.alike)
 
     def part(self, lm: LanguageModel, start: int, stop: int) -> Tensor:
         """Embeddings of some of the prompts, `(prompts pos hidden)` float32."""

@@ -214,7 +214,9 @@ class RowStack:
             return
         owners = torch.tensor([i for i, prompts in drawn.items() for _ in prompts], device=self.lm.device)
         ids, embeds = (torch.stack(parts) for parts in zip(*chain.from_iterable(drawn.values()), strict=True))
-        found = yield Batch(ids, owners, embeds, grad=False)
+        layouts = [self.rows[i].run.layout for i in drawn]
+        alike = min(int((layout.soft | layout.hard).long().argmax()) for layout in layouts)
+        found = yield Batch(ids, owners, embeds, grad=False, alike=alike)
         for i in drawn:
             mine = (owners == i).nonzero()[:, 0]
             best = mine[found.loss[mine].nan_to_num(torch.inf).argmin()]

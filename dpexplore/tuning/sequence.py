@@ -18,6 +18,7 @@ from dpexplore.models import LanguageModel
 from dpexplore.targets import StringTarget, Target
 from dpexplore.targets.outcome_tree import OutcomeTree
 from dpexplore.tuning.objective import Divergence, NextTokenObjective, Objective, Scores, divergence, log_probs_of
+from dpexplore.tuning.prefix import Prefix
 
 AGREEMENT = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Nats by which the packed pass may differ from the plain one where a model is tried; half precision is coarser."""
@@ -58,8 +59,13 @@ class SequenceObjective:
         self.behind = len(self.tree.inputs)
 
     @staticmethod
-    def score(lm: LanguageModel, embeds: Tensor, objectives: Sequence[SequenceObjective]) -> Scores:
-        """embeds `(rows pos hidden)` float32; all objectives are of one group, so that one tree serves all rows."""
+    def score(
+        lm: LanguageModel, embeds: Tensor, objectives: Sequence[SequenceObjective], prefix: Prefix | None = None
+    ) -> Scores:
+        """embeds `(rows pos hidden)` float32; all objectives are of one group, so that one tree serves all rows.
+
+        A prefix is computed with every prompt: beside the tree it is short.
+        """
         tree = objectives[0].tree
         found = outcome_log_probs(lm, embeds.to(lm.dtype), tree)
         pairs = [objective._loss(row) for objective, row in zip(objectives, found, strict=True)]

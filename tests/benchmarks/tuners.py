@@ -23,13 +23,14 @@ from torch import Tensor
 import dpexplore as dp
 from dpexplore.targets import random_prompt
 from dpexplore.tuning.lookup import closest_tokens
+from dpexplore.tuning.prefix import PAYS_FROM, Prefix, shared_log_probs
 
 BITS = (2, 4, 7, 10, 13)
 MARKS = (100, 200, 300)
 LENGTH = 5
 RECOVERED_NATS = 0.01
 PRESETS = ("paper", "fast", "thorough")
-TABLES = ("soft", "hard", "nanogcg", "overhead")
+TABLES = ("soft", "hard", "beginnings", "nanogcg", "overhead", "cache")
 
 SoftCells = dict[tuple[str, int], list[float]]
 """KL of each restart, in nats, by preset and count of evaluations."""
@@ -138,6 +139,25 @@ def hard_table(lm: dp.LanguageModel, options: argparse.Namespace) -> None:
         print(f"  {name}: below {RECOVERED_NATS} nats in {sum(kl < RECOVERED_NATS for kl in kls)} of {len(rows)}")
 
 
+def beginnings_table(lm: dp.LanguageModel, options: argparse.Namespace) -> None:
+    """Targets captured from random tokens: the search from each kind of beginning, at equal evaluations."""
+    inits, count = options.inits, options.evaluations
+    print(
+        f"beginnings: KL in nats of the search at {count:,} evaluations, one restart, what finds the beginning included"
+    )
+    print(f"  {'target':>6}" + "".join(f"{init:>10}" for init in inits), flush=True)
+    rows: list[list[float]] = []
+    for seed in range(options.targets):
+        target = random_prompt(length=LENGTH, seed=seed).build(lm)
+        shared = {"length": LENGTH, "restarts": 1, "seed": options.seed, "patience": None, "steps": count}
+        configs = [
+            dp.TuneConfig.preset("thorough", method="hard", init=init, evaluations=count, **shared) for init in inits
+        ]
+        rows.append([timed(lm, target, config)[0] for config in configs])
+        print(f"  {seed:>6}" + "".join(f"{kl:>10.4f}" for kl in rows[-1]), flush=True)
+    print(f"  {'mean':>6}" + "".join(f"{statistics.mean(column):>10.4f}" for column in zip(*rows, strict=True)))
+
+
 def nanogcg_table(lm: dp.LanguageModel, options: argparse.Namespace) -> None:
     """One-token targets in the chat template: nanoGCG's loss is our KL to a one-hot target."""
     try:
@@ -227,6 +247,35 @@ def overhead_table(lm: dp.LanguageModel, options: argparse.Namespace) -> None:
             print(f"  {rule:6} {rows} rows  ratio {statistics.median(ratios):.3f}", flush=True)
 
 
+def cache_table(lm: dp.LanguageModel, options: argparse.Namespace) -> None:
+    """Candidates behind a common prefix: a pass that computes the prefix once over one that does so in each of them."""
+    count = options.candidates
+    print(f"cache: seconds of a pass of {count} candidates, {LENGTH} tokens behind a common prefix; what a cache makes")
+    print(f"  {'prefix':>6}{'whole s':>10}{'ratio':>8}{'log q':>10}   used from {PAYS_FROM} on", flush=True)
+    for length in (1, 2, 4, 8, 16, 32, 64):
+        picks = torch.randint(
+            len(lm.ordinary_ids), (count, length + LENGTH), generator=torch.Generator().manual_seed(0)
+        )
+        ids = lm.ordinary_ids[picks].to(lm.device)
+        ids[:, :length] = ids[0, :length]
+        prefix = Prefix(torch.zeros(count, dtype=torch.long, device=lm.device), length)
+        with torch.no_grad():
+            embeds = lm.embed(ids)
+            apart = float((lm.log_probs(embeds) - shared_log_probs(lm, embeds, prefix)).abs().max())
+            wholes, ratios = [], []
+            for _ in range(options.pairs):
+                start = time.perf_counter()
+                lm.log_probs(embeds).sum().item()
+                wholes.append(time.perf_counter() - start)
+                start = time.perf_counter()
+                shared_log_probs(lm, embeds, prefix).sum().item()
+                ratios.append((time.perf_counter() - start) / wholes[-1])
+        print(
+            f"  {length:>6}{statistics.median(wholes):>10.3f}{statistics.median(ratios):>8.2f}{apart:>10.0e}",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", help=f"which of {', '.join(TABLES)}; default: all")
@@ -238,13 +287,22 @@ def main() -> None:
     parser.add_argument("--soft-evaluations", type=int, default=300)
     parser.add_argument("--targets", type=int, default=10, help="hard: captured targets")
     parser.add_argument("--evaluations", type=int, default=2500, help="hard: evaluations of search and gcg")
+    parser.add_argument("--inits", nargs="+", default=["vocab", "lookup", "soft"], help="beginnings: which of them")
     parser.add_argument("--nano-steps", type=int, default=40)
-    parser.add_argument("--pairs", type=int, default=7, help="overhead: interleaved pairs")
+    parser.add_argument("--pairs", type=int, default=7, help="overhead, cache: interleaved pairs")
+    parser.add_argument("--candidates", type=int, default=64, help="cache: prompts of a pass")
     options = parser.parse_args()
     lm = dp.load_model(options.model)
     machine = f"{lm.device}, {torch.get_num_threads()} threads, {platform.machine()}"
     print(f"{options.model}, {lm.dtype}, on {machine}, torch {torch.__version__}")
-    tables = {"soft": soft_table, "hard": hard_table, "nanogcg": nanogcg_table, "overhead": overhead_table}
+    tables = {
+        "soft": soft_table,
+        "hard": hard_table,
+        "beginnings": beginnings_table,
+        "nanogcg": nanogcg_table,
+        "overhead": overhead_table,
+        "cache": cache_table,
+    }
     for name in options.tables or TABLES:
         tables[name](lm, options)
 
