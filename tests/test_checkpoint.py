@@ -20,6 +20,7 @@ CONFIGS = [
     TuneConfig(method="hard", length=3, restarts=2, steps=9),
     TuneConfig(method="hard", length=3, restarts=2, steps=9, hard_rule="gcg", candidates=6, top=20),
     TuneConfig(method="hard", length=3, restarts=2, steps=9, hard_rule="search", candidates=6, top=20),
+    TuneConfig(method="hard", length=3, restarts=2, steps=9, init="lookup", hard_rule="gcg", candidates=6, screen=3),
     TuneConfig(method="hard", length=3, restarts=2, steps=70, evaluations=90, init="soft", hard_rule="gcg"),
     TuneConfig(
         method="hybrid", slots="soft*2 hard*2", restarts=2, steps=9, soft_rule="lbfgs", hard_rule="search", candidates=6

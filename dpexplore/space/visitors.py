@@ -124,7 +124,7 @@ class VisitorRules:
         self.check_text("The slots", str(slots))
         checked = config.rules[1] not in (None, "eq4")
         each_step = 1 + (config.candidates if checked else 0)
-        evaluations = config.screen + (config.evaluations or config.steps * each_step)
+        evaluations = config.screen + (config.evaluations or config.soft_steps + config.steps * each_step)
         asked = {
             "restarts": (config.restarts, limits.rows),
             "steps": (config.steps, limits.steps),

@@ -148,6 +148,8 @@ class SlicedServer:
             for news in self._slice_of(self.lm.name, saved, self._seconds):
                 run.follow(news.steps, unpack(news.best, self.lm.device) if news.best else run.best)
                 saved = news.saved or saved
+                if run.steps:
+                    run.preparation = None
                 if news.ended or run.ending:
                     return saved, news.ended
         except Exception as error:  # of whatever kind ZeroGPU raises for a slice refused, or cut off

@@ -23,7 +23,8 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.models.default_model import cache_folder
 
-BATCH = 256
+BATCH = 128
+"""Tokens measured at once: less than half a second on two cores, so that others move on and Stop is heard."""
 TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-2}
 """Nats by which a rank's KL may differ from the model's own where a table is tried; states are kept in float16."""
 COARSE_TOLERANCE = 0.3
