@@ -17,9 +17,9 @@ TinyLM = Callable[[str], LanguageModel]
 
 TEXT = "I love the sea, and the sea loves the other side of the mountain."
 CONFIGS = [
-    TuneConfig(method="hard", slots=f'"{TEXT}" hard*3', restarts=2, steps=6, hard_rule="gcg", candidates=12),
+    TuneConfig(method="hard", slots=f'"{TEXT}" hard*3', restarts=2, steps=6, hard_rule="gcg", candidates=20),
     TuneConfig(
-        method="hard", slots=f'"{TEXT}" hard*3', restarts=2, steps=6, hard_rule="search", candidates=12, screen=9
+        method="hard", slots=f'"{TEXT}" hard*3', restarts=2, steps=6, hard_rule="search", candidates=20, screen=18
     ),
     TuneConfig(
         method="hybrid",
@@ -28,7 +28,7 @@ CONFIGS = [
         steps=8,
         soft_rule="adamw",
         hard_rule="search",
-        candidates=12,
+        candidates=20,
     ),
 ]
 

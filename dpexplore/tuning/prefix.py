@@ -14,7 +14,7 @@ from dpexplore.models import LanguageModel
 
 PAYS_FROM = 8
 """Positions in common from which a pass is cheaper with a cache than without (`tests/benchmarks/tuners.py cache`),"""
-PAYS_FOR = 8
+PAYS_FOR = 16
 """with so many prompts or more for each beginning."""
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Nats by which log q of any one token may differ with and without a cache; the trial of a model, rounding aside."""

@@ -109,8 +109,11 @@ class Run:
 
     def preparing(self) -> Iterator[str]:
         """What is done before the first step, told as it goes on; ends once the restarts begin."""
+        told = ""
         while (preparation := self.preparation) is not None and not self._finished:
-            yield preparation.text
+            if preparation.text != told:
+                told = preparation.text
+                yield told
             if self._drive is not None:
                 self._drive()
             else:

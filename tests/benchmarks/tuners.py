@@ -23,7 +23,7 @@ from torch import Tensor
 import dpexplore as dp
 from dpexplore.targets import random_prompt
 from dpexplore.tuning.lookup import closest_tokens
-from dpexplore.tuning.prefix import PAYS_FROM, Prefix, shared_log_probs
+from dpexplore.tuning.prefix import PAYS_FOR, PAYS_FROM, Prefix, shared_log_probs
 
 BITS = (2, 4, 7, 10, 13)
 MARKS = (100, 200, 300)
@@ -251,7 +251,8 @@ def cache_table(lm: dp.LanguageModel, options: argparse.Namespace) -> None:
     """Candidates behind a common prefix: a pass that computes the prefix once over one that does so in each of them."""
     count = options.candidates
     print(f"cache: seconds of a pass of {count} candidates, {LENGTH} tokens behind a common prefix; what a cache makes")
-    print(f"  {'prefix':>6}{'whole s':>10}{'ratio':>8}{'log q':>10}   used from {PAYS_FROM} on", flush=True)
+    print(f"  the engine uses it from {PAYS_FROM} positions and {PAYS_FOR} candidates on")
+    print(f"  {'prefix':>6}{'whole s':>10}{'ratio':>8}{'log q':>10}", flush=True)
     for length in (1, 2, 4, 8, 16, 32, 64):
         picks = torch.randint(
             len(lm.ordinary_ids), (count, length + LENGTH), generator=torch.Generator().manual_seed(0)
