@@ -149,7 +149,7 @@ class TuneConfig:
         """Steps of the soft prompt near which a restart's hard tokens begin; 0 where they begin elsewhere."""
         if self.init != "soft":
             return 0
-        most = min(self.steps, self.steps if self.evaluations is None else self.evaluations)
+        most = self.steps if self.evaluations is None else min(self.steps, self.evaluations)
         return min(SOFT_STEPS, int(SOFT_SHARE * most))
 
     def soft_part(self) -> TuneConfig:
