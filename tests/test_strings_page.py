@@ -20,7 +20,7 @@ from dpexplore.ui.context import AppContext
 from dpexplore.ui.model_pool import ModelPool
 from dpexplore.ui.page import build, launch_settings
 from dpexplore.ui.string_runs import Running, reach
-from dpexplore.ui.string_view import read_lines, write_lines
+from dpexplore.ui.string_view import read_lines, read_prefixes, write_lines
 from dpexplore.ui.strings import FIRST, examples, from_controls, from_file, from_recipe
 from dpexplore.ui.target_panel import show_target
 from tests.browser import find_chromium
@@ -56,6 +56,37 @@ def test_controls_and_recipe_follow_each_other(app: AppContext) -> None:
     assert "data-outcomes='2'" in facts
     request, response, lines, eos, *_ = from_recipe(app, MODEL, recipe)
     assert (request, response, read_lines(lines), eos) == ("I love the", "", [("sea", 1.0), ("shore", 3.0)], True)
+
+
+@pytest.mark.parametrize(
+    ("response", "lines"),
+    [
+        (("",), ""),
+        (("Sure:",), "Sure:"),
+        (("", " big"), '""\n" big"'),
+        (('"A"', "one\ntwo", "plain"), '"\\"A\\""\n"one\\ntwo"\nplain'),
+    ],
+)
+def test_every_prefix_of_the_answer_is_shown_and_kept(app: AppContext, response: tuple[str, ...], lines: str) -> None:
+    asked = str(strings(["sea", "shore"], request="I love the", response=response))
+    request, shown, outcomes, eos, *_ = from_recipe(app, MODEL, asked)
+    assert shown == lines
+    assert read_prefixes(shown) == response
+    recipe, facts, _ = from_controls(app, MODEL, request, shown, outcomes, eos)
+    assert recipe == asked
+    assert "data-outcomes='2'" in facts
+
+
+def test_a_prefix_takes_no_weight(app: AppContext) -> None:
+    recipe, facts, _ = from_controls(app, MODEL, "I love the", '"big" 2', "sea", True)
+    assert recipe == ""
+    assert "only outcomes take a weight" in facts
+
+
+def test_a_target_with_a_mistake_is_not_run(app: AppContext) -> None:
+    recipe, *_ = from_controls(app, MODEL, "I love the", "", "a\na", True)
+    *_, last = reach(app, Running(), "me", MODEL, recipe, ["lora"], "soft", "request soft*2", 3, "fast", 3)
+    assert "no target to run" in last[0]
 
 
 def test_a_clash_is_named_and_its_cure_offered(app: AppContext) -> None:
@@ -213,6 +244,12 @@ def test_a_target_is_typed_cured_and_reached_in_the_browser(browser: Browser, ad
 @pytest.mark.parametrize(("width", "height", "scheme"), [(1440, 900, "dark"), (390, 844, "light")])
 def test_the_tab_fits_its_window(browser: Browser, address: str, width: int, height: int, scheme: str) -> None:
     page = open_tab(browser, address, width, height, scheme)
+    page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")
+    page.fill("#strings-steps input", "3")
+    page.fill("#strings-passes input", "3")
+    page.keyboard.press("Tab")
+    page.click("#strings-run")
+    expect(page.locator("#strings-status [data-done]")).to_be_visible()
     page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")
     for part in ("#strings-lines", "#strings-recipe", "#strings-run", "#strings-chart"):
         box = page.locator(part).bounding_box()

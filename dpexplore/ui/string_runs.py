@@ -91,6 +91,8 @@ class Running:
 
 def target_of(app: AppContext, model: str, recipe: str) -> StringTarget:
     """A recipe's target for a loaded model. InputError if it is none over strings."""
+    if not recipe.strip():
+        raise InputError("There is no target to run; what is written beside it says why.")
     target = app.target(model, recipe)
     if not isinstance(target, StringTarget):
         raise InputError('This recipe is over single tokens; one such as strings({"{1}": 1, "{2}": 1}) is accepted.')
@@ -108,7 +110,7 @@ def reach(
         "",
         EMPTY_BARS,
         EMPTY_ANSWERS,
-        gr.update(interactive=False),
+        gr.update(visible=False),
         *busy,
     ]
     try:
@@ -133,7 +135,7 @@ def reach(
             yield [
                 message("LoRA is measured", "busy"),
                 *_pictures(course),
-                gr.update(value=file, interactive=True),
+                gr.update(value=file, visible=True),
                 *busy,
             ]
         if "prompt" in ways and not running.stopped(session):
@@ -205,7 +207,7 @@ def _follow_prompt(
     result = run.result
     way.told = answers(entry.lm, WAYS["prompt"][0], course.target, samples=SAMPLES, prompt=result.prompt_embeds)
     written = f" The prompt: {result.prompt_text}" if result.prompt_text else ""
-    way.note = f"{result.steps} steps in {result.seconds:.0f} s, slots in and around the request.{written}"
+    way.note = f"{result.steps} steps in {result.seconds:.0f} s, the weights are as they were.{written}"
 
 
 def _pictures(course: Course) -> list[str]:

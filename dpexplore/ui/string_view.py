@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from html import escape
+from itertools import accumulate
 from typing import Any
 
 import plotly.graph_objects as go
 
 from dpexplore.diffuse.report import Answers
-from dpexplore.plots import DASHES, base_layout, colour, figure_json
+from dpexplore.errors import InputError
+from dpexplore.experiments.drawing import ON_DARK
+from dpexplore.plots import DASHES, NATS_PER_BIT, base_layout, colour, figure_json
 from dpexplore.targets import StringTarget
 from dpexplore.targets.strings import OTHER
 from dpexplore.ui.markup import bar, probability, quantity, table, token
@@ -18,9 +21,18 @@ from dpexplore.ui.markup import bar, probability, quantity, table, token
 WAYS = {"alone": ("request alone", "restart"), "prompt": ("tuned prompt", "achieved"), "lora": ("LoRA", "adapter")}
 """Each way's name and the role whose colour it has."""
 SHOWN_ANSWERS = 24
-SHOWN_CHARACTERS = 60
-EMPTY_BARS = "<p class='dpx-empty-card'>What each way makes of the outcomes stands here beside the target.</p>"
-EMPTY_ANSWERS = "<p class='dpx-empty-card'>Answers before and after appear here, drawn at temperature 1.</p>"
+SHOWN_CHARACTERS = 480
+"""Of all the answers of a way together: many short ones, or a few long ones."""
+EMPTY_BARS = "<p class='dpx-empty-card'>Press Run: how probable each way makes each outcome, beside the target.</p>"
+EMPTY_ANSWERS = (
+    "<p class='dpx-empty-card'>Press Run: what the model answers to the request as it is, with the tuned prompt, and "
+    "with LoRA.</p>"
+)
+ANSWERS_NOTE = (
+    "<p class='dpx-note'>The first answers that were drawn, at temperature 1 from all tokens; one much longer than "
+    "every outcome is cut. A dashed frame: no valid outcome.</p>"
+)
+_BREAK = "<i>↵</i> "
 
 
 @dataclass
@@ -74,34 +86,37 @@ def course_chart(course: Course) -> str:
                 hovertemplate=f"{name}, %{{x}}: %{{y:.4f}} nats<extra></extra>",
             )
     figure.add_annotation(
-        text=f"floor H(w) {floor:.3f} nats",
+        text=f"floor H(w): {floor:.3f} nats = {floor / NATS_PER_BIT:.2f} bits",
         x=1,
         xref="paper",
         xanchor="right",
         y=floor,
-        yanchor="bottom",
+        yanchor="top",  # nothing is drawn below the floor
         showarrow=False,
-        font={"color": colour("floor"), "size": 12},
     )
-    figure.update_layout(showlegend=False, margin={"l": 52, "r": 12, "t": 8, "b": 40}, uirevision="course")
+    figure.update_layout(
+        showlegend=False, margin={"l": 52, "r": 12, "t": 8, "b": 40}, uirevision="course", meta={"dark": ON_DARK}
+    )
     return figure_json(figure) + "\n"
 
 
 def bars_html(course: Course) -> str:
-    """Target against achieved over whole strings, one row for each outcome."""
+    """Target against achieved over whole strings, one row for each outcome; the bars' scale leaves all else out."""
     ways = [(key, way) for key, way in course.seen() if way.told is not None]
     if not ways:
         return EMPTY_BARS
-    columns = [way.told.fit.probabilities.tolist() for _, way in ways if way.told is not None]
-    columns = [[*column, max(0.0, 1 - sum(column))] for column in columns]
     weights = [*course.target.weights.tolist(), 0.0]
-    top = max(max(weights), *(max(column[:-1]) for column in columns), 1e-12)
+    columns = [("target", weights)]
+    for key, way in ways:
+        assert way.told is not None
+        found = way.told.fit.probabilities.tolist()
+        columns.append((WAYS[key][1], [*found, max(0.0, 1 - sum(found))]))
+    top = max(1e-12, *(max(shares[:-1]) for _, shares in columns))
     rows = []
     for i, text in enumerate([*course.target.outcomes, OTHER]):
-        bars = bar(weights[i] / top, "target")
-        bars += "".join(bar(column[i] / top, WAYS[key][1]) for (key, _), column in zip(ways, columns, strict=True))
-        name = token(text) if text != OTHER else f"<i>{escape(text)}</i>"
-        rows.append([name, probability(weights[i]), bars, *(probability(column[i]) for column in columns)])
+        bars = "" if text == OTHER else "".join(bar(shares[i] / top, role) for role, shares in columns)
+        name = f"<i>{escape(text)}</i>" if text == OTHER else token(text)
+        rows.append([name, probability(weights[i]), bars, *(probability(shares[i]) for _, shares in columns[1:])])
     headers = [("outcome", "is-token"), ("target w", "is-num"), ("", "is-bars")]
     headers += [(WAYS[key][0], "is-num") for key, _ in ways]
     return table(headers, rows, "Probability of whole strings, the end of the answer included")
@@ -110,7 +125,7 @@ def bars_html(course: Course) -> str:
 def answers_html(course: Course) -> str:
     """Each way's figures and some of its answers."""
     told = [_way_html(course, key, way) for key, way in course.seen() if way.told is not None]
-    return f"<div class='dpx-ways'>{''.join(told)}</div>" if told else EMPTY_ANSWERS
+    return f"<div class='dpx-ways'>{''.join(told)}</div>{ANSWERS_NOTE}" if told else EMPTY_ANSWERS
 
 
 def _way_html(course: Course, key: str, way: Way) -> str:
@@ -136,19 +151,21 @@ def _way_html(course: Course, key: str, way: Way) -> str:
     listed = "".join(f"<dt>{what}</dt><dd>{number}</dd>" for what, number in numbers)
     valid = set(course.target.outcomes)
     shown = "".join(
-        f"<li class='{'' if text in valid else 'is-invalid'}'>{token(_short(text))}</li>"
-        for text in way.told.samples[:SHOWN_ANSWERS]
+        f"<li class='{'' if text in valid else 'is-invalid'}'>{escape(text).replace(chr(10), _BREAK)}</li>"
+        for text in _first(way.told.samples)
     )
     note = f"<p class='dpx-note'>{escape(way.note)}</p>" if way.note else ""
     return (
         f"<section class='dpx-way is-{role}' data-way='{key}' data-kl='{fit.kl_nats:.6f}'>"
-        f"<h3>{escape(name)}</h3><dl>{listed}</dl>{note}"
+        f"<div><h3>{escape(name)}</h3><dl>{listed}</dl>{note}</div>"
         f"<ul class='dpx-answers' aria-label='Answers: {escape(name)}'>{shown}</ul></section>"
     )
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
+def _first(samples: list[str]) -> list[str]:
+    """As many of the first answers as there is room for."""
+    ends = accumulate(len(text) for text in samples[:SHOWN_ANSWERS])
+    return samples[: max(1, sum(end <= SHOWN_CHARACTERS for end in ends))]
 
 
 def facts_html(target: StringTarget) -> str:
@@ -157,8 +174,8 @@ def facts_html(target: StringTarget) -> str:
     kept = f", {count - asked} of them valid but not asked for" if asked < count else ""
     return (
         f"<p class='dpx-facts-line' data-outcomes='{count}'><b>{count}</b> outcomes{kept} · floor H(w) "
-        f"<b>{quantity(target.entropy_nats, 'h')}</b> · {len(target.request_ids)} + {len(target.tree.inputs)} "
-        "positions in one pass</p>"
+        f"<b>{quantity(target.entropy_nats, 'h')}</b> · {len(target.request_ids)} tokens of the request and "
+        f"{len(target.tree.inputs)} of the answers in one pass</p>"
     )
 
 
@@ -167,9 +184,28 @@ def write_lines(outcomes: tuple[tuple[str, float], ...]) -> str:
     return "\n".join(_line(text, weight) for text, weight in outcomes)
 
 
+def write_prefixes(response: tuple[str, ...]) -> str:
+    """What the answer begins with as lines to edit; nothing for the one empty prefix."""
+    return "" if response == ("",) else "\n".join(_text(prefix) for prefix in response)
+
+
+def read_prefixes(lines: str) -> tuple[str, ...]:
+    """What `write_prefixes` writes. InputError for a weight: each prefix is as likely as the others."""
+    read = read_lines(lines)
+    for prefix, weight in read:
+        if weight != 1:
+            raise InputError(f"The beginning {prefix!r} has the weight {weight:g}; only outcomes take a weight.")
+    return tuple(prefix for prefix, _ in read) or ("",)
+
+
 def _line(text: str, weight: float) -> str:
-    plain = weight == 1 and text == text.strip() and text.isprintable() and not text.startswith('"')
-    return text if plain else f"{json.dumps(text, ensure_ascii=False)} {weight:g}"
+    return _text(text) if weight == 1 else f"{json.dumps(text, ensure_ascii=False)} {weight:g}"
+
+
+def _text(text: str) -> str:
+    """A text as one line: as it is, or in quotes where that would not be read back."""
+    plain = text != "" and text == text.strip() and text.isprintable() and not text.startswith('"')
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def read_lines(lines: str) -> list[tuple[str, float]]:

@@ -18,7 +18,16 @@ from dpexplore.targets.string_files import parse_strings
 from dpexplore.ui.context import AppContext, sentence
 from dpexplore.ui.markup import message
 from dpexplore.ui.string_runs import Running, reach, target_of
-from dpexplore.ui.string_view import EMPTY_ANSWERS, EMPTY_BARS, WAYS, facts_html, read_lines, write_lines
+from dpexplore.ui.string_view import (
+    EMPTY_ANSWERS,
+    EMPTY_BARS,
+    WAYS,
+    facts_html,
+    read_lines,
+    read_prefixes,
+    write_lines,
+    write_prefixes,
+)
 from dpexplore.ui.target_panel import QUIET
 from dpexplore.ui.widgets import card_title, chart, legend, view
 
@@ -72,11 +81,14 @@ def examples() -> dict[str, Strings]:
 
 
 def from_controls(app: AppContext, model: str, request: str, response: str, lines: str, eos: bool) -> list[Any]:
-    """A control moved. Values for (recipe, facts, cure)."""
+    """A control moved. Values for (recipe, facts, cure).
+
+    A mistake empties the recipe, so that Run does not run the target that stood here before.
+    """
     try:
-        recipe = str(Strings(tuple(_without_twins(read_lines(lines))), request, (response,), eos))
+        recipe = str(Strings(tuple(_without_twins(read_lines(lines))), request, read_prefixes(response), eos))
     except Exception as error:
-        return [gr.skip(), message(sentence(error), "error"), gr.update(visible=False)]
+        return ["", message(sentence(error), "error"), gr.update(visible=False)]
     return [recipe, *_preview(app, model, recipe)]
 
 
@@ -120,7 +132,7 @@ def from_file(app: AppContext, model: str, path: str | None) -> list[Any]:
 
 
 def _fields(asked: Strings) -> list[Any]:
-    return [asked.request, asked.response[0], write_lines(asked.outcomes), asked.eos]
+    return [asked.request, write_prefixes(asked.response), write_lines(asked.outcomes), asked.eos]
 
 
 def _preview(app: AppContext, model: str, recipe: str) -> list[Any]:
@@ -153,13 +165,20 @@ def _build_target(known: dict[str, Strings]) -> dict[str, Any]:
     made: dict[str, Any] = {
         "example": gr.Dropdown(list(known), value=FIRST, label="Begin with", elem_id="strings-example"),
         "request": gr.Textbox(first.request, label="Request", lines=3, max_lines=6, elem_id="strings-request"),
-        "response": gr.Textbox("", label="The answer begins with", elem_id="strings-response", max_lines=2),
+        "response": gr.Textbox(
+            write_prefixes(first.response),
+            label="The answer begins with",
+            info="Given, not asked for; empty for nothing, several one a line. In quotes spaces at an end are kept.",
+            lines=2,
+            max_lines=4,
+            elem_id="strings-response",
+        ),
     }
-    hint = 'One a line; "text" 2 in quotes gives it the weight 2, weight 0 means valid but not asked for.'
+    hint = 'One a line. "text" 2 gives a text in quotes the weight 2; with weight 0 it is valid but not asked for.'
     made["lines"] = gr.Textbox(
         write_lines(first.outcomes), label="Outcomes", info=hint, lines=8, max_lines=12, elem_id="strings-lines"
     )
-    made["eos"] = gr.Checkbox(True, label="An outcome is followed by the end of the answer", elem_id="strings-eos")
+    made["eos"] = gr.Checkbox(True, label="Each outcome is followed by the end of the answer", elem_id="strings-eos")
     made["facts"] = view(live=True, elem_id="strings-facts")
     made["cure"] = gr.Button(
         "Add the end of the answer to every outcome", visible=False, size="sm", elem_id="strings-cure"
@@ -180,26 +199,27 @@ def _build_ways() -> dict[str, Any]:
     with gr.Column(elem_classes="dpx-card"):
         with gr.Row(elem_classes="dpx-inline", elem_id="strings-row"):
             choices = [("tuned prompt", "prompt"), ("LoRA", "lora")]
-            beside: dict[str, Any] = {"label": "Beside the request alone", "min_width": 220, "scale": 3}
+            beside: dict[str, Any] = {"label": "Beside the request alone", "min_width": 190, "scale": 2}
             made["ways"] = gr.CheckboxGroup(choices, value=["prompt", "lora"], elem_id="strings-ways", **beside)
             made["method"] = gr.Dropdown(
-                list(METHODS), value="soft", label="Prompt", min_width=90, elem_id="strings-method"
+                list(METHODS), value="soft", label="Prompt: method", min_width=100, elem_id="strings-method"
             )
             made["slots"] = gr.Textbox(
-                DEFAULT_SLOTS["soft"], label="Slots", min_width=150, scale=2, elem_id="strings-slots"
+                DEFAULT_SLOTS["soft"], label="Prompt: slots", min_width=150, scale=2, elem_id="strings-slots"
             )
-            made["steps"] = gr.Number(60, label="Steps", elem_id="strings-steps", **number)
+            made["steps"] = gr.Number(60, label="Prompt: steps", elem_id="strings-steps", **number)
             made["preset"] = gr.Dropdown(
-                list(PRESETS), value="fast", label="LoRA", min_width=90, elem_id="strings-preset"
+                list(PRESETS), value="fast", label="LoRA: preset", min_width=90, elem_id="strings-preset"
             )
-            made["passes"] = gr.Number(50, label="Passes", elem_id="strings-passes", **number)
+            made["passes"] = gr.Number(50, label="LoRA: passes", elem_id="strings-passes", **number)
             made["run"] = gr.Button("Run", variant="primary", min_width=90, scale=1, elem_id="strings-run")
             made["stop"] = gr.Button(
                 "Stop", variant="stop", interactive=False, min_width=72, scale=0, elem_id="strings-stop"
             )
         made["status"] = view(
             message(
-                "A prompt leaves the weights as they are, LoRA changes them: press Run to see both on one axis.", "info"
+                "A tuned prompt leaves the weights as they are, LoRA adds to them. Press Run to see both on one axis.",
+                "info",
             ),
             live=True,
             elem_id="strings-status",
@@ -207,17 +227,17 @@ def _build_ways() -> dict[str, Any]:
     roles = [(role, name) for name, role in WAYS.values()]
     with gr.Row(elem_id="strings-upper"):
         with gr.Column(elem_classes="dpx-card", min_width=300, scale=1):
-            card_title("Cross-entropy", legend([("floor", "floor H(w)"), *roles]))
+            card_title("Cross-entropy", legend(roles))
             empty = "Press Run: every way becomes a line here, above the floor that none of them can pass."
             made["chart"] = chart("figure", [("dpx-figure", "")], empty, elem_id="strings-chart")
         with gr.Column(elem_classes="dpx-card", min_width=300, scale=1):
-            card_title("Target and achieved", legend([("target", "target w")]))
+            card_title("Outcomes", legend([("target", "target w"), *roles]))
             made["bars"] = view(EMPTY_BARS, elem_id="strings-bars")
     with gr.Column(elem_classes="dpx-card"):
         card_title("Before and after")
         made["answers"] = view(EMPTY_ANSWERS, elem_id="strings-answers")
         made["adapter"] = gr.DownloadButton(
-            "Download the adapter (PEFT, with its capsule)", interactive=False, size="sm", elem_id="strings-adapter"
+            "Download the adapter (PEFT, with its capsule)", visible=False, size="sm", elem_id="strings-adapter"
         )
     return made
 
