@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -219,11 +220,22 @@ def test_adapters_load_with_plain_peft_and_replay(
         load_adapter(lm, tmp_path / "nowhere")
 
 
-def test_an_early_stop_and_a_cancel_end_a_run(tiny_lm: TinyLm) -> None:
+def test_an_early_stop_ends_with_the_first_pass_near_the_floor(decided: LanguageModel) -> None:
+    asked = (strings(["s", "t", "e"], "I love the", eos=False), strings(["s", "t"], "The dog is", eos=False))
+    targets = [one.build(decided) for one in asked]
+    config = AdapterConfig(learning_rate=0.01, passes=40)
+    losses = [step.loss_nats for step in AdapterRun(decided, targets, config).finish().steps]
+    near = 1.2 * sum(target.entropy_nats for target in targets)
+    first = next(i for i, loss in enumerate(losses) if loss <= near)
+    assert 1 < first < len(losses) - 1  # neither at once nor at the end
+    run = AdapterRun(decided, targets, replace(config, early_stop=True)).finish()
+    assert (run.status, run.config.gamma) == ("early_stop", 0.2)
+    assert [step.loss_nats for step in run.steps] == pytest.approx(losses[: first + 1], abs=1e-3)
+
+
+def test_a_cancelled_run_keeps_its_passes(tiny_lm: TinyLm) -> None:
     lm = tiny_lm("llama")
     target = ASKED.build(lm)
-    generous = AdapterConfig(passes=9, early_stop=True, gamma=1000.0)
-    assert len(AdapterRun(lm, [target], generous).finish().steps) == 1
     run = AdapterRun(lm, [target], AdapterConfig(passes=9))
     for step in run:
         if step.step == 2:
