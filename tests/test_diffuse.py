@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import dpexplore as dp
 from dpexplore.diffuse.adapter import PAPER_MODULES, load_adapter, new_adapter, target_modules
+from dpexplore.diffuse.biographies import Biography, BiographyCounts
 from dpexplore.diffuse.capsule import replay_adapter, save_run
 from dpexplore.diffuse.config import AdapterConfig
 from dpexplore.diffuse.families import FAMILIES, SIZES, family
@@ -302,6 +303,29 @@ def test_facts_count_what_was_never_trained_on(tiny_lm: TinyLm) -> None:
     assert facts.entropy_nats == pytest.approx(1.5 * math.log(2))
     assert facts.coverage == {2: pytest.approx(coverage([2, 1], 2, 4)), 4: 2}
     assert target.entropy_nats == pytest.approx(math.log(2))
+
+
+SKETCHES = ("{Ann Lee}\n{Female}\n{May 1, 1950}\n{Chile}\n{Baker}", "{Bo Ray}\n{Male}\n{May 2, 1960}\n{Peru}\n{Pilot}")
+
+
+@pytest.mark.parametrize("text", SKETCHES)
+def test_a_biography_is_read_as_it_was_written(text: str) -> None:
+    read = Biography.parse(text)
+    assert str(read) == text
+    assert Biography.parse(f"{text}\n{{Won a prize}}") == read  # the paper's sixth line
+    assert Biography.parse(f"Sure!\n{text}") is None
+    assert Biography.parse(text.rpartition("\n")[0]) is None
+
+
+def test_different_people_among_samples_are_counted(tiny_lm: TinyLm) -> None:
+    target = strings(SKETCHES, request="I love the").build(tiny_lm("llama"))
+    new = "{ann Kay}\n{Female}\n{May 1, 1950}\n{Kenya}\n{baker}"
+    samples = [*SKETCHES, new, SKETCHES[0], "Ann Lee, a baker", ""]
+    found = sample_facts(target, samples).biographies
+    assert found == BiographyCounts(sketches=4, first_names=2, birth_places=3, careers=2)
+    assert sample_facts(ASKED.build(tiny_lm("llama")), samples).biographies is None
+    (people,) = family("biographies", "full")
+    assert all(Biography.parse(text) for text in people.strings.texts)
 
 
 def test_valid_mass_counts_outcomes_of_weight_zero(tiny_lm: TinyLm) -> None:

@@ -307,6 +307,11 @@ def _show(before: list[Answers], after: list[Answers], summary: dict[str, Any]) 
                     f"  {when}: sample entropy {facts.entropy_nats:.3f} nats{spread}, "
                     f"invalid {facts.invalid_share:.1%}, never trained on {facts.unseen}"
                 )
+                if found := facts.biographies:
+                    print(
+                        f"  {when}: {found.sketches} biography sketches with {found.first_names} different first "
+                        f"names, {found.birth_places} places of birth, {found.careers} careers"
+                    )
     cost = ""
     if "perplexity_before" in summary:
         cost = f", held-out perplexity {summary['perplexity_before']:.2f} -> {summary['perplexity_after']:.2f}"

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from dpexplore.diffuse.biographies import Biography
 from dpexplore.errors import InputError
 from dpexplore.targets import Strings, strings
 
@@ -139,7 +140,7 @@ def biographies(size: Size) -> list[Task]:
         month = int(torch.randint(12, (), generator=rng))
         day = int(torch.randint(1, DAYS_IN_MONTH[month] - 1, (), generator=rng))
         born = f"{MONTHS[month]} {day}, {year}"
-        return f"{{{pick(names)} {pick(surnames)}}}\n{{{gender}}}\n{{{born}}}\n{{{pick(places)}}}\n{{{pick(jobs)}}}"
+        return str(Biography(f"{pick(names)} {pick(surnames)}", gender, born, pick(places), pick(jobs)))
 
     count = SMALL_OUTCOMES if size == "small" else FULL_OUTCOMES
     people = list(dict.fromkeys(person(i) for i in range(count)))

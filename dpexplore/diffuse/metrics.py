@@ -11,6 +11,7 @@ import torch
 from scipy.special import gammaln
 from torch import Tensor
 
+from dpexplore.diffuse.biographies import BiographyCounts, biography_counts
 from dpexplore.models import LanguageModel
 from dpexplore.targets import StringTarget
 from dpexplore.tuning.objective import entropy_of
@@ -72,6 +73,8 @@ class SampleFacts:
     """Share of answers that are no valid outcome, 0 to 1."""
     unseen: int
     """Distinct valid outcomes among the answers that were never trained on (those of weight 0)."""
+    biographies: BiographyCounts | None = None
+    """Different people among the answers; None for targets that are not over biography sketches."""
 
 
 def sample_facts(target: StringTarget, samples: Sequence[str], sizes: Iterable[int] = (10, 100)) -> SampleFacts:
@@ -87,6 +90,7 @@ def sample_facts(target: StringTarget, samples: Sequence[str], sizes: Iterable[i
         coverage={n: coverage(valid.values(), n, total) for n in sizes if n <= total},
         invalid_share=1 - sum(valid.values()) / max(total, 1),
         unseen=sum(weights[text] == 0 for text in valid),
+        biographies=biography_counts(target, samples),
     )
 
 

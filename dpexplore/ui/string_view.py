@@ -145,6 +145,14 @@ def _way_html(course: Course, key: str, way: Way) -> str:
         numbers.append(("invalid among the answers", f"{facts.invalid_share:.1%}"))
         if (course.target.weights == 0).any():
             numbers.append(("valid, never trained on", str(facts.unseen)))
+        if facts.biographies is not None:
+            found = facts.biographies
+            numbers += [
+                ("sketches in the form asked for", str(found.sketches)),
+                ("different first names in them", str(found.first_names)),
+                ("different places of birth", str(found.birth_places)),
+                ("different careers", str(found.careers)),
+            ]
     if course.perplexity_before is not None:
         after = course.perplexity_before if way.perplexity is None else way.perplexity
         numbers.append(("perplexity of held-out text", f"{after:.2f}"))
