@@ -5,9 +5,10 @@
     python -m tests.benchmarks.diffuse families --out families.jsonl
     python -m tests.benchmarks.diffuse tables   ten.jsonl families.jsonl
 
-Leave-one-out and leave-one-in are a command of their own, `python -m dpexplore generalise`.
+`ten` and `families` end with their table of the README, in Markdown. Records are written as they come, one JSON object
+a line, and `tables` prints those of several files as one table.
 
-Records are written as they come, one JSON object a line; `tables` prints them as Markdown.
+Leave-one-out and leave-one-in are a command of their own, `python -m dpexplore generalise`.
 """
 
 from __future__ import annotations
@@ -36,14 +37,16 @@ from tests.benchmarks.engine import paired
 
 
 class Record:
-    """A file of JSON lines that grows."""
+    """What was measured so far, and a file of JSON lines that grows with it."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+        self.rows: list[dict[str, Any]] = []
 
     def add(self, **fields: Any) -> None:
         line = json.dumps(fields, ensure_ascii=False)
         print(line, flush=True)
+        self.rows.append(json.loads(line))
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -68,9 +71,9 @@ def ratio(lm: dp.LanguageModel, pairs: int) -> None:
     print(f"  losses {losses['plain']:.6f} and {losses['packed']:.6f} nats")
 
 
-def soft(lm: dp.LanguageModel, task: Task, steps: int, restarts: int) -> tuple[torch.Tensor, float]:
-    """A tuned prompt `(pos hidden)`, and the seconds it took."""
-    config = prompt_config(lm, task.strings, "soft", restarts=restarts, steps=steps, screen=1)
+def soft(lm: dp.LanguageModel, task: Task, steps: int) -> tuple[torch.Tensor, float]:
+    """A tuned prompt `(pos hidden)` from one start, and the seconds it took."""
+    config = prompt_config(lm, task.strings, "soft", restarts=1, steps=steps, screen=1)
     run = dp.tune(lm, task.strings.build(lm), config)
     return run.result.prompt_embeds, run.seconds
 
@@ -83,7 +86,7 @@ def tell(record: Record, lm: dp.LanguageModel, name: str, tasks: list[Task], sam
         record.add(family=name, **more, **told.to_dict())
 
 
-def ten(lm: dp.LanguageModel, record: Record, ways: list[str], samples: int, steps: int, restarts: int) -> None:
+def ten(lm: dp.LanguageModel, record: Record, ways: list[str], samples: int, steps: int) -> None:
     task = next(task for task in family("numbers") if task.name == "1-10")
     text = held_out_text()
     if "untuned" in ways:
@@ -93,7 +96,7 @@ def ten(lm: dp.LanguageModel, record: Record, ways: list[str], samples: int, ste
         cost = perplexity(run.adapter.lm, text)
         tell(record, run.adapter.lm, "ten", [task], samples, way=f"lora {preset}", perplexity=cost, seconds=run.seconds)
     if "soft" in ways:
-        prompt, seconds = soft(lm, task, steps, restarts)
+        prompt, seconds = soft(lm, task, steps)
         tell(record, lm, "ten", [task], samples, way="soft", perplexity=None, seconds=seconds, prompts=[prompt])
 
 
@@ -108,14 +111,17 @@ def families(lm: dp.LanguageModel, record: Record, names: Sequence[str], samples
         adapter: Adapter = run.adapter
         cost = perplexity(adapter.lm, text)
         tell(record, adapter.lm, name, tasks, samples, way="lora fast", perplexity=cost, seconds=run.seconds)
-        tuned = [soft(lm, task, steps, restarts=1) for task in tasks]
+        tuned = [soft(lm, task, steps) for task in tasks]
         spent = sum(seconds for _, seconds in tuned)
         prompts = [prompt for prompt, _ in tuned]
         tell(record, lm, name, tasks, samples, way="soft", perplexity=None, seconds=spent, prompts=prompts)
 
 
-def tables(paths: list[Path]) -> None:
-    told = [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+def read(paths: list[Path]) -> list[dict[str, Any]]:
+    return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def table(told: list[dict[str, Any]]) -> None:
     print("| requests | way | KL, nats | valid mass | sample entropy, nats | coverage-10 | coverage-100 | invalid "
           "| new valid | perplexity |\n|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
     for name, way in dict.fromkeys((record["family"], record["way"]) for record in told):
@@ -148,16 +154,15 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--model", default=dp.DEFAULT_MODEL)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--pairs", type=int, default=2)
-    parser.add_argument("--passes", type=int, default=12, help="passes of a training of families")
-    parser.add_argument("--steps", type=int, default=150, help="steps of a soft prompt")
-    parser.add_argument("--restarts", type=int, default=3, help="restarts of the soft prompt of ten")
+    parser.add_argument("--passes", type=int, default=50, help="passes of a training of families")
+    parser.add_argument("--steps", type=int, help="steps of a soft prompt; by default 40 for ten, 60 for families")
     parser.add_argument("--families", nargs="+", default=SIX, choices=SIX, help="families of families")
     parser.add_argument("--ways", nargs="+", default=["untuned", *PRESETS, "soft"], help="ways of ten")
     options = parser.parse_args()
     if options.what == "tables":
-        tables(options.files)
+        table(read(options.files))
         return
     lm = dp.load_model(options.model)
     print(f"{lm.name}, {lm.dtype}, {torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}")
@@ -166,10 +171,12 @@ def main() -> None:
     if options.what == "ratio":
         ratio(lm, options.pairs)
     elif options.what == "ten":
-        ten(lm, record, options.ways, options.samples, options.steps, options.restarts)
+        ten(lm, record, options.ways, options.samples, options.steps or 40)
     else:
-        families(lm, record, options.families, options.samples, options.passes, options.steps)
-    print(f"{time.monotonic() - began:.0f} s")
+        families(lm, record, options.families, options.samples, options.passes, options.steps or 60)
+    print(f"{time.monotonic() - began:.0f} s\n")
+    if record.rows:
+        table(record.rows)
 
 
 if __name__ == "__main__":
