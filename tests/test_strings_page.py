@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from dpexplore.diffuse.families import FAMILIES
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import strings
@@ -21,7 +22,7 @@ from dpexplore.ui.model_pool import ModelPool
 from dpexplore.ui.page import build, launch_settings
 from dpexplore.ui.string_runs import Running, reach
 from dpexplore.ui.string_view import read_lines, read_prefixes, write_lines
-from dpexplore.ui.strings import FIRST, examples, from_controls, from_file, from_recipe
+from dpexplore.ui.strings import FIRST, examples, from_controls, from_file, from_recipe, in_braces
 from dpexplore.ui.target_panel import show_target
 from tests.browser import find_chromium
 
@@ -93,6 +94,9 @@ def test_a_clash_is_named_and_its_cure_offered(app: AppContext) -> None:
     _, facts, cure = from_controls(app, MODEL, "I love the", "", "sea\nseas", False)
     assert "is the beginning of" in facts
     assert cure["visible"]
+    _, facts, cure = from_controls(app, MODEL, "I love the", "", in_braces('sea\n"seas" 2'), False)
+    assert "data-outcomes" in facts
+    assert not cure["visible"]
     _, facts, cure = from_controls(app, MODEL, "I love the", "", "sea\nseas", True)
     assert "data-outcomes" in facts
     assert not cure["visible"]
@@ -122,7 +126,9 @@ def test_files_of_both_kinds_load(app: AppContext, tmp_path: Path) -> None:
 
 def test_every_example_is_offered() -> None:
     assert FIRST in examples()
-    assert {name.partition(" / ")[0] for name in examples()} >= {"numbers", "fruits", "biographies"}
+    assert set(examples()) >= {"numbers / 1-100, full", "numbers / even, full", "countries / africa, full"}
+    assert len(set(examples().values())) == len(examples())
+    assert {name.partition(" / ")[0] for name in examples()} == set(FAMILIES)
 
 
 RECIPE = str(strings({"sea": 1, "shore": 3}, request="I love the"))
@@ -220,7 +226,12 @@ def test_a_target_is_typed_cured_and_reached_in_the_browser(browser: Browser, ad
     expect(page.locator("#strings-recipe textarea")).to_have_value(re.compile("eos=False"))
     page.fill("#strings-lines textarea", "q\nqz\n<b>x</b>")
     expect(page.locator("#strings-facts")).to_contain_text("'q' is the beginning of 'qz'")
-    page.click("#strings-cure")
+    page.click("#strings-mark")
+    expect(page.locator("#strings-lines textarea")).to_have_value("{q}\n{qz}\n{<b>x</b>}")
+    expect(page.locator("#strings-facts [data-outcomes='3']")).to_be_visible()
+    expect(page.locator("#strings-end")).not_to_be_visible()
+    page.fill("#strings-lines textarea", "q\nqz\n<b>x</b>")
+    page.click("#strings-end")
     expect(page.locator("#strings-facts [data-outcomes='3']")).to_be_visible()
     expect(page.locator("#strings-eos input")).to_be_checked()
     page.fill("#strings-steps input", "3")

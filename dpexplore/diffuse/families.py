@@ -9,6 +9,7 @@ from __future__ import annotations
 import calendar
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -180,12 +181,13 @@ def _trained(name: str, request: str, values: Sequence[str], size: Size, held_ba
     return Task(name, strings(weights, request=request))
 
 
-def _countries_of(continent: str) -> list[str]:
+@cache
+def _countries_of(continent: str) -> tuple[str, ...]:
     import country_converter
 
     data: Any = country_converter.CountryConverter().data
     members = data[(data["continent"] == continent) & data["UNmember"].notna()]
-    return sorted(members["name_short"])
+    return tuple(sorted(members["name_short"]))
 
 
 def _occupations() -> list[str]:

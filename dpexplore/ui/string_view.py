@@ -134,15 +134,15 @@ def _way_html(course: Course, key: str, way: Way) -> str:
     name, role = WAYS[key]
     numbers: list[tuple[str, str]] = [
         ("KL to the target", quantity(fit.kl_nats, "kl", 4)),
-        ("valid answers", f"{fit.valid_mass:.2%}"),
+        ("probability of a valid answer", f"{fit.valid_mass:.2%}"),
     ]
     if facts is not None:
-        numbers.append(("entropy of the answers", quantity(facts.entropy_nats, "h")))
+        numbers.append(("entropy of the answers drawn", quantity(facts.entropy_nats, "h")))
         numbers += [
             (f"different valid ones in {n} <small>(coverage-{n})</small>", f"{value:.1f}")
             for n, value in facts.coverage.items()
         ]
-        numbers.append(("invalid among the answers", f"{facts.invalid_share:.1%}"))
+        numbers.append(("invalid among them", f"{facts.invalid_share:.1%}"))
         if (course.target.weights == 0).any():
             numbers.append(("valid, never trained on", str(facts.unseen)))
         if facts.biographies is not None:

@@ -45,7 +45,9 @@ class Panel:
     lines: gr.Textbox
     eos: gr.Checkbox
     file: gr.UploadButton
-    cure: gr.Button
+    cure: gr.Row
+    end: gr.Button
+    mark: gr.Button
     recipe: gr.Textbox
     facts: gr.HTML
     ways: gr.CheckboxGroup
@@ -76,8 +78,10 @@ class Panel:
 
 
 def examples() -> dict[str, Strings]:
-    """The families' requests in small size, by name."""
-    return {f"{name} / {task.name}": task.strings for name in FAMILIES for task in family(name, "small")}
+    """The families' requests by name: those of small size, then those that only the full size has."""
+    small = {f"{name} / {task.name}": task.strings for name in FAMILIES for task in family(name, "small")}
+    full = {f"{name} / {task.name}, full": task.strings for name in FAMILIES for task in family(name, "full")}
+    return small | {name: asked for name, asked in full.items() if asked not in small.values()}
 
 
 def from_controls(app: AppContext, model: str, request: str, response: str, lines: str, eos: bool) -> list[Any]:
@@ -131,6 +135,11 @@ def from_file(app: AppContext, model: str, path: str | None) -> list[Any]:
     return [*[gr.skip()] * 5, told, gr.update(visible=False)]
 
 
+def in_braces(lines: str) -> str:
+    """The outcomes with a closing mark, which no other one can go on behind."""
+    return write_lines(tuple((f"{{{text}}}", weight) for text, weight in read_lines(lines)))
+
+
 def _fields(asked: Strings) -> list[Any]:
     return [asked.request, write_prefixes(asked.response), write_lines(asked.outcomes), asked.eos]
 
@@ -176,13 +185,14 @@ def _build_target(known: dict[str, Strings]) -> dict[str, Any]:
     }
     hint = 'One a line. "text" 2 gives a text in quotes the weight 2; with weight 0 it is valid but not asked for.'
     made["lines"] = gr.Textbox(
-        write_lines(first.outcomes), label="Outcomes", info=hint, lines=8, max_lines=12, elem_id="strings-lines"
+        write_lines(first.outcomes), label="Outcomes", info=hint, lines=8, max_lines=9, elem_id="strings-lines"
     )
     made["eos"] = gr.Checkbox(True, label="Each outcome is followed by the end of the answer", elem_id="strings-eos")
     made["facts"] = view(live=True, elem_id="strings-facts")
-    made["cure"] = gr.Button(
-        "Add the end of the answer to every outcome", visible=False, size="sm", elem_id="strings-cure"
-    )
+    with gr.Row(visible=False, elem_id="strings-cure") as cure:
+        made["end"] = gr.Button("End the answer there", size="sm", min_width=120, elem_id="strings-end")
+        made["mark"] = gr.Button("Put each between braces", size="sm", min_width=120, elem_id="strings-mark")
+    made["cure"] = cure
     made["recipe"] = gr.Textbox(str(first), label="Recipe", lines=2, max_lines=4, elem_id="strings-recipe")
     made["file"] = gr.UploadButton(
         "Load a file (JSON of the paper's repository, or one outcome a line)",
@@ -260,9 +270,12 @@ def _wire_target(app: AppContext, panel: Panel, model: gr.State, known: dict[str
 
     moved = [panel.request.input, panel.response.input, panel.lines.input, panel.eos.input]
     gr.on(moved, follow, [model, *panel.controls], [panel.recipe, *told], **QUIET)
-    panel.cure.click(lambda: True, None, panel.eos, **QUIET).then(
-        follow, [model, *panel.controls], [panel.recipe, *told], **QUIET
-    )
+    cures = [
+        panel.end.click(lambda: True, None, panel.eos, **QUIET),
+        panel.mark.click(in_braces, panel.lines, panel.lines, **QUIET),
+    ]
+    for cured in cures:
+        cured.then(follow, [model, *panel.controls], [panel.recipe, *told], **QUIET)
     panel.recipe.input(read, [model, panel.recipe], [*panel.controls, *told], **QUIET)
     panel.example.input(choose, [model, panel.example], everything, **QUIET)
     panel.file.upload(load, [model, panel.file], everything, **QUIET)
