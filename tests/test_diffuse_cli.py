@@ -85,9 +85,7 @@ def test_prompts_are_tuned_and_leave_the_weights_alone(run: Run, prompts: Path, 
     assert task["kl_nats"] == pytest.approx(capsule["result"]["kl_nats"], abs=1e-4)
 
 
-def test_different_people_are_counted_before_and_after(
-    run: Run, model: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_different_people_are_counted(run: Run, model: str, capsys: pytest.CaptureFixture[str]) -> None:
     people = [f"{{{name} Lee}}\\n{{x}}\\n{{y}}\\n{{Peru}}\\n{{z}}" for name in ("Ann", "Bo")]
     recipe = f'strings(["{people[0]}", "{people[1]}"], request="I")'
     asked = ["diffuse", recipe, "--method", "none", "--samples", "4"]
@@ -96,7 +94,7 @@ def test_different_people_are_counted_before_and_after(
     counts = {"sketches": 0, "first_names": 0, "birth_places": 0, "careers": 0}  # a tiny model says nothing of the kind
     assert task["samples"]["biographies"] == task["before"]["samples"]["biographies"] == counts
     assert main([*asked, "--model", model]) == 0
-    assert capsys.readouterr().out.count("0 biography sketches with 0 different first names") == 2
+    assert "  untuned: 0 biography sketches with 0 different first names" in capsys.readouterr().out
 
 
 def test_without_json_the_last_line_is_the_metrics(

@@ -19,7 +19,7 @@ from dpexplore.diffuse.config import PRESETS, AdapterConfig
 from dpexplore.diffuse.families import FAMILIES, SIX, SIZES, Task, family
 from dpexplore.diffuse.generalise import generalise
 from dpexplore.diffuse.matrix import cell_record, matrix_table, place_of, read_cells
-from dpexplore.diffuse.metrics import perplexity
+from dpexplore.diffuse.metrics import SampleFacts, perplexity
 from dpexplore.diffuse.prompts import METHODS, prompt_config
 from dpexplore.diffuse.report import Answers, answers, held_out_text, means
 from dpexplore.diffuse.training import AdapterRun, AdapterStep
@@ -295,23 +295,14 @@ def _show_step(name: str, run: Run, step: dp.TuneStep, show: Show) -> None:
 
 
 def _show(before: list[Answers], after: list[Answers], summary: dict[str, Any]) -> None:
-    for then, now in zip(before, after, strict=True):
-        print(
-            f"{now.name}: KL {then.fit.kl_nats:.4f} -> {now.fit.kl_nats:.4f} nats, valid mass "
-            f"{then.fit.valid_mass:.2%} -> {now.fit.valid_mass:.2%}"
-        )
-        if then.facts and now.facts:
-            for when, facts in (("before", then.facts), ("after", now.facts)):
-                spread = "".join(f", coverage-{n} {value:.1f}" for n, value in facts.coverage.items())
-                print(
-                    f"  {when}: sample entropy {facts.entropy_nats:.3f} nats{spread}, "
-                    f"invalid {facts.invalid_share:.1%}, never trained on {facts.unseen}"
-                )
-                if found := facts.biographies:
-                    print(
-                        f"  {when}: {found.sketches} biography sketches with {found.first_names} different first "
-                        f"names, {found.birth_places} places of birth, {found.careers} careers"
-                    )
+    moments = {"untuned": before} if after is before else {"before": before, "after": after}
+    for i, first in enumerate(before):
+        fits = [told[i].fit for told in moments.values()]
+        kls = " -> ".join(f"{fit.kl_nats:.4f}" for fit in fits)
+        masses = " -> ".join(f"{fit.valid_mass:.2%}" for fit in fits)
+        print(f"{first.name}: KL {kls} nats, valid mass {masses}")
+        for when, told in moments.items():
+            _show_facts(when, told[i].facts)
     cost = ""
     if "perplexity_before" in summary:
         cost = f", held-out perplexity {summary['perplexity_before']:.2f} -> {summary['perplexity_after']:.2f}"
@@ -319,6 +310,21 @@ def _show(before: list[Answers], after: list[Answers], summary: dict[str, Any]) 
         f"{summary['method']}: cross-entropy {summary['cross_entropy_nats']:.4f} nats, floor "
         f"{summary['floor_nats']:.4f}, KL {summary['kl_nats']:.4f} nats, valid mass {summary['valid_mass']:.2%}{cost}"
     )
+
+
+def _show_facts(when: str, facts: SampleFacts | None) -> None:
+    if facts is None:
+        return
+    spread = "".join(f", coverage-{n} {value:.1f}" for n, value in facts.coverage.items())
+    print(
+        f"  {when}: sample entropy {facts.entropy_nats:.3f} nats{spread}, invalid {facts.invalid_share:.1%}, "
+        f"never trained on {facts.unseen}"
+    )
+    if found := facts.biographies:
+        print(
+            f"  {when}: {found.sketches} biography sketches with {found.first_names} different first names, "
+            f"{found.birth_places} places of birth, {found.careers} careers"
+        )
 
 
 def _show_replay(folder: Path, model: str, device: str | None, as_json: bool) -> None:

@@ -142,7 +142,7 @@ def _way_html(course: Course, key: str, way: Way) -> str:
             (f"different valid ones in {n} <small>(coverage-{n})</small>", f"{value:.1f}")
             for n, value in facts.coverage.items()
         ]
-        numbers.append(("invalid among them", f"{facts.invalid_share:.1%}"))
+        numbers.append(("invalid answers drawn", f"{facts.invalid_share:.1%}"))
         if (course.target.weights == 0).any():
             numbers.append(("valid, never trained on", str(facts.unseen)))
         if facts.biographies is not None:
