@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from dpexplore.diffuse.families import FAMILIES
 from dpexplore.errors import InputError
@@ -24,7 +23,6 @@ from dpexplore.ui.string_runs import Running, reach
 from dpexplore.ui.string_view import read_lines, read_prefixes, write_lines
 from dpexplore.ui.strings import FIRST, examples, from_controls, from_file, from_recipe, in_braces
 from dpexplore.ui.target_panel import show_target
-from tests.browser import find_chromium
 
 pytestmark = [
     # Gradio and its client leave sockets and event loops to the garbage collector.
@@ -32,8 +30,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
-PATIENCE = 120_000
-"""Milliseconds for a training on a busy machine of two cores."""
 MODEL = "tiny"
 
 
@@ -184,19 +180,6 @@ def test_the_explore_tab_sends_targets_over_strings_here(app: AppContext) -> Non
     assert "Strings tab" in show_target(app, MODEL, RECIPE)["problem"]
     with pytest.raises(InputError, match="Strings tab"):
         app.begin("me", MODEL, RECIPE, TuneConfig())
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = find_chromium()
-    if path is None:
-        reason = "no Chromium was found; install one or name it in DPEXPLORE_CHROMIUM"
-        pytest.fail(reason) if os.environ.get("DPEXPLORE_REQUIRE_BROWSER") == "1" else pytest.skip(reason)
-    with sync_playwright() as playwright:
-        expect.set_options(timeout=PATIENCE)
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
