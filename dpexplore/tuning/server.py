@@ -9,6 +9,7 @@ from typing import Any
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
+from dpexplore.models.cores import take_all_cores
 from dpexplore.targets import Target
 from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.engine import INTERNAL_ERROR, Engine
@@ -62,6 +63,7 @@ class EngineServer:
         self._thread.join()
 
     def _serve(self) -> None:
+        take_all_cores()
         while not self._closing:
             self._wake.clear()
             try:
