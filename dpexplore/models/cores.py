@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -22,3 +24,14 @@ def take_all_cores() -> None:
     others = threading.Thread(target=torch.set_num_threads, args=(1,))  # sets the common number, too
     others.start()
     others.join()
+
+
+@contextmanager
+def all_cores() -> Iterator[None]:
+    """Let torch work on every core in the calling thread, for something long outside the engine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(CORES)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
