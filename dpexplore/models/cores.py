@@ -16,8 +16,8 @@ def take_all_cores() -> None:
     """Let torch work on every core in the calling thread, and on one in each thread that begins to use it later.
 
     Between two operations OpenMP's threads spin, which is quick, as long as the process has no more of them than
-    cores. Every thread that uses torch brings threads of its own; as soon as those of two are too many, all of them
-    sleep between any two operations: on two cores a step of 30 rows then takes half as long again.
+    cores. Every thread that uses torch brings threads of its own; as soon as there are too many, all of them sleep
+    between any two operations: on two cores a step of 30 rows then takes half as long again.
     """
     torch.get_num_threads()  # a thread gets the common number when it first asks, so before its own is set
     torch.set_num_threads(CORES)
