@@ -25,7 +25,7 @@ from dpexplore.diffuse.metrics import coverage, outcome_fit, perplexity, sample_
 from dpexplore.diffuse.prompts import fill_slots, prompt_config
 from dpexplore.diffuse.report import answers, held_out_text
 from dpexplore.diffuse.sampling import sample_answers
-from dpexplore.diffuse.training import AdapterRun, cross_entropy
+from dpexplore.diffuse.training import AdapterRun, cross_entropy, part_log_probs, weighted_loss
 from dpexplore.models import LanguageModel
 from dpexplore.targets import StringTarget, strings
 from dpexplore.tuning import Slots, replay
@@ -94,8 +94,23 @@ def test_the_default_models_loss_is_the_same_packed_and_plain(default_lm: Langua
 def test_batches_of_outcomes_add_up_to_the_loss(tiny_lm: TinyLm) -> None:
     lm = tiny_lm("llama")
     target = ASKED.build(lm)
-    parts = [cross_entropy(lm, target, part) for part in torch.tensor([2, 0, 1]).split(2)]
+    order = torch.tensor([2, 0, 1])
+    parts = [weighted_loss(part_log_probs(lm, target, part), target.weights[part]) for part in order.split(2)]
     assert float(sum(parts)) == pytest.approx(float(cross_entropy(lm, target)), abs=1e-5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch", [2, 32])
+def test_a_pass_tells_the_probabilities_that_it_met(tiny_lm: TinyLm, batch: int) -> None:
+    lm = tiny_lm("llama")
+    kept = strings({"sea": 1, "shore": 2, "the": 0, "she sells": 1}, request="I love the", response=["", " big"])
+    target = kept.build(lm)
+    run = AdapterRun(lm, [target], AdapterConfig(learning_rate=0.01, passes=3, batch=batch))
+    assert run.probabilities[0].isnan().all()
+    next(iter(run))
+    expected = outcome_fit(lm, target).probabilities
+    asked = target.weights > 0
+    assert run.probabilities[0][asked].tolist() == pytest.approx(expected[asked].tolist(), rel=1e-4)
+    assert run.probabilities[0].isnan().tolist() == (~asked).tolist()
 
 
 @pytest.mark.parametrize("kind", ["kl", "js", "tv"])

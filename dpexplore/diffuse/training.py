@@ -20,7 +20,7 @@ from dpexplore.models import LanguageModel
 from dpexplore.targets import StringTarget
 from dpexplore.targets.outcome_tree import OutcomeTree
 from dpexplore.tuning.capacity import is_out_of_memory
-from dpexplore.tuning.sequence import outcome_log_probs
+from dpexplore.tuning.sequence import outcome_log_probs, with_all_else
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,9 @@ class AdapterRun:
         self.config = config or AdapterConfig()
         self.adapter: Adapter = new_adapter(lm, self.config.rank, self.config.seed)
         self.steps: list[AdapterStep] = []
+        self.probabilities = [torch.full_like(target.weights, math.nan) for target in self.targets]
+        """Of each request, its outcomes' `(outcomes,)` as its latest step met them, the mean over the prefixes; NaN
+        before the first one, and where the weight is 0: a step scores no such outcome."""
         self.status: AdapterStatus = "running"
         self.seconds = 0.0
         self._cancelled = threading.Event()
@@ -112,7 +115,7 @@ class AdapterRun:
             if self._cancelled.is_set():
                 self.status = "cancelled"
                 return None
-            losses[i] = self._step(self.targets[i])
+            losses[i] = self._step(self.targets[i], self.probabilities[i])
         floors = [target.entropy_nats for target in self.targets]
         return AdapterStep(len(self.steps) + 1, losses, floors)
 
@@ -122,31 +125,44 @@ class AdapterRun:
         for group in self._optimiser.param_groups:
             group["lr"] = share * self.config.learning_rate
 
-    def _step(self, target: StringTarget) -> float:
-        """One AdamW step on one request; the cross-entropy before it, in nats."""
+    def _step(self, target: StringTarget, probabilities: Tensor) -> float:
+        """One AdamW step on one request; the cross-entropy before it, in nats.
+
+        The outcomes' probabilities before it are written into `probabilities` `(outcomes,)`.
+        """
         weighted = target.weights.nonzero()[:, 0]
         order = weighted[torch.randperm(len(weighted), generator=self._rng)]
         self._optimiser.zero_grad(set_to_none=True)
         total = 0.0
         with torch.enable_grad():
             for part in order.split(self.config.batch):
-                loss = cross_entropy(self.adapter.lm, target, part)
+                found = part_log_probs(self.adapter.lm, target, part)
+                loss = weighted_loss(found, target.weights[part])
                 loss.backward()
                 total += float(loss.detach())
+                probabilities[part] = with_all_else(found.detach())[:-1].exp().double().cpu()
         torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.clip)
         if math.isfinite(total):
             self._optimiser.step()
         return total
 
 
-def cross_entropy(lm: LanguageModel, target: StringTarget, part: Tensor | None = None) -> Tensor:
-    """Σ wᵢ · NLL of outcome i with its end, in nats, of a request; over the outcomes `part` `(n,)` alone if given."""
-    tree, weights = target.tree, target.weights
-    if part is not None and len(part) < len(weights):
-        tree, weights = subtree(target, part), weights[part]
+def cross_entropy(lm: LanguageModel, target: StringTarget) -> Tensor:
+    """Σ wᵢ · NLL of outcome i with its end, in nats, of a request."""
+    return weighted_loss(part_log_probs(lm, target, torch.arange(len(target.weights))), target.weights)
+
+
+def part_log_probs(lm: LanguageModel, target: StringTarget, part: Tensor) -> Tensor:
+    """log q of the outcomes `part` `(n,)` of a request, in that order, in nats: `(prefixes n)`, differentiable."""
     prompt = lm.embed(torch.tensor([target.request_ids]))
-    found = outcome_log_probs(lm, prompt, tree)[0]
-    return -(weights.to(found) * found).sum(-1).mean()
+    if len(part) == len(target.weights):
+        return outcome_log_probs(lm, prompt, target.tree)[0][:, part]
+    return outcome_log_probs(lm, prompt, subtree(target, part))[0]
+
+
+def weighted_loss(log_probs: Tensor, weights: Tensor) -> Tensor:
+    """Σ wᵢ · NLL of outcome i from log q `(prefixes n)` and weights `(n,)`, in nats, the mean over the prefixes."""
+    return -(weights.to(log_probs) * log_probs).sum(-1).mean()
 
 
 def subtree(target: StringTarget, part: Tensor) -> OutcomeTree:
