@@ -23,7 +23,12 @@ const live = root.hasAttribute('aria-live');
 const show = () => {
   const html = props.value || '';
   if (live) root.setAttribute('aria-live', html.includes('data-moving') ? 'off' : 'polite');
+  const before = root.querySelector('.dpx-table');
+  const top = before ? before.scrollTop : 0, held = before && before === document.activeElement;
   root.innerHTML = html;
+  const table = root.querySelector('.dpx-table');
+  if (table && top) table.scrollTop = top;  // a table that is told anew stays where its reader has scrolled it
+  if (table && held) table.focus({ preventScroll: true });
 };
 watch('value', show); show();
 """
