@@ -7,8 +7,10 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from playwright.sync_api import Browser, Page, expect
 
 from dpexplore.diffuse.families import FAMILIES
@@ -20,8 +22,9 @@ from dpexplore.ui.context import AppContext
 from dpexplore.ui.model_pool import ModelPool
 from dpexplore.ui.page import build, launch_settings
 from dpexplore.ui.string_runs import Running, reach
-from dpexplore.ui.string_view import read_lines, read_prefixes, write_lines
-from dpexplore.ui.strings import FIRST, examples, from_controls, from_file, from_recipe, in_braces
+from dpexplore.ui.string_uploads import MOST_FILES, read_uploads
+from dpexplore.ui.string_view import Course, Pictures, Way, bars_html, live_line, read_lines, read_prefixes, write_lines
+from dpexplore.ui.strings import FIRST, examples, from_controls, from_files, from_recipe, in_braces, mark_earlier
 from dpexplore.ui.target_panel import show_target
 
 pytestmark = [
@@ -31,6 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 MODEL = "tiny"
+RECIPE = str(strings({"sea": 1, "shore": 3}, request="I love the"))
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +43,12 @@ def app(tiny_lm: Callable[[str], LanguageModel]) -> Iterator[AppContext]:
     context.pool.load(MODEL)
     yield context
     context.close()
+
+
+def settings(**changes: object) -> list[object]:
+    """Settings of a short run with some changed, in the order of the panel."""
+    short = {"ways": ["prompt", "lora"], "method": "soft", "slots": "request soft*2", "steps": 3, "preset": "fast"}
+    return list((short | {"passes": 3, "samples": 10} | changes).values())
 
 
 def test_lines_are_read_as_they_were_written() -> None:
@@ -82,7 +92,7 @@ def test_a_prefix_takes_no_weight(app: AppContext) -> None:
 
 def test_a_target_with_a_mistake_is_not_run(app: AppContext) -> None:
     recipe, *_ = from_controls(app, MODEL, "I love the", "", "a\na", True)
-    *_, last = reach(app, Running(), "me", MODEL, recipe, ["lora"], "soft", "request soft*2", 3, "fast", 3)
+    *_, last = reach(app, Running(), "me", MODEL, recipe, *settings())
     assert "no target to run" in last[0]
 
 
@@ -107,17 +117,64 @@ def test_mistakes_are_answered_in_one_sentence(app: AppContext, lines: str, told
     assert "is-error" in facts
 
 
-def test_files_of_both_kinds_load(app: AppContext, tmp_path: Path) -> None:
-    record = {"request": "I love the", "response": [""], "targets": ["sea", "shore"], "weights": [1, 3]}
-    (tmp_path / "a.json").write_text(json.dumps(record), encoding="utf-8")
-    (tmp_path / "b.txt").write_text("sea\nshore\n", encoding="utf-8")
-    (tmp_path / "c.json").write_text("{", encoding="utf-8")
-    request, _, lines, _, recipe, *_ = from_file(app, MODEL, str(tmp_path / "a.json"))
+def write_files(folder: Path, **texts: str) -> list[str]:
+    """Files by their names, with `__` for the dot; their paths."""
+    for name, text in texts.items():
+        (folder / name.replace("__", ".")).write_text(text, encoding="utf-8")
+    return [str(folder / name.replace("__", ".")) for name in texts]
+
+
+RECORD = {"request": "I love the", "response": [""], "targets": ["sea", "shore"], "weights": [1, 3]}
+
+
+def test_a_file_of_either_kind_loads(app: AppContext, tmp_path: Path) -> None:
+    paths = write_files(tmp_path, a__json=json.dumps(RECORD), b__txt="sea\nshore\n")
+    loaded, example, request, _, lines, _, recipe, facts, _ = from_files(app, MODEL, ["known"], {}, paths[:1])
+    assert list(loaded) == ["a.json"]
+    assert example["choices"] == ["a.json", "known"]
     assert request == "I love the"
     assert read_lines(lines) == [("sea", 1.0), ("shore", 3.0)]
     assert recipe == str(strings({"sea": 1, "shore": 3}, request="I love the"))
-    assert read_lines(from_file(app, MODEL, str(tmp_path / "b.txt"))[2]) == [("sea", 1.0), ("shore", 1.0)]
-    assert "no JSON" in from_file(app, MODEL, str(tmp_path / "c.json"))[5]
+    assert "data-outcomes='2'" in facts
+    found, problems = read_uploads(paths[1:])
+    assert found == {"b.txt": strings(["sea", "shore"])}
+    assert not problems
+
+
+def test_several_files_are_offered_and_bad_ones_told(app: AppContext, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    paths = write_files(
+        tmp_path, c__json=json.dumps(RECORD), a__json="{", b__txt="a\na", d__json=json.dumps({**RECORD, "weights": [-1, 1]})
+    )
+    paths += write_files(other, c__json=json.dumps({**RECORD, "request": "You love the"}))
+    (other / "e.txt").write_bytes(b"\xff\xfe\x00")
+    before = {"old.json": strings(["x"], request="I")}
+    loaded, example, request, *_, facts, _ = from_files(app, MODEL, ["known"], before, [*paths, str(other / "e.txt")])
+    assert list(loaded) == ["c.json", "c.json (2)", "old.json"]
+    assert example["value"] == "c.json"
+    assert example["choices"][-1] == "known"
+    assert request == "I love the"
+    assert loaded["c.json (2)"].request == "You love the"
+    assert facts.count("is-error") == 4
+    for name, told in {"a.json": "no JSON", "b.txt": "given twice", "d.json": "0 or more", "e.txt": "no UTF-8"}.items():
+        assert re.search(f"{name}[^<]*{told}|{told}[^<]*{name}", facts), name
+    assert "2 targets are loaded" in facts
+
+
+def test_files_without_a_target_leave_the_page_as_it_is(app: AppContext, tmp_path: Path) -> None:
+    *kept, facts, cure = from_files(app, MODEL, ["known"], {}, write_files(tmp_path, a__json="[]"))
+    assert all(value["__type__"] == "update" and "value" not in value for value in kept)
+    assert "no JSON object" in facts
+    assert not cure["visible"]
+    assert "no .json file" in from_files(app, MODEL, ["known"], {}, [])[-2]
+
+
+def test_so_many_files_are_read_and_no_more(tmp_path: Path) -> None:
+    paths = write_files(tmp_path, **{f"{i:03}__txt": f"{i}" for i in range(MOST_FILES + 1)})
+    found, problems = read_uploads(paths)
+    assert len(found) == MOST_FILES
+    assert problems == [f"{MOST_FILES + 1} files were given; the first {MOST_FILES} by name were read."]
 
 
 def test_every_example_is_offered() -> None:
@@ -127,52 +184,107 @@ def test_every_example_is_offered() -> None:
     assert {name.partition(" / ")[0] for name in examples()} == set(FAMILIES)
 
 
-RECIPE = str(strings({"sea": 1, "shore": 3}, request="I love the"))
-
-
 def test_three_ways_are_run_and_shown(app: AppContext) -> None:
-    views = list(reach(app, Running(), "me", MODEL, RECIPE, ["prompt", "lora"], "soft", "request soft*2", 3, "fast", 3))
-    status, chart, bars, answers, *_ = views[-1]
+    views = list(reach(app, Running(), "me", MODEL, RECIPE, *settings(samples=12)))
+    status, chart, bars, answers, origin, adapter, *_ = views[-1]
     assert "data-done" in status
     figure = json.loads(chart)
     assert len(figure["data"]) == 4  # the floor, the request alone, the prompt, LoRA
     assert bars.count("<tr>") == 4  # the header, two outcomes, all else
     for way in ("alone", "prompt", "lora"):
         assert f"data-way='{way}'" in answers
-    archive = next(view[4]["value"] for view in views if isinstance(view[4], dict) and view[4].get("value"))
-    with zipfile.ZipFile(archive) as packed:
+    assert answers.count("<li") == 36
+    assert origin == (MODEL, RECIPE)
+    with zipfile.ZipFile(adapter["value"]) as packed:
         assert {"adapter_config.json", "adapter_model.safetensors", "capsule.json"} <= set(packed.namelist())
+
+
+def test_a_moving_way_tells_where_it_stands(app: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dpexplore.ui.string_runs.UPDATE_SECONDS", 0.0)
+    monkeypatch.setattr("dpexplore.ui.string_view.BARS_SECONDS", 0.0)
+    views = list(reach(app, Running(), "me", MODEL, RECIPE, *settings()))
+    for way, unit in (("lora", "pass"), ("prompt", "step")):
+        moving = [view for view in views if f"data-way='{way}'" in view[0]]
+        assert moving
+        for status, chart, bars, answers, *plain in moving:
+            assert re.search(f"{unit} \\d of 3 · KL to the target .*nats.* · valid answers [0-9.]+%", status)
+            assert json.loads(chart)["data"][-1]["hovertemplate"]
+            assert bars.count("is-adapter") >= 2 or way != "lora"
+            assert f"data-way='{way}'" not in answers
+            assert not any(isinstance(value, dict) for value in plain)  # updates cost Gradio much at every view
+    shown = [re.search(r"valid answers ([0-9.]+)%", view[0]) for view in views]
+    exact = re.findall(r"probability of a valid answer</dt><dd>([0-9.]+)%", views[-1][3])
+    assert next(found[1] for found in shown if found) == exact[0]  # LoRA's first pass meets the request alone
+
+
+def test_outcomes_that_training_does_not_score_are_left_open(app: AppContext) -> None:
+    target = strings({"sea": 1, "shore": 0}, request="I love the").build(app.pool.get(MODEL).lm)
+    way = Way([1], [2.0], latest=torch.tensor([0.25, float("nan")], dtype=torch.float64))
+    course = Course(target, {"lora": way})
+    assert "valid answers at least 25.00%" in live_line(course, "lora", 3)
+    assert bars_html(course).count("–") == 2  # the outcome, and all else with it
+    assert "nan" not in bars_html(course)
+
+
+def test_bars_are_drawn_once_a_second_and_as_a_way_ends(app: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("dpexplore.ui.string_view.time", SimpleNamespace(monotonic=lambda: now))
+    course = Course(strings({"sea": 1, "shore": 3}, request="I love the").build(app.pool.get(MODEL).lm))
+    way = course.ways["lora"] = Way([1], [2.0], latest=torch.tensor([0.5, 0.25], dtype=torch.float64))
+    pictures = Pictures(course)
+    first = pictures.draw()[1]
+    assert "0.500" in first
+    way.latest = torch.tensor([0.125, 0.25], dtype=torch.float64)
+    now = 100.5
+    assert pictures.draw()[1] == first
+    now = 101.0
+    assert "0.125" in pictures.draw()[1]
 
 
 def test_stop_ends_what_moves_and_what_would_follow(app: AppContext) -> None:
     running = Running()
-    views = reach(
-        app, running, "me", MODEL, RECIPE, ["prompt", "lora"], "soft", "request soft*2", 10_000, "fast", 10_000
-    )
-    for view in views:
-        if "LoRA: pass" in str(view[0]):
+    for view in reach(app, running, "me", MODEL, RECIPE, *settings(steps=10_000, passes=10_000)):
+        last = view
+        if "data-way='lora'" in str(view[0]):
             running.stop("me")
-            break
-    *_, last = views
     assert "Stopped" in last[0]
     assert "data-way='prompt'" not in last[3]
+    assert last[5]["visible"]  # what was trained until then can be kept
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("changes", "told"),
     [
-        ((["lora"], "soft", "request soft*2", 3, "fast", None), "passes is None"),
-        ((["prompt"], "soft", "request", 3, "fast", 3), "nothing to tune"),
+        ({"passes": None}, "The number of passes is empty; a whole number from 1 to 10,000"),
+        ({"slots": "request"}, "nothing to tune"),
+        ({"samples": 9}, "The number of answers is 9; a whole number from 10 to 1,000 is accepted."),
+        ({"samples": 1001}, "answers is 1,001"),
+        ({"samples": 99.5}, "answers is 99.5"),
     ],
 )
-def test_settings_that_no_run_can_have_are_told(app: AppContext, settings: tuple, told: str) -> None:
-    *_, last = reach(app, Running(), "me", MODEL, RECIPE, *settings)
+def test_settings_that_no_run_can_have_are_told(app: AppContext, changes: dict[str, object], told: str) -> None:
+    *_, last = reach(app, Running(), "me", MODEL, RECIPE, *settings(**changes))
     assert told in last[0]
     assert last[-2]["interactive"]
 
 
+def test_results_of_an_earlier_target_are_marked() -> None:
+    assert mark_earlier(MODEL, RECIPE, ("", "")) == ""
+    assert mark_earlier(MODEL, RECIPE, (MODEL, RECIPE)) == ""
+    assert mark_earlier(MODEL, RECIPE.replace(", ", ",  "), (MODEL, RECIPE)) == ""
+    for model, recipe in ((MODEL, RECIPE.replace("love", "like")), (MODEL, ""), ("another", RECIPE)):
+        line = mark_earlier(model, recipe, (MODEL, RECIPE))
+        assert "I love the" in line
+        assert "sea" in line
+        assert MODEL in line
+    long = str(strings([f"<{i}>" for i in range(50)], request="<b>"))
+    line = mark_earlier(MODEL, RECIPE, (MODEL, long))
+    assert "50 outcomes" in line
+    assert "<b>" not in line
+
+
 def test_a_recipe_over_tokens_is_refused(app: AppContext) -> None:
-    *_, last = reach(app, Running(), "me", MODEL, "entropy(bits=3)", ["lora"], "soft", "request soft*2", 3, "fast", 3)
+    *_, last = reach(app, Running(), "me", MODEL, "entropy(bits=3)", *settings())
     assert "over single tokens" in last[0]
 
 
@@ -230,7 +342,47 @@ def test_a_target_is_typed_cured_and_reached_in_the_browser(browser: Browser, ad
         page.click("#strings-adapter")
     waiting.value.save_as(tmp_path / "adapter.zip")
     assert zipfile.is_zipfile(tmp_path / "adapter.zip")
+    earlier = page.locator("#strings-earlier [data-earlier]")
+    expect(earlier).to_have_count(0)
+    page.fill("#strings-request textarea", "I like the")
+    expect(earlier).to_contain_text("I love the")
+    page.fill("#strings-request textarea", "I love the")
+    expect(earlier).to_have_count(0)
     assert not problems
+    page.close()
+
+
+@pytest.mark.browser
+def test_files_and_folders_are_given_and_chosen_in_the_browser(browser: Browser, address: str, tmp_path: Path) -> None:
+    page = open_tab(browser, address, 1440, 900)
+    folder = tmp_path / "prompts"
+    (folder / "more").mkdir(parents=True)
+    paths = write_files(tmp_path, a__json=json.dumps(RECORD), b__json="{", c__txt="q\nr\ns")
+    write_files(folder, d__json=json.dumps({**RECORD, "request": "You love the"}), readme__md="no target")
+    write_files(folder / "more", e__json=json.dumps({**RECORD, "request": "They love the"}))
+    request, lines, example = (page.locator(f"#strings-{name}") for name in ("request", "lines", "example"))
+
+    def give(button: str, files: list[str] | Path) -> None:
+        with page.expect_file_chooser() as waiting:
+            page.click(button)
+        waiting.value.set_files(files)
+
+    give("#strings-files", paths)
+    expect(request.locator("textarea")).to_have_value("I love the")
+    expect(page.locator("#strings-facts [data-outcomes='2']")).to_be_visible()
+    expect(page.locator("#strings-facts .is-error")).to_contain_text("'b.json' is no JSON")
+    expect(example.locator("input")).to_have_value("a.json")
+    example.locator("input").click()
+    page.get_by_role("option", name="c.txt").click()
+    expect(lines.locator("textarea")).to_have_value("q\nr\ns")
+    give("#strings-folder", folder)
+    expect(request.locator("textarea")).to_have_value("You love the")
+    expect(page.locator("#strings-facts .is-error")).to_have_count(0)
+    example.locator("input").click()
+    for name in ("d.json", "e.json", "a.json", "c.txt", FIRST):
+        expect(page.get_by_role("option", name=name, exact=True)).to_be_visible()
+    page.get_by_role("option", name="e.json").click()
+    expect(request.locator("textarea")).to_have_value("They love the")
     page.close()
 
 

@@ -6,8 +6,9 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,18 @@ from dpexplore.ui.string_view import (
     EMPTY_BARS,
     WAYS,
     Course,
+    Pictures,
     Way,
-    answers_html,
-    bars_html,
-    course_chart,
+    ended_line,
+    live_line,
 )
 
-SAMPLES = 100
+FEWEST_SAMPLES, MOST_SAMPLES = 10, 1000
+"""Answers that may be drawn from every way."""
 UPDATE_SECONDS = 0.4
+RUN, STOP = "Run", "Stop"
+NOTHING = ("", "")
+"""The model and recipe of an empty page."""
 
 
 class Running:
@@ -99,60 +104,79 @@ def target_of(app: AppContext, model: str, recipe: str) -> StringTarget:
     return target
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What one press of Run asks for."""
+
+    session: str
+    model: str
+    target: StringTarget
+    ways: list[str]
+    prompt: TuneConfig
+    adapter: AdapterConfig
+    samples: int
+    """Answers drawn from every way."""
+
+
+def read_plan(app: AppContext, session: str, model: str, recipe: str, settings: Sequence[Any]) -> Plan:
+    """Settings in the order of `Panel.settings`. InputError for what no run can have, or where there is no room."""
+    ways, method, slots, steps, preset, passes, samples = settings
+    lm, target = app.pool.get(model).lm, target_of(app, model, recipe)
+    most = _whole("steps", steps, 1, 10_000)
+    prompt = prompt_config(lm, target.strings, method, slots, steps=most, restarts=1, screen=1)
+    adapter = AdapterConfig.preset(preset, passes=_whole("passes", passes, 1, 10_000))
+    drawn = _whole("answers", samples, FEWEST_SAMPLES, MOST_SAMPLES)
+    if app.rules:
+        app.rules.check_room(app.pool.running)
+    return Plan(session, model, target, ways, prompt, adapter, drawn)
+
+
 def reach(
     app: AppContext, running: Running, session: str, model: str, recipe: str, *settings: Any
 ) -> Iterator[list[Any]]:
     """Run the chosen ways one after the other. Values for `Panel.shown`."""
-    busy, idle = _buttons(running=True), _buttons(running=False)
     running.begin(session)
-    yield [
-        message("Measuring the request alone", "busy"),
-        "",
-        EMPTY_BARS,
-        EMPTY_ANSWERS,
-        gr.update(visible=False),
-        *busy,
-    ]
+    archive = None
+    busy, idle = _buttons(running=True), _buttons(running=False)
+    yield [message("Measuring the request alone", "busy"), "", EMPTY_BARS, EMPTY_ANSWERS, NOTHING, _offer(None), *busy]
     try:
-        ways, method, slots, steps, preset, passes = settings
-        lm, target = app.pool.get(model).lm, target_of(app, model, recipe)
-        config = prompt_config(lm, target.strings, method, slots, steps=_whole("steps", steps), restarts=1, screen=1)
-        adapter = AdapterConfig.preset(preset, passes=_whole("passes", passes))
-        if app.rules:
-            app.rules.check_room(app.pool.running)
-        course = Course(target)
-        course.ways["alone"] = Way(told=answers(lm, WAYS["alone"][0], target, samples=SAMPLES))
-        course.perplexity_before = perplexity(lm, held_out_text())
-        file: str | None = None
-        yield [message("The request alone is measured", "busy"), *_pictures(course), gr.skip(), *busy]
-        if "lora" in ways and not running.stopped(session):
-            with running.training(alone=app.rules is not None):
-                run = AdapterRun(lm, [target], adapter)
-                running.now(session, run.cancel)
-                for told in _follow_adapter(course, run, app.rules.limits.seconds if app.rules else None):
-                    yield [told, course_chart(course), *[gr.skip()] * 3, *busy]
-                file = _finish_adapter(course, run)
-            yield [
-                message("LoRA is measured", "busy"),
-                *_pictures(course),
-                gr.update(value=file, visible=True),
-                *busy,
-            ]
-        if "prompt" in ways and not running.stopped(session):
-            for told in _follow_prompt(app, running, session, model, course, config):
-                yield [told, course_chart(course), *[gr.skip()] * 3, *busy]
-            yield [message("The prompt is measured", "busy"), *_pictures(course), gr.skip(), *busy]
+        plan = read_plan(app, session, model, recipe, settings)
+        course, origin = Course(plan.target), (model, recipe)
+        pictures = Pictures(course)
+        for told in _go(app, running, plan, course):
+            archive = course.archive
+            # Gradio builds a component anew for every `update` and every `skip`, tens of milliseconds a view: what
+            # does not change is told as a plain value.
+            yield [told, *pictures.draw(), origin, None, RUN, STOP]
         word = "Stopped" if running.stopped(session) else "Done"
-        yield [_summary(word, course), *_pictures(course), gr.skip(), *idle]
+        yield [ended_line(course, word), *pictures.draw(), origin, _offer(archive), *idle]
     except Exception as error:
-        yield [message(sentence(error), "error"), *[gr.skip()] * 4, *idle]
+        yield [message(sentence(error), "error"), *[gr.skip()] * 4, _offer(archive), *idle]
     finally:
         running.stop(session)
         running.end(session)
 
 
+def _go(app: AppContext, running: Running, plan: Plan, course: Course) -> Iterator[str]:
+    """Go the ways; what the status says, whenever there is something new of the course to see."""
+    lm = app.pool.get(plan.model).lm
+    course.ways["alone"] = Way(told=answers(lm, WAYS["alone"][0], plan.target, samples=plan.samples))
+    course.perplexity_before = perplexity(lm, held_out_text())
+    yield message("The request alone is measured", "busy")
+    if "lora" in plan.ways and not running.stopped(plan.session):
+        with running.training(alone=app.rules is not None):
+            run = AdapterRun(lm, [plan.target], plan.adapter)
+            running.now(plan.session, run.cancel)
+            yield from _follow_adapter(course, run, app.rules.limits.seconds if app.rules else None)
+            yield message(f"LoRA: drawing {plan.samples:,} answers", "busy")
+            _finish_adapter(course, run, plan.samples)
+        yield message("LoRA is measured", "busy")
+    if "prompt" in plan.ways and not running.stopped(plan.session):
+        yield from _follow_prompt(app, running, plan, course)
+
+
 def _follow_adapter(course: Course, run: AdapterRun, most_seconds: float | None) -> Iterator[str]:
-    way = course.ways["lora"] = Way()
+    way = course.ways["lora"] = Way(latest=run.probabilities[0])
     began, shown = time.monotonic(), 0.0
     for step in run:
         if most_seconds is not None and time.monotonic() - began > most_seconds:
@@ -161,16 +185,15 @@ def _follow_adapter(course: Course, run: AdapterRun, most_seconds: float | None)
         way.cross_entropy_nats.append(step.loss_nats)
         if time.monotonic() - shown >= UPDATE_SECONDS:
             shown = time.monotonic()
-            gap = step.loss_nats - sum(step.floor_nats)
-            yield message(f"LoRA: pass {step.step} of {run.config.passes}, {gap:.4f} nats above the floor", "busy")
+            yield live_line(course, "lora", run.config.passes)
     if run.status == "nonfinite":
         raise InputError("The loss is no longer finite; a preset with a smaller learning rate is worth a try.")
 
 
-def _finish_adapter(course: Course, run: AdapterRun) -> str:
-    """Measure the adapted model and pack the adapter; the path of the archive."""
+def _finish_adapter(course: Course, run: AdapterRun, samples: int) -> None:
+    """Measure the adapted model and pack the adapter."""
     way, adapted = course.ways["lora"], run.adapter.lm
-    way.told = answers(adapted, WAYS["lora"][0], course.target, samples=SAMPLES)
+    way.told = answers(adapted, WAYS["lora"][0], course.target, samples=samples)
     way.perplexity = perplexity(adapted, held_out_text())
     count = sum(parameter.numel() for parameter in run.adapter.parameters())
     way.note = (
@@ -178,53 +201,46 @@ def _finish_adapter(course: Course, run: AdapterRun) -> str:
     )
     folder = Path(tempfile.mkdtemp(prefix="dpexplore-"))
     save_run(run, [way.told], folder / "adapter")
-    return shutil.make_archive(str(folder / "dpexplore-adapter"), "zip", folder / "adapter")
+    course.archive = shutil.make_archive(str(folder / "dpexplore-adapter"), "zip", folder / "adapter")
 
 
-def _follow_prompt(
-    app: AppContext, running: Running, session: str, model: str, course: Course, config: TuneConfig
-) -> Iterator[str]:
-    entry, way = app.pool.get(model), Way()
-    run = entry.server.submit(course.target, app.admit(entry.lm, config), owner=f"{session} strings")
-    running.now(session, run.cancel)
-    course.ways["prompt"] = way
+def _follow_prompt(app: AppContext, running: Running, plan: Plan, course: Course) -> Iterator[str]:
+    """Tune the prompt and measure it."""
+    entry = app.pool.get(plan.model)
+    run = entry.server.submit(plan.target, app.admit(entry.lm, plan.prompt), owner=f"{plan.session} strings")
+    running.now(plan.session, run.cancel)
+    way = course.ways["prompt"] = Way()
     try:
         while not run.finished:
             run.wait(UPDATE_SECONDS)
             for step in run.steps_since(len(way.steps)):
                 way.steps.append(step.step)
-                way.cross_entropy_nats.append(step.best_kl_nats + course.target.entropy_nats)
-            best = (
-                f"{way.cross_entropy_nats[-1] - course.target.entropy_nats:.4f} nats above the floor"
-                if way.steps
-                else ""
-            )
-            yield message(
-                f"Prompt: step {len(way.steps)} of {run.config.steps}" + (f", {best}" if best else ""), "busy"
-            )
+                way.cross_entropy_nats.append(step.best_kl_nats + plan.target.entropy_nats)
+            best = run.best_log_probs()
+            way.latest = None if best is None else best[:-1].double().exp()
+            yield live_line(course, "prompt", run.config.steps)
     finally:
         run.cancel()
+    yield message(f"Tuned prompt: drawing {plan.samples:,} answers", "busy")
     result = run.result
-    way.told = answers(entry.lm, WAYS["prompt"][0], course.target, samples=SAMPLES, prompt=result.prompt_embeds)
+    way.told = answers(
+        entry.lm, WAYS["prompt"][0], plan.target, samples=plan.samples, prompt=result.prompt_embeds
+    )
     written = f" The prompt: {result.prompt_text}" if result.prompt_text else ""
     way.note = f"{result.steps} steps in {result.seconds:.0f} s, the weights are as they were.{written}"
 
 
-def _pictures(course: Course) -> list[str]:
-    return [course_chart(course), bars_html(course), answers_html(course)]
-
-
-def _summary(word: str, course: Course) -> str:
-    parts = [f"{WAYS[key][0]} {way.told.fit.kl_nats:.4f} nats" for key, way in course.seen() if way.told]
-    told = message(f"{word}. KL to the target: {', '.join(parts)}.", "ready")
-    return told.replace("<p ", "<p data-done='1' ", 1)
+def _offer(archive: str | None) -> Any:
+    """The adapter's button."""
+    return gr.update(value=archive, visible=archive is not None)
 
 
 def _buttons(*, running: bool) -> list[Any]:
     return [gr.update(interactive=not running), gr.update(interactive=running)]
 
 
-def _whole(name: str, value: Any) -> int:
-    if value is None or value != int(value) or not 1 <= value <= 10_000:
-        raise InputError(f"{name} is {value}; a whole number from 1 to 10,000 is accepted.")
+def _whole(name: str, value: Any, low: int, high: int) -> int:
+    if value is None or value != int(value) or not low <= value <= high:
+        told = "empty" if value is None else f"{value:,}"
+        raise InputError(f"The number of {name} is {told}; a whole number from {low:,} to {high:,} is accepted.")
     return int(value)

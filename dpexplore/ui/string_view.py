@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from dataclasses import dataclass, field
 from html import escape
 from itertools import accumulate
 from typing import Any
 
 import plotly.graph_objects as go
+from torch import Tensor
 
 from dpexplore.diffuse.report import Answers
 from dpexplore.errors import InputError
 from dpexplore.experiments.drawing import ON_DARK
 from dpexplore.plots import DASHES, NATS_PER_BIT, base_layout, colour, figure_json
-from dpexplore.targets import StringTarget
+from dpexplore.targets import Strings, StringTarget
 from dpexplore.targets.strings import OTHER
-from dpexplore.ui.markup import bar, probability, quantity, table, token
+from dpexplore.ui.markup import bar, message, probability, quantity, table, token
 
 WAYS = {"alone": ("request alone", "restart"), "prompt": ("tuned prompt", "achieved"), "lora": ("LoRA", "adapter")}
 """Each way's name and the role whose colour it has."""
+UNITS = {"prompt": "step", "lora": "pass"}
+"""What each way that moves counts."""
+BARS_SECONDS = 1.0
+BARS_A_SECOND = 500
+"""The bars of a moving way are drawn anew after a second, later where there are more outcomes than these."""
 SHOWN_ANSWERS = 24
 SHOWN_CHARACTERS = 480
 """Of all the answers of a way together: many short ones, or a few long ones."""
@@ -41,11 +49,18 @@ class Way:
 
     steps: list[int] = field(default_factory=list)
     cross_entropy_nats: list[float] = field(default_factory=list)
+    latest: Tensor | None = None
+    """The outcomes' probabilities `(outcomes,)` while it moves, as its run has met them; NaN for those it has not."""
     told: Answers | None = None
     perplexity: float | None = None
     """Of the held-out text afterwards; None where the weights are as they were."""
     note: str = ""
     """How it ended, and what it cost."""
+
+    @property
+    def probabilities(self) -> Tensor | None:
+        """The outcomes' `(outcomes,)`, exact once the way has ended; None before there are any."""
+        return self.latest if self.told is None else self.told.fit.probabilities
 
 
 @dataclass
@@ -55,6 +70,8 @@ class Course:
     target: StringTarget
     ways: dict[str, Way] = field(default_factory=dict)
     perplexity_before: float | None = None
+    archive: str | None = None
+    """Path of the packed adapter, once there is one."""
 
     def seen(self) -> list[tuple[str, Way]]:
         """The ways so far, in the order in which they are always shown."""
@@ -100,26 +117,86 @@ def course_chart(course: Course) -> str:
     return figure_json(figure) + "\n"
 
 
+class Pictures:
+    """What is drawn of a course. A way that moves costs a line at every look, and now and then its bars."""
+
+    def __init__(self, course: Course) -> None:
+        self._course = course
+        self._ended = -1
+        self._drawn = 0.0
+
+    def draw(self) -> list[str]:
+        """The chart, the bars and the answers as they stand."""
+        ended = sum(way.told is not None for way in self._course.ways.values())
+        pause = max(BARS_SECONDS, len(self._course.target.outcomes) / BARS_A_SECOND)
+        if ended > self._ended or time.monotonic() - self._drawn >= pause:
+            self._bars, self._drawn = bars_html(self._course), time.monotonic()
+        if ended > self._ended:
+            self._answers, self._ended = answers_html(self._course), ended
+        return [course_chart(self._course), self._bars, self._answers]
+
+
+def live_line(course: Course, key: str, most: int) -> str:
+    """Where a moving way stands after so many of at most `most` steps."""
+    name, way = WAYS[key][0], course.ways[key]
+    if not way.steps or way.latest is None:
+        return message(f"{name}: preparing the first {UNITS[key]}", "busy")
+    kl = way.cross_entropy_nats[-1] - course.target.entropy_nats
+    least = "at least " if way.latest.isnan().any() else ""
+    return (
+        f"<p class='dpx-message is-busy' data-moving data-way='{key}'><b>{escape(name)}</b> · {UNITS[key]} "
+        f"{way.steps[-1]:,} of {most:,} · KL to the target {quantity(kl, 'kl', 4)} · "
+        f"valid answers {least}{float(way.latest.nansum()):.2%}</p>"
+    )
+
+
+def ended_line(course: Course, word: str) -> str:
+    """What every way came to."""
+    parts = [f"{WAYS[key][0]} {quantity(way.told.fit.kl_nats, 'kl', 4)}" for key, way in course.seen() if way.told]
+    return f"<p class='dpx-message is-ready' data-done='1'>{word}. KL to the target: {', '.join(parts)}.</p>"
+
+
+def origin_line(asked: Strings, model: str) -> str:
+    """Says that what is shown belongs to another target, or another model, than those chosen now."""
+    first = ", ".join(token(text) for text in asked.texts[:3])
+    more = ", …" if len(asked.texts) > 3 else ""
+    return (
+        f"<p class='dpx-note' data-earlier>The results below are of an earlier target: {len(asked.texts):,} outcomes "
+        f"({first}{more}) of “{escape(asked.request[:120])}” on {escape(model)}. Press Run for the one chosen now.</p>"
+    )
+
+
 def bars_html(course: Course) -> str:
     """Target against achieved over whole strings, one row for each outcome; the bars' scale leaves all else out."""
-    ways = [(key, way) for key, way in course.seen() if way.told is not None]
+    ways = [(key, way.probabilities.tolist()) for key, way in course.seen() if way.probabilities is not None]
     if not ways:
         return EMPTY_BARS
     weights = [*course.target.weights.tolist(), 0.0]
     columns = [("target", weights)]
-    for key, way in ways:
-        assert way.told is not None
-        found = way.told.fit.probabilities.tolist()
-        columns.append((WAYS[key][1], [*found, max(0.0, 1 - sum(found))]))
-    top = max(1e-12, *(max(shares[:-1]) for _, shares in columns))
+    columns += [(WAYS[key][1], [*found, _all_else(found)]) for key, found in ways]
+    top = max(1e-12, *(share for _, shares in columns for share in shares[:-1] if not math.isnan(share)))
     rows = []
     for i, text in enumerate([*course.target.outcomes, OTHER]):
-        bars = "" if text == OTHER else "".join(bar(shares[i] / top, role) for role, shares in columns)
+        bars = "" if text == OTHER else "".join(_bar(shares[i] / top, role) for role, shares in columns)
         name = f"<i>{escape(text)}</i>" if text == OTHER else token(text)
-        rows.append([name, probability(weights[i]), bars, *(probability(shares[i]) for _, shares in columns[1:])])
+        rows.append([name, probability(weights[i]), bars, *(_share(shares[i]) for _, shares in columns[1:])])
     headers = [("outcome", "is-token"), ("target w", "is-num"), ("", "is-bars")]
     headers += [(WAYS[key][0], "is-num") for key, _ in ways]
     return table(headers, rows, "Probability of whole strings, the end of the answer included")
+
+
+def _all_else(found: list[float]) -> float:
+    """What is left to 1; NaN where an outcome's probability is not known."""
+    left = 1 - sum(found)
+    return left if math.isnan(left) else max(0.0, left)
+
+
+def _share(value: float) -> str:
+    return "–" if math.isnan(value) else probability(value)
+
+
+def _bar(share: float, role: str) -> str:
+    return bar(0.0 if math.isnan(share) else share, role)
 
 
 def answers_html(course: Course) -> str:

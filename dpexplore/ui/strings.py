@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -14,15 +13,16 @@ from dpexplore.diffuse.families import FAMILIES, family
 from dpexplore.diffuse.prompts import DEFAULT_SLOTS, METHODS
 from dpexplore.errors import InputError
 from dpexplore.targets import Strings, parse_recipe
-from dpexplore.targets.string_files import parse_strings
 from dpexplore.ui.context import AppContext, sentence
 from dpexplore.ui.markup import message
-from dpexplore.ui.string_runs import Running, reach, target_of
+from dpexplore.ui.string_runs import NOTHING, RUN, STOP, Running, reach, target_of
+from dpexplore.ui.string_uploads import read_uploads, uploads_html
 from dpexplore.ui.string_view import (
     EMPTY_ANSWERS,
     EMPTY_BARS,
     WAYS,
     facts_html,
+    origin_line,
     read_lines,
     read_prefixes,
     write_lines,
@@ -32,7 +32,7 @@ from dpexplore.ui.target_panel import QUIET
 from dpexplore.ui.widgets import card_title, chart, legend, view
 
 FIRST = "numbers / 1-10"
-MAX_UPLOAD_CHARACTERS = 2_000_000
+SAMPLES = 100
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,10 @@ class Panel:
     response: gr.Textbox
     lines: gr.Textbox
     eos: gr.Checkbox
-    file: gr.UploadButton
+    loaded: gr.State
+    """The targets of the files that this page was given, by name."""
+    files: gr.UploadButton
+    folder: gr.UploadButton
     cure: gr.Row
     end: gr.Button
     mark: gr.Button
@@ -56,9 +59,13 @@ class Panel:
     steps: gr.Number
     preset: gr.Dropdown
     passes: gr.Number
+    samples: gr.Number
     run: gr.Button
     stop: gr.Button
     status: gr.HTML
+    origin: gr.State
+    """Model and recipe that the results shown are of."""
+    earlier: gr.HTML
     chart: gr.HTML
     bars: gr.HTML
     answers: gr.HTML
@@ -70,11 +77,12 @@ class Panel:
 
     @property
     def settings(self) -> list[Any]:
-        return [self.ways, self.method, self.slots, self.steps, self.preset, self.passes]
+        return [self.ways, self.method, self.slots, self.steps, self.preset, self.passes, self.samples]
 
     @property
     def shown(self) -> list[Any]:
-        return [self.status, self.chart, self.bars, self.answers, self.adapter, self.run, self.stop]
+        pictures = [self.chart, self.bars, self.answers]
+        return [self.status, *pictures, self.origin, self.adapter, self.run, self.stop]
 
 
 def examples() -> dict[str, Strings]:
@@ -115,24 +123,34 @@ def from_recipe(app: AppContext, model: str, recipe: str) -> list[Any]:
 
 
 def from_strings(app: AppContext, model: str, asked: Strings) -> list[Any]:
-    """An example or a file was chosen. Values for (request, response, lines, eos, recipe, facts, cure)."""
+    """An example was chosen. Values for (request, response, lines, eos, recipe, facts, cure)."""
     return [*_fields(asked), str(asked), *_preview(app, model, str(asked))]
 
 
-def from_file(app: AppContext, model: str, path: str | None) -> list[Any]:
-    """A file was dropped: JSON as in the paper's repository, or one outcome a line."""
+def from_files(app: AppContext, model: str, known: list[str], loaded: dict[str, Strings], paths: list[str]) -> list[Any]:
+    """Files were given. Values for (loaded, example, request, response, lines, eos, recipe, facts, cure)."""
+    found, problems = read_uploads(paths)
+    told = uploads_html(found, problems)
+    if not found:
+        return [*[gr.skip()] * 7, told, gr.update(visible=False)]
+    loaded = found | {name: asked for name, asked in loaded.items() if name not in found}
+    first = next(iter(found))
+    *fields, facts, cure = from_strings(app, model, found[first])
+    return [loaded, gr.update(choices=[*loaded, *known], value=first), *fields, facts + told, cure]
+
+
+def mark_earlier(model: str, recipe: str, origin: Sequence[str]) -> str:
+    """A line where the results shown are of another target, or another model, than those chosen now."""
+    of_model, of_recipe = origin
+    if not of_recipe:
+        return ""
+    asked = parse_recipe(of_recipe)
+    assert isinstance(asked, Strings)
     try:
-        file = Path(path or "")
-        text = file.read_text(encoding="utf-8-sig")
-        if len(text) > MAX_UPLOAD_CHARACTERS:
-            raise InputError(f"{file.name!r} has {len(text):,} characters; at most {MAX_UPLOAD_CHARACTERS:,} are read.")
-        asked = parse_strings(file.name, text) if file.suffix.lower() == ".json" else Strings(tuple(read_lines(text)))
-        return from_strings(app, model, asked)
-    except UnicodeDecodeError:
-        told = message("The file is no UTF-8 text; JSON or one outcome a line is accepted.", "error")
-    except Exception as error:
-        told = message(sentence(error), "error")
-    return [*[gr.skip()] * 5, told, gr.update(visible=False)]
+        same = model == of_model and parse_recipe(recipe) == asked
+    except InputError:
+        same = False
+    return "" if same else origin_line(asked, of_model)
 
 
 def in_braces(lines: str) -> str:
@@ -194,18 +212,20 @@ def _build_target(known: dict[str, Strings]) -> dict[str, Any]:
         made["mark"] = gr.Button("Put each between braces", size="sm", min_width=120, elem_id="strings-mark")
     made["cure"] = cure
     made["recipe"] = gr.Textbox(str(first), label="Recipe", lines=2, max_lines=4, elem_id="strings-recipe")
-    made["file"] = gr.UploadButton(
-        "Load a file (JSON of the paper's repository, or one outcome a line)",
-        file_types=[".json", ".txt"],
-        size="sm",
-        elem_id="strings-file",
-    )
+    made["loaded"] = gr.State({})
+    small: dict[str, Any] = {"size": "sm", "min_width": 120}
+    with gr.Row(elem_id="strings-load"):
+        made["files"] = gr.UploadButton(
+            "Load files", file_count="multiple", file_types=[".json", ".txt"], elem_id="strings-files", **small
+        )
+        made["folder"] = gr.UploadButton("Load a folder", file_count="directory", elem_id="strings-folder", **small)
+    view("<p class='dpx-note'>JSON of the paper's repository; a .txt file has one outcome a line.</p>")
     return made
 
 
 def _build_ways() -> dict[str, Any]:
     made: dict[str, Any] = {}
-    number: dict[str, Any] = {"precision": 0, "minimum": 1, "min_width": 76, "scale": 1}
+    number: dict[str, Any] = {"min_width": 76, "scale": 1}  # what is accepted is told by the run, in one sentence
     with gr.Column(elem_classes="dpx-card"):
         with gr.Row(elem_classes="dpx-inline", elem_id="strings-row"):
             choices = [("tuned prompt", "prompt"), ("LoRA", "lora")]
@@ -222,9 +242,10 @@ def _build_ways() -> dict[str, Any]:
                 list(PRESETS), value="fast", label="LoRA: preset", min_width=90, elem_id="strings-preset"
             )
             made["passes"] = gr.Number(50, label="LoRA: passes", elem_id="strings-passes", **number)
-            made["run"] = gr.Button("Run", variant="primary", min_width=90, scale=1, elem_id="strings-run")
+            made["samples"] = gr.Number(SAMPLES, label="Answers drawn", elem_id="strings-samples", **number)
+            made["run"] = gr.Button(RUN, variant="primary", min_width=90, scale=1, elem_id="strings-run")
             made["stop"] = gr.Button(
-                "Stop", variant="stop", interactive=False, min_width=72, scale=0, elem_id="strings-stop"
+                STOP, variant="stop", interactive=False, min_width=72, scale=0, elem_id="strings-stop"
             )
         made["status"] = view(
             message(
@@ -234,6 +255,8 @@ def _build_ways() -> dict[str, Any]:
             live=True,
             elem_id="strings-status",
         )
+        made["origin"] = gr.State(NOTHING)
+        made["earlier"] = view(live=True, elem_id="strings-earlier")
     roles = [(role, name) for name, role in WAYS.values()]
     with gr.Row(elem_id="strings-upper"):
         with gr.Column(elem_classes="dpx-card", min_width=300, scale=1):
@@ -262,11 +285,14 @@ def _wire_target(app: AppContext, panel: Panel, model: gr.State, known: dict[str
     def read(model: str, recipe: str) -> list[Any]:
         return from_recipe(app, model, recipe)
 
-    def choose(model: str, name: str) -> list[Any]:
-        return from_strings(app, model, known[name])
+    def choose(model: str, name: str, loaded: dict[str, Strings]) -> list[Any]:
+        return from_strings(app, model, (known | loaded)[name])
 
-    def load(model: str, path: str) -> list[Any]:
-        return from_file(app, model, path)
+    def load(model: str, loaded: dict[str, Strings], paths: list[str] | None) -> list[Any]:
+        return from_files(app, model, list(known), loaded, paths or [])
+
+    def load_folder(model: str, loaded: dict[str, Strings], paths: list[str] | None) -> list[Any]:
+        return load(model, loaded, [path for path in paths or [] if path.lower().endswith(".json")])
 
     moved = [panel.request.input, panel.response.input, panel.lines.input, panel.eos.input]
     gr.on(moved, follow, [model, *panel.controls], [panel.recipe, *told], **QUIET)
@@ -277,8 +303,10 @@ def _wire_target(app: AppContext, panel: Panel, model: gr.State, known: dict[str
     for cured in cures:
         cured.then(follow, [model, *panel.controls], [panel.recipe, *told], **QUIET)
     panel.recipe.input(read, [model, panel.recipe], [*panel.controls, *told], **QUIET)
-    panel.example.input(choose, [model, panel.example], everything, **QUIET)
-    panel.file.upload(load, [model, panel.file], everything, **QUIET)
+    panel.example.input(choose, [model, panel.example, panel.loaded], everything, **QUIET)
+    offered = [panel.loaded, panel.example, *everything]
+    panel.files.upload(load, [model, panel.loaded, panel.files], offered, **QUIET)
+    panel.folder.upload(load_folder, [model, panel.loaded, panel.folder], offered, **QUIET)
     model.change(lambda model, recipe: _preview(app, model, recipe), [model, panel.recipe], told, **QUIET)
     panel.method.input(lambda method: DEFAULT_SLOTS[method], panel.method, panel.slots, **QUIET)
 
@@ -300,5 +328,7 @@ def _wire_ways(app: AppContext, demo: gr.Blocks, panel: Panel, model: gr.State) 
         concurrency_limit=4,
         api_visibility="private",
     )
+    moved = [panel.recipe.change, model.change, panel.origin.change]
+    gr.on(moved, mark_earlier, [model, panel.recipe, panel.origin], panel.earlier, **QUIET)
     panel.stop.click(halt, None, None, queue=False, api_visibility="private")
     demo.unload(halt)
