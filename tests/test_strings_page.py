@@ -145,7 +145,11 @@ def test_several_files_are_offered_and_bad_ones_told(app: AppContext, tmp_path: 
     other = tmp_path / "other"
     other.mkdir()
     paths = write_files(
-        tmp_path, c__json=json.dumps(RECORD), a__json="{", b__txt="a\na", d__json=json.dumps({**RECORD, "weights": [-1, 1]})
+        tmp_path,
+        c__json=json.dumps(RECORD),
+        a__json="{",
+        b__txt="a\na",
+        d__json=json.dumps({**RECORD, "weights": [-1, 1]}),
     )
     paths += write_files(other, c__json=json.dumps({**RECORD, "request": "You love the"}))
     (other / "e.txt").write_bytes(b"\xff\xfe\x00")

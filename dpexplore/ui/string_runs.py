@@ -223,9 +223,7 @@ def _follow_prompt(app: AppContext, running: Running, plan: Plan, course: Course
         run.cancel()
     yield message(f"Tuned prompt: drawing {plan.samples:,} answers", "busy")
     result = run.result
-    way.told = answers(
-        entry.lm, WAYS["prompt"][0], plan.target, samples=plan.samples, prompt=result.prompt_embeds
-    )
+    way.told = answers(entry.lm, WAYS["prompt"][0], plan.target, samples=plan.samples, prompt=result.prompt_embeds)
     written = f" The prompt: {result.prompt_text}" if result.prompt_text else ""
     way.note = f"{result.steps} steps in {result.seconds:.0f} s, the weights are as they were.{written}"
 

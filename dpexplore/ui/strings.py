@@ -127,7 +127,9 @@ def from_strings(app: AppContext, model: str, asked: Strings) -> list[Any]:
     return [*_fields(asked), str(asked), *_preview(app, model, str(asked))]
 
 
-def from_files(app: AppContext, model: str, known: list[str], loaded: dict[str, Strings], paths: list[str]) -> list[Any]:
+def from_files(
+    app: AppContext, model: str, known: list[str], loaded: dict[str, Strings], paths: list[str]
+) -> list[Any]:
     """Files were given. Values for (loaded, example, request, response, lines, eos, recipe, facts, cure)."""
     found, problems = read_uploads(paths)
     told = uploads_html(found, problems)
