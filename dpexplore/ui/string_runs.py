@@ -19,8 +19,9 @@ from dpexplore.diffuse.config import AdapterConfig
 from dpexplore.diffuse.metrics import perplexity
 from dpexplore.diffuse.prompts import prompt_config
 from dpexplore.diffuse.report import answers, held_out_text
-from dpexplore.diffuse.training import AdapterRun
+from dpexplore.diffuse.training import AdapterRun, AdapterStep
 from dpexplore.errors import InputError
+from dpexplore.models.cores import all_cores
 from dpexplore.targets import StringTarget
 from dpexplore.tuning import TuneConfig
 from dpexplore.ui.context import AppContext, sentence
@@ -175,10 +176,17 @@ def _go(app: AppContext, running: Running, plan: Plan, course: Course) -> Iterat
         yield from _follow_prompt(app, running, plan, course)
 
 
+def _next_step(steps: Iterator[AdapterStep]) -> AdapterStep | None:
+    """The next pass; every one may be asked for by another thread of Gradio's, so each asks for the cores."""
+    with all_cores():
+        return next(steps, None)
+
+
 def _follow_adapter(course: Course, run: AdapterRun, most_seconds: float | None) -> Iterator[str]:
     way = course.ways["lora"] = Way(latest=run.probabilities[0])
     began, shown = time.monotonic(), 0.0
-    for step in run:
+    steps = iter(run)
+    while (step := _next_step(steps)) is not None:
         if most_seconds is not None and time.monotonic() - began > most_seconds:
             run.cancel()
         way.steps.append(step.step)
