@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from html import escape
 from itertools import accumulate
+from textwrap import shorten
 from typing import Any
 
 import plotly.graph_objects as go
@@ -28,6 +29,8 @@ UNITS = {"prompt": "step", "lora": "pass"}
 BARS_SECONDS = 1.0
 BARS_A_SECOND = 500
 """The bars of a moving way are drawn anew after a second, later where there are more outcomes than these."""
+SHOWN_REQUEST = 80
+"""Characters of a request that a line names."""
 SHOWN_ANSWERS = 24
 SHOWN_CHARACTERS = 480
 """Of all the answers of a way together: many short ones, or a few long ones."""
@@ -138,7 +141,8 @@ class Pictures:
 
 def live_line(course: Course, key: str, most: int) -> str:
     """Where a moving way stands after so many of at most `most` steps."""
-    name, way = WAYS[key][0], course.ways[key]
+    way, name = course.ways[key], WAYS[key][0]
+    name = name[0].upper() + name[1:]
     if not way.steps or way.latest is None:
         return message(f"{name}: preparing the first {UNITS[key]}", "busy")
     kl = way.cross_entropy_nats[-1] - course.target.entropy_nats
@@ -160,9 +164,10 @@ def origin_line(asked: Strings, model: str) -> str:
     """Says that what is shown belongs to another target, or another model, than those chosen now."""
     first = ", ".join(token(text) for text in asked.texts[:3])
     more = ", …" if len(asked.texts) > 3 else ""
+    request = shorten(asked.request, SHOWN_REQUEST, placeholder=" …")
     return (
         f"<p class='dpx-note' data-earlier>The results below are of an earlier target: {len(asked.texts):,} outcomes "
-        f"({first}{more}) of “{escape(asked.request[:120])}” on {escape(model)}. Press Run for the one chosen now.</p>"
+        f"({first}{more}) of “{escape(request)}” on {escape(model)}. Press Run for the one chosen now.</p>"
     )
 
 

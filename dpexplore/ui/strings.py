@@ -231,20 +231,20 @@ def _build_ways() -> dict[str, Any]:
     with gr.Column(elem_classes="dpx-card"):
         with gr.Row(elem_classes="dpx-inline", elem_id="strings-row"):
             choices = [("tuned prompt", "prompt"), ("LoRA", "lora")]
-            beside: dict[str, Any] = {"label": "Beside the request alone", "min_width": 190, "scale": 2}
+            beside: dict[str, Any] = {"label": "Beside the request alone", "min_width": 200, "scale": 1}
             made["ways"] = gr.CheckboxGroup(choices, value=["prompt", "lora"], elem_id="strings-ways", **beside)
             made["method"] = gr.Dropdown(
                 list(METHODS), value="soft", label="Prompt: method", min_width=100, elem_id="strings-method"
             )
             made["slots"] = gr.Textbox(
-                DEFAULT_SLOTS["soft"], label="Prompt: slots", min_width=150, scale=2, elem_id="strings-slots"
+                DEFAULT_SLOTS["soft"], label="Prompt: slots", min_width=130, scale=2, elem_id="strings-slots"
             )
             made["steps"] = gr.Number(60, label="Prompt: steps", elem_id="strings-steps", **number)
             made["preset"] = gr.Dropdown(
                 list(PRESETS), value="fast", label="LoRA: preset", min_width=90, elem_id="strings-preset"
             )
             made["passes"] = gr.Number(50, label="LoRA: passes", elem_id="strings-passes", **number)
-            made["samples"] = gr.Number(SAMPLES, label="Answers drawn", elem_id="strings-samples", **number)
+            made["samples"] = gr.Number(SAMPLES, label="Answers", elem_id="strings-samples", **number)
             made["run"] = gr.Button(RUN, variant="primary", min_width=90, scale=1, elem_id="strings-run")
             made["stop"] = gr.Button(
                 STOP, variant="stop", interactive=False, min_width=72, scale=0, elem_id="strings-stop"
@@ -305,7 +305,8 @@ def _wire_target(app: AppContext, panel: Panel, model: gr.State, known: dict[str
     for cured in cures:
         cured.then(follow, [model, *panel.controls], [panel.recipe, *told], **QUIET)
     panel.recipe.input(read, [model, panel.recipe], [*panel.controls, *told], **QUIET)
-    panel.example.input(choose, [model, panel.example, panel.loaded], everything, **QUIET)
+    # Not `input`: Gradio's drop-downs tell of that whenever they are left, which would undo what was edited since.
+    panel.example.select(choose, [model, panel.example, panel.loaded], everything, **QUIET)
     offered = [panel.loaded, panel.example, *everything]
     panel.files.upload(load, [model, panel.loaded, panel.files], offered, **QUIET)
     panel.folder.upload(load_folder, [model, panel.loaded, panel.folder], offered, **QUIET)
