@@ -12,9 +12,9 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 
-# Read when torch is imported: OpenMP's threads spin for 0.1 ms between operations, not for 3 ms. That bridges the gaps
-# within a step as well, and where something else uses the cores too a step is not held up by threads that only spin.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# Read when torch is imported: OpenMP's threads spin for microseconds between operations, not for 3 ms. Where something
+# else uses the cores too, a browser say, a step would be held up by threads that only spin.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 with contextlib.suppress(ImportError):
     importlib.import_module("spaces")  # ZeroGPU asks for it before torch
 
