@@ -221,47 +221,49 @@ def kept_runs() -> gr.BrowserState:
     return gr.BrowserState(Choice().stored(), storage_key=STORAGE_KEY, secret=STORAGE_SECRET)
 
 
+@dataclass(frozen=True)
+class ComparePanel:
+    add: gr.UploadButton
+    note: gr.HTML
+    rows: gr.HTML
+    files: list[gr.DownloadButton]
+    axis: gr.Radio
+    kl: gr.HTML
+    entropy: gr.HTML
+
+
+def _build_panel() -> ComparePanel:
+    with gr.Column(elem_classes="dpx-card", elem_id="compare-card"):
+        with gr.Row(elem_classes="dpx-title-row"):
+            card_title("Runs side by side")
+            several: dict[str, Any] = {"file_types": [".json"], "file_count": "multiple"}
+            add = gr.UploadButton("Add capsules", size="sm", elem_id="compare-add", scale=0, **several)
+        note = view(live=True, elem_id="compare-note")
+        template = "<div class='dpx-view'></div>"
+        rows = gr.HTML(
+            EMPTY, html_template=template, js_on_load=_SCRIPT, apply_default_css=False, elem_id="compare-table"
+        )
+        with gr.Row(elem_id="compare-files"):
+            ids = [f"compare-{name.replace(' ', '-')}" for name in FILES]
+            files = [
+                gr.DownloadButton(_file_label(name), interactive=False, size="sm", elem_id=elem_id)
+                for name, elem_id in zip(FILES, ids, strict=True)
+            ]
+            axis = gr.Radio(AXES, value="step", label="Curves along", elem_id="compare-axis")
+    with gr.Row(elem_id="compare-charts"):
+        empty = "Every ticked run becomes a line here: its best KL so far."
+        kl = _figure("compare-kl", "Distance to the target", empty)
+        empty = "And here: the entropy of what that best prompt says."
+        entropy = _figure("compare-entropy", "Entropy of what the prompts say", empty)
+    return ComparePanel(add, note, rows, files, axis, kl, entropy)
+
+
 def build_compare(app: AppContext, result: gr.HTML, stored: gr.BrowserState) -> None:
     """The tab, beside the others of the page's navigation. A run is kept as soon as its `result` is there."""
     library = Library(app)
     with gr.Tab("Compare", id="compare") as tab, gr.Column(elem_id="compare-page"):
-        with gr.Column(elem_classes="dpx-card", elem_id="compare-card"):
-            with gr.Row(elem_classes="dpx-title-row"):
-                card_title("Runs side by side")
-                add = gr.UploadButton(
-                    "Add capsules",
-                    file_types=[".json"],
-                    file_count="multiple",
-                    size="sm",
-                    elem_id="compare-add",
-                    scale=0,
-                )
-            note = view(live=True, elem_id="compare-note")
-            rows = gr.HTML(
-                EMPTY,
-                html_template="<div class='dpx-view'></div>",
-                js_on_load=_SCRIPT,
-                apply_default_css=False,
-                elem_id="compare-table",
-            )
-            with gr.Row(elem_id="compare-files"):
-                files = [
-                    gr.DownloadButton(
-                        _file_label(name), interactive=False, size="sm", elem_id=f"compare-{name.replace(' ', '-')}"
-                    )
-                    for name in FILES
-                ]
-                axis = gr.Radio(AXES, value="step", label="Curves along", elem_id="compare-axis")
-        with gr.Row(elem_id="compare-charts"):
-            kl = _figure(
-                "compare-kl", "Distance to the target", "Every ticked run becomes a line here: its best KL so far."
-            )
-            entropy = _figure(
-                "compare-entropy",
-                "Entropy of what the prompts say",
-                "And here: the entropy of what that best prompt says.",
-            )
-    outputs = [stored, rows, kl, entropy, note, *files]
+        panel = _build_panel()
+    outputs = [stored, panel.rows, panel.kl, panel.entropy, panel.note, *panel.files]
 
     def keep(kept: Any, request: gr.Request) -> dict[str, list[str]]:
         return Choice.read(kept).with_runs(app.sessions.finished(request.session_hash or "")).stored()
@@ -287,11 +289,11 @@ def build_compare(app: AppContext, result: gr.HTML, stored: gr.BrowserState) -> 
         values[4] = message(problem, "error")
         return values
 
-    settings = [stored, axis]
+    settings = [stored, panel.axis]
     result.change(keep, stored, stored, **QUIET)
-    gr.on([tab.select, axis.input], opened, settings, outputs, **QUIET)
-    rows.input(clicked, settings, outputs, **QUIET)  # type: ignore[attr-defined]
-    add.upload(added, [add, *settings], outputs, **QUIET)
+    gr.on([tab.select, panel.axis.input], opened, settings, outputs, **QUIET)
+    panel.rows.input(clicked, settings, outputs, **QUIET)  # type: ignore[attr-defined]
+    panel.add.upload(added, [panel.add, *settings], outputs, **QUIET)
 
 
 def _figure(name: str, title: str, empty: str) -> gr.HTML:
