@@ -205,7 +205,7 @@ def _build_target(known: dict[str, Strings]) -> dict[str, Any]:
     }
     hint = 'One a line. "text" 2 gives a text in quotes the weight 2; with weight 0 it is valid but not asked for.'
     made["lines"] = gr.Textbox(
-        write_lines(first.outcomes), label="Outcomes", info=hint, lines=8, max_lines=9, elem_id="strings-lines"
+        write_lines(first.outcomes), label="Outcomes", info=hint, lines=8, max_lines=10, elem_id="strings-lines"
     )
     made["eos"] = gr.Checkbox(True, label="Each outcome is followed by the end of the answer", elem_id="strings-eos")
     made["facts"] = view(live=True, elem_id="strings-facts")
