@@ -228,12 +228,15 @@ def test_a_run_is_bounded_in_time(visitor: RawClient) -> None:
 def test_whatever_is_sent_to_any_handler_the_answers_give_nothing_away(visitor: RawClient) -> None:
     """Each handler of the page, by the raw queue, with data that the page would never send."""
     sent: list[Any] = [None, "../../etc/passwd", {"a": [1]}, 1e308, "<script>alert(1)</script>"]
+    types = {component["id"]: component["type"] for component in visitor.config["components"]}
     for dependency in visitor.config["dependencies"]:
         if dependency["backend_fn"]:
+            # A box that is edited shows its text as text: it may give back what its writer put in.
+            only_boxes = {types[output] for output in dependency["outputs"]} == {"textbox"}
             for value in sent:
                 answer = harmless(visitor.handler(dependency["id"], [value] * len(dependency["inputs"])))
                 # What Gradio's own checks refuse is told to the sender alone, and cleaned by its page.
-                assert "<script>alert" not in answer or '"success":false' in answer
+                assert "<script>alert" not in answer or only_boxes or '"success":false' in answer
     assert "Traceback" not in visitor.handler(10**6, [])
 
 
