@@ -179,6 +179,14 @@ def test_a_sweep_that_is_under_way_is_drawn_as_far_as_it_is(tmp_path: Path) -> N
     assert set(drawn[0].drawn.table["targets"]) == {1}
 
 
+def test_a_store_in_which_nothing_is_done_has_no_figures(tmp_path: Path) -> None:
+    whole, asked = fill_store(tmp_path / "whole", "fig1-small"), Store(tmp_path / "asked")
+    with asked.locked():
+        asked.write_listing(whole.listings()[0])
+    assert list(read_sweeps(asked)) == []
+    assert list(draw_all(asked)) == []
+
+
 # Figures
 
 

@@ -87,7 +87,7 @@ def test_hybrid_of_one_kind_is_that_method(lm: LanguageModel, target: Target, ki
     assert plain == trace(lm, target, TuneConfig(method="hybrid", slots=f"{kind}*3", **shared))
 
 
-@pytest.mark.parametrize("good", [2, 3], ids=["gradients are bad", "candidates are bad"])
+@pytest.mark.parametrize("good", [0, 2, 3], ids=["beginnings are bad", "gradients are bad", "candidates are bad"])
 @pytest.mark.parametrize("rule", RULES)
 def test_nan_ends_every_rules_row_alone(
     lm: LanguageModel, target: Target, rule: dict, good: int, monkeypatch: pytest.MonkeyPatch
@@ -113,7 +113,7 @@ def test_nan_ends_every_rules_row_alone(
     while engine.step():
         pass
     assert runs[0].outcomes[0].reason == runs[0].status == "nonfinite"
-    assert len(runs[0].steps) < 40
+    assert len(runs[0].steps) < (40 if good else 2)  # there is no point to come back to
     shown = [step.kl_nats for step in runs[1].steps]
     assert len(shown) == len(expected)
     for ours, theirs in zip(shown[:8], expected, strict=False):  # later, L-BFGS magnifies floating-point noise

@@ -74,7 +74,7 @@ def tune_endpoint(app: AppContext, model: str, recipe: str, config: TuneConfig) 
     name = _name(app, model)
     app.pool.load(name)
     session = f"api {uuid.uuid4().hex}"
-    live = app.begin(session, name, _text("recipe", recipe), config, grace_seconds=0.0)
+    live = app.begin(session, name, _text("recipe", recipe), config, grace_seconds=0.0, floor_lines=False)
     told = 0
     for view in live.views():
         if view.result is not None:

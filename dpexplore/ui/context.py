@@ -73,10 +73,12 @@ class AppContext:
         config: TuneConfig,
         *,
         grace_seconds: float | None = None,
+        floor_lines: bool = True,
     ) -> LiveRun:
         """Begin a run for a session. InputError if it cannot be.
 
         It stops when nobody has looked at it for `grace_seconds` (None: the server's), unless it shall keep running.
+        Without `floor_lines` its target's floor is not computed for its chart, which takes a core a second or two.
         """
         entry, target = self.pool.get(model), self.target(model, recipe_text)
         check_single_tokens(target)
@@ -87,7 +89,7 @@ class AppContext:
             model,
             run,
             self.journal.open(run_id, model, describe_run(run)),
-            marks=lambda: self.floors.marks(entry.lm, target),
+            marks=lambda: self.floors.marks(entry.lm, target) if floor_lines else None,
             grace=self.grace_seconds if grace_seconds is None else grace_seconds,
         )
         self.sessions.begin(session, live)

@@ -164,7 +164,7 @@ def build_why_card(told: gr.HTML, ladder: gr.HTML) -> FloorPanel:
     return FloorPanel(told, ladder, why, draw, progress, curve)
 
 
-def wire_floor_panel(app: AppContext, panel: FloorPanel, target: TargetPanel, status: gr.HTML, model: gr.State) -> None:
+def wire_floor_panel(app: AppContext, panel: FloorPanel, target: TargetPanel, result: gr.HTML, model: gr.State) -> None:
     def follow(request: gr.Request, model: str, recipe: str) -> Iterator[list[Any]]:
         yield from follow_floor(app, request.session_hash or "", model, recipe)
 
@@ -173,7 +173,7 @@ def wire_floor_panel(app: AppContext, panel: FloorPanel, target: TargetPanel, st
 
     shown = [panel.sentence, panel.ladder, panel.why]
     # A new preview is a new target; a finished run is a new rung of the ladder.
-    gr.on([target.chart.change, status.change], follow, [model, target.recipe], shown, **QUIET)
+    gr.on([target.chart.change, result.change], follow, [model, target.recipe], shown, **QUIET)
     panel.draw.click(
         draw,
         [model, target.recipe],

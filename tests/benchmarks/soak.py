@@ -3,8 +3,8 @@
     python -m tests.benchmarks.soak [--sessions 30] [--minutes 5]
 
 Every session loops: it starts a run of random settings, then lets it end, cancels it, or breaks the connection off in
-the middle. After a time of warming up, and again at the end, the server is left alone and its memory, threads and open
-files are counted. Every row of every stream is checked.
+the middle. After a time of warming up, and again at the end, the server is left alone and its memory, threads, open
+files and runs that still move are counted. Every row of every stream is checked.
 """
 
 from __future__ import annotations
@@ -56,8 +56,10 @@ def main() -> int:
 def soak(server: subprocess.Popen[bytes], address: str, sessions: int, seconds: float) -> int:
     Client(address, verbose=False).predict("entropy(bits=7, seed=0)", api_name="/target")  # the model is there
     process = psutil.Process(server.pid)
+    _say(f"warming up for {WARM_UP_SECONDS:.0f} s")
     _let_loose(address, sessions, WARM_UP_SECONDS, seed=0)
     before = _counts(process, address)
+    _say(f"{sessions} sessions for {seconds:.0f} s")
     tally = _let_loose(address, sessions, seconds, seed=1)
     after = _counts(process, address)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {sessions} sessions for {seconds:.0f} s")
@@ -65,11 +67,12 @@ def soak(server: subprocess.Popen[bytes], address: str, sessions: int, seconds: 
     for name, unit in (("memory", "MiB"), ("threads", ""), ("files", "")):
         change = (after[name] - before[name]) / before[name]
         print(f"{name}: {before[name]:,.0f} {unit} before, {after[name]:,.0f} {unit} after ({change:+.1%})")
+    print(f"runs that still move: {before['runs']:.0f} before, {after['runs']:.0f} after")
     problems = [name for name in tally if name.startswith("!")]
     for name in problems:
         print(f"{tally[name]} times: {name[1:]}")
     memory_back = abs(after["memory"] / before["memory"] - 1) <= TOLERANCE
-    leaks = after["threads"] > before["threads"] + 2 or after["files"] > before["files"] + 2
+    leaks = any(after[name] > before[name] + 2 for name in ("threads", "files")) or after["runs"] > 0
     print("well" if memory_back and not leaks and not problems else "NOT well")
     return 0 if memory_back and not leaks and not problems else 1
 
@@ -77,14 +80,26 @@ def soak(server: subprocess.Popen[bytes], address: str, sessions: int, seconds: 
 def _counts(process: psutil.Process, address: str) -> dict[str, float]:
     """The server's memory, threads and open files once it has been left alone until it has nothing left to do."""
     deadline = time.monotonic() + MOST_SETTLING_SECONDS
-    while process.cpu_percent(IDLE_SECONDS) > 100 * IDLE_SHARE and time.monotonic() < deadline:
-        pass
+    _say("left alone")
+    process.cpu_percent()
+    while time.monotonic() < deadline and (used := process.cpu_percent(IDLE_SECONDS)) > 100 * IDLE_SHARE:
+        _say(f"{used / 100:.2f} cores, {_runs(address)} runs")
     Client(address, verbose=False).predict(api_name="/models")
     return {
         "memory": process.memory_info().rss / 2**20,
         "threads": process.num_threads(),
         "files": process.num_fds(),
+        "runs": _runs(address),
     }
+
+
+def _runs(address: str) -> int:
+    with urllib.request.urlopen(f"{address}/health", timeout=60) as answer:
+        return json.load(answer)["runs"]
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%X')} {text}", file=sys.stderr, flush=True)
 
 
 def _let_loose(address: str, sessions: int, seconds: float, seed: int) -> Counter[str]:
