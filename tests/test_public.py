@@ -115,9 +115,7 @@ def test_no_recipe_reads_a_file_of_the_machine(visitor: RawClient) -> None:
 
 def test_no_handler_takes_a_file_that_was_not_uploaded(visitor: RawClient) -> None:
     forged = {"path": "/etc/passwd", "orig_name": "passwd.csv", "meta": {"_type": "gradio.FileData"}}
-    each_handler(
-        visitor, lambda handler: harmless(visitor.handler(handler["id"], [forged] * len(handler["inputs"])))
-    )
+    each_handler(visitor, lambda handler: harmless(visitor.handler(handler["id"], [forged] * len(handler["inputs"]))))
 
 
 # Uploads.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import closing
 from typing import Any
 
 import gradio as gr
 import torch
+from anyio import CapacityLimiter, to_thread
 from gradio.events import api
 
 from dpexplore.errors import InputError
@@ -16,6 +18,8 @@ from dpexplore.tuning import TuneConfig, TuneResult
 from dpexplore.ui.context import AppContext, sentence
 
 TOP_TOKENS = 20
+MOST_STREAMS = 1000
+"""Programs that a run's next row is waited for at the same time; each takes a thread."""
 
 
 def models_endpoint(app: AppContext) -> list[dict[str, Any]]:
@@ -66,7 +70,7 @@ def floor_endpoint(app: AppContext, model: str, recipe: str) -> dict[str, Any]:
     }
 
 
-def tune_endpoint(app: AppContext, model: str, recipe: str, config: TuneConfig) -> Iterator[dict[str, Any]]:
+def tune_endpoint(app: AppContext, model: str, recipe: str, config: TuneConfig) -> Generator[dict[str, Any]]:
     """Rows `{"event": "step", …}`, then one `{"event": "result", …}`, as the command line prints them.
 
     The run stops when whoever asked for it looks away. InputError if it cannot begin, or failed.
@@ -141,7 +145,9 @@ def add_endpoints(app: AppContext) -> None:
         """
         return _answer(request, lambda: floor_endpoint(app, model, recipe))
 
-    def tune(
+    waiting = CapacityLimiter(MOST_STREAMS)
+
+    async def tune(
         request: gr.Request,
         recipe: str,
         method: str = "soft",
@@ -153,7 +159,7 @@ def add_endpoints(app: AppContext) -> None:
         model: str = "",
         preset: str = "paper",
         settings: dict[str, Any] | None = None,
-    ) -> Iterator[dict[str, Any]]:
+    ) -> AsyncIterator[dict[str, Any]]:
         """Tune a prompt towards a target; yields one small row for each update and the result as the last one.
 
         Args:
@@ -171,8 +177,10 @@ def add_endpoints(app: AppContext) -> None:
         try:
             numbers = {"length": length, "restarts": restarts, "steps": steps, "seed": seed, "slots": slots}
             config = tune_config(preset, settings, method=method, **numbers)
-            for row in tune_endpoint(app, model, recipe, config):
-                yield _told(request, row)
+            with closing(tune_endpoint(app, model, recipe, config)) as rows:
+                # Gradio cancels a generator of threads only after its next row, and makes everybody wait until then.
+                while (row := await to_thread.run_sync(next, rows, None, limiter=waiting)) is not None:
+                    yield _told(request, row)
         except Exception as error:
             raise gr.Error(sentence(error), print_exception=False) from None
 

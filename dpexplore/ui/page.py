@@ -48,6 +48,10 @@ def build(app: AppContext | None = None) -> gr.Blocks:
     return demo.queue(max_size=256, default_concurrency_limit=8)
 
 
+SESSIONS_KEPT = 300
+"""Pages and programs of which Gradio remembers the values, about 1 MiB each; the longest silent one gives way."""
+
+
 def launch_settings() -> dict[str, Any]:
     """Arguments of `Blocks.launch` that make the page what it is."""
     return {
@@ -57,6 +61,7 @@ def launch_settings() -> dict[str, Any]:
         "footer_links": ["api"],
         "max_file_size": "20mb",
         "max_threads": 200,
+        "state_session_capacity": SESSIONS_KEPT,
         "enable_monitoring": False,
         "run_history": False,
         "show_error": False,

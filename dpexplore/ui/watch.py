@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 UPDATE_SECONDS = 0.15
 """The page is told at most this often; faster updates cost the server and show nothing more."""
-SIGN_OF_LIFE_SECONDS = 1.0
+SIGN_OF_LIFE_SECONDS = 2.5
 """The page is told this often even if there is nothing new: only then is it noticed that it was closed."""
 FRAME_SECONDS = 0.5
 """The achieved distribution is sent at most this often,"""
