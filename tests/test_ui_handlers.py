@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -483,11 +484,39 @@ def test_endpoints_answer_as_the_command_line_does(app: AppContext) -> None:
     answer = target_endpoint(app, "", "entropy(bits=3, seed=0)")
     assert answer["entropy_bits"] == pytest.approx(3, abs=0.01)
     assert answer["vocab_size"] == app.pool.get("tiny").lm.vocab_size
-    *steps, result = tune_endpoint(app, "tiny", "entropy(bits=3, seed=0)", make_config({**SOFT, "steps": 5}))
+    asked = tune_endpoint(app, "tiny", "entropy(bits=3, seed=0)", make_config({**SOFT, "steps": 5}))
+    *steps, result = asyncio.run(all_of(asked))
     assert {row["event"] for row in steps} <= {"step"}
     assert result["event"] == "result"
     assert result["kl_nats"] == pytest.approx(min(result["kl_nats_per_restart"]), rel=1e-4)
     json.dumps(result)
+
+
+async def all_of(rows: AsyncIterator[Any]) -> list[Any]:
+    return [row async for row in rows]
+
+
+def test_a_program_that_is_cancelled_while_it_waits_stops_its_run(app: AppContext) -> None:
+    """As the queue of Gradio does it: the task that waits for the next row is cancelled."""
+
+    async def ask_and_cancel() -> str:
+        endless = make_config(LONG)
+        rows = tune_endpoint(app, "tiny", "entropy(bits=3, seed=0)", endless)
+        first = await anext(rows)
+        waiting = asyncio.ensure_future(anext(rows))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        return first["run"]
+
+    run_id = asyncio.run(ask_and_cancel())
+    app.sessions.settle(30)
+    record = app.journal.read(run_id)
+    assert record is not None
+    assert app.sessions.find(run_id) is None
+    assert record.capsule is not None
+    assert record.capsule["status"] == "cancelled"
 
 
 @pytest.mark.parametrize("recipe", ["", None, 3, ["x"]])

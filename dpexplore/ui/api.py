@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable, Generator
-from contextlib import closing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any
 
 import gradio as gr
 import torch
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 from gradio.events import api
 
 from dpexplore.errors import InputError
 from dpexplore.tuning import TuneConfig, TuneResult
 from dpexplore.ui.context import AppContext, sentence
+from dpexplore.ui.watch import LiveRun
 
 TOP_TOKENS = 20
-MOST_STREAMS = 1000
-"""Programs that a run's next row is waited for at the same time; each takes a thread."""
 
 
 def models_endpoint(app: AppContext) -> list[dict[str, Any]]:
@@ -70,31 +69,32 @@ def floor_endpoint(app: AppContext, model: str, recipe: str) -> dict[str, Any]:
     }
 
 
-def tune_endpoint(app: AppContext, model: str, recipe: str, config: TuneConfig) -> Generator[dict[str, Any]]:
+async def tune_endpoint(app: AppContext, model: str, recipe: str, config: TuneConfig) -> AsyncGenerator[dict[str, Any]]:
     """Rows `{"event": "step", …}`, then one `{"event": "result", …}`, as the command line prints them.
 
     The run stops when whoever asked for it looks away. InputError if it cannot begin, or failed.
     """
-    name = _name(app, model)
-    app.pool.load(name)
-    session = f"api {uuid.uuid4().hex}"
-    live = app.begin(session, name, _text("recipe", recipe), config, grace_seconds=0.0, floor_lines=False)
-    told = 0
-    for view in live.views():
-        if view.result is not None:
-            yield {"event": "result", "run": live.id, **_result_row(view.result)}
-        elif view.step is not None and view.step.step > told:
-            told = view.step.step
-            entropies = view.step.entropy_nats
-            yield {
-                "event": "step",
-                "run": live.id,
-                "step": told,
-                "kl_nats": view.step.kl_nats,
-                "entropy_nats": entropies,
-            }
+    live = await to_thread.run_sync(_begin, app, _name(app, model), _text("recipe", recipe), config)
+    async with aclosing(live.rows()) as views:
+        async for view in views:
+            if view.result is not None:
+                yield {"event": "result", "run": live.id, **_result_row(view.result)}
+            elif view.step is not None:
+                yield {
+                    "event": "step",
+                    "run": live.id,
+                    "step": view.step.step,
+                    "kl_nats": view.step.kl_nats,
+                    "entropy_nats": view.step.entropy_nats,
+                }
     if live.run.error is not None:
         raise live.run.error
+
+
+def _begin(app: AppContext, model: str, recipe: str, config: TuneConfig) -> LiveRun:
+    app.pool.load(model)
+    session = f"api {uuid.uuid4().hex}"
+    return app.begin(session, model, recipe, config, grace_seconds=0.0, floor_lines=False)
 
 
 def _result_row(result: TuneResult) -> dict[str, Any]:
@@ -145,8 +145,6 @@ def add_endpoints(app: AppContext) -> None:
         """
         return _answer(request, lambda: floor_endpoint(app, model, recipe))
 
-    waiting = CapacityLimiter(MOST_STREAMS)
-
     async def tune(
         request: gr.Request,
         recipe: str,
@@ -177,9 +175,8 @@ def add_endpoints(app: AppContext) -> None:
         try:
             numbers = {"length": length, "restarts": restarts, "steps": steps, "seed": seed, "slots": slots}
             config = tune_config(preset, settings, method=method, **numbers)
-            with closing(tune_endpoint(app, model, recipe, config)) as rows:
-                # Gradio cancels a generator of threads only after its next row, and makes everybody wait until then.
-                while (row := await to_thread.run_sync(next, rows, None, limiter=waiting)) is not None:
+            async with aclosing(tune_endpoint(app, model, recipe, config)) as rows:
+                async for row in rows:
                     yield _told(request, row)
         except Exception as error:
             raise gr.Error(sentence(error), print_exception=False) from None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from html import escape
@@ -105,16 +106,34 @@ class LiveRun:
             while self._last is None:
                 with self._changed:
                     self._changed.wait(2 * UPDATE_SECONDS)
-                view = RunView(self._live.text, self._ranks.text, status_line(self.run, self._latest), self._latest)
+                view = self._view()
                 if self._last is None and (view != told or time.monotonic() - told_at > SIGN_OF_LIFE_SECONDS):
                     yield view
                     told, told_at = view, time.monotonic()
                     time.sleep(UPDATE_SECONDS / 2)
             yield self._last
 
+    async def rows(self) -> AsyncGenerator[RunView]:
+        """A view for every look at the run, at most one for each step, and the last one; it takes no thread.
+
+        Gradio cannot end a generator in a thread before its next value, and lets everybody else wait until then.
+        """
+        told = 0
+        with self._looking():
+            while self._last is None:
+                view = self._view()
+                if view.step is not None and view.step.step > told:
+                    told = view.step.step
+                    yield view
+                await asyncio.sleep(UPDATE_SECONDS)
+            yield self._last
+
     def cancel(self) -> None:
         """Stop within a step and keep the best so far."""
         self.run.cancel()
+
+    def _view(self) -> RunView:
+        return RunView(self._live.text, self._ranks.text, status_line(self.run, self._latest), self._latest)
 
     @contextmanager
     def _looking(self) -> Generator[None]:
