@@ -516,7 +516,7 @@ def test_a_program_that_is_cancelled_while_it_waits_stops_its_run(app: AppContex
     assert record is not None
     assert app.sessions.find(run_id) is None
     assert record.capsule is not None
-    assert record.capsule["status"] == "cancelled"
+    assert record.capsule["result"]["status"] == "cancelled"
 
 
 @pytest.mark.parametrize("recipe", ["", None, 3, ["x"]])
