@@ -145,6 +145,13 @@ def add_endpoints(app: AppContext) -> None:
         """
         return _answer(request, lambda: floor_endpoint(app, model, recipe))
 
+    api(models, api_name="models", concurrency_limit=None)
+    api(target, api_name="target", concurrency_limit=None)
+    api(floor, api_name="floor", concurrency_limit=None)
+    _add_tune(app)
+
+
+def _add_tune(app: AppContext) -> None:
     async def tune(
         request: gr.Request,
         recipe: str,
@@ -181,9 +188,6 @@ def add_endpoints(app: AppContext) -> None:
         except Exception as error:
             raise gr.Error(sentence(error), print_exception=False) from None
 
-    api(models, api_name="models", concurrency_limit=None)
-    api(target, api_name="target", concurrency_limit=None)
-    api(floor, api_name="floor", concurrency_limit=None)
     api(tune, api_name="tune", concurrency_limit=None)
 
 

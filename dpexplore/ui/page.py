@@ -25,6 +25,10 @@ HEADER = (
 )
 
 
+SESSIONS_KEPT = 300
+"""Pages and programs of which Gradio remembers the values, about 1 MiB each; the longest silent one gives way."""
+
+
 def build(app: AppContext | None = None) -> gr.Blocks:
     """The whole page. Models live in `app.pool`, runs in `app.sessions`; nothing is global."""
     app = app or AppContext()
@@ -46,10 +50,6 @@ def build(app: AppContext | None = None) -> gr.Blocks:
                 build_about()
         add_endpoints(app)
     return demo.queue(max_size=256, default_concurrency_limit=8)
-
-
-SESSIONS_KEPT = 300
-"""Pages and programs of which Gradio remembers the values, about 1 MiB each; the longest silent one gives way."""
 
 
 def launch_settings() -> dict[str, Any]:

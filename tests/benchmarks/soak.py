@@ -58,8 +58,10 @@ def soak(server: subprocess.Popen[bytes], address: str, sessions: int, seconds: 
     Client(address, verbose=False).predict("entropy(bits=7, seed=0)", api_name="/target")  # the model is there
     process = psutil.Process(server.pid)
     _say(f"warming up for {WARM_UP_SECONDS:.0f} s")
+    bare = process.memory_info().rss
     for _ in range(SESSIONS_KEPT):  # so many are remembered at any time, and cost memory
         _visit(address)
+    _say(f"{(process.memory_info().rss - bare) / SESSIONS_KEPT / 2**20:.2f} MiB for each session that Gradio remembers")
     _let_loose(address, sessions, WARM_UP_SECONDS, seed=0)
     before = _counts(process, address)
     _say(f"{sessions} sessions for {seconds:.0f} s")
