@@ -25,8 +25,11 @@ HEADER = (
 )
 
 
-SESSIONS_KEPT = 300
-"""Pages and programs of which Gradio remembers the values, about 1 MiB each; the longest silent one gives way."""
+SESSIONS_KEPT = 2000
+"""Pages and programs of which Gradio remembers the values, about 1 MiB each; the longest silent one gives way.
+
+A page that gave way is told to choose its model again, so there are many more of them than a server has visitors.
+"""
 
 
 def build(app: AppContext | None = None) -> gr.Blocks:
