@@ -78,6 +78,11 @@ class LanguageModel:
         with torch.no_grad():
             return self.embed(torch.arange(self._embedding.weight.shape[0]))
 
+    @cached_property
+    def embedding_norms(self) -> Tensor:
+        """Lengths of the embeddings in `embedding_table`, `(vocab,)` float32, above zero."""
+        return torch.linalg.vector_norm(self.embedding_table, dim=-1, dtype=torch.float32).clamp_min(1e-12)
+
     def log_probs(self, embeds: Tensor) -> Tensor:
         """Next-token log-probabilities (nats) at the last position.
 

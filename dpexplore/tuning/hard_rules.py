@@ -197,12 +197,9 @@ def _rank(lm: LanguageModel, row: Row, grad: Tensor, where: Tensor) -> Tensor:
     memory = row.memory
     unit = grad / torch.linalg.vector_norm(grad).clamp_min(1e-12)
     slope = memory.slope = unit if memory.slope is None else SLOPE_DECAY * memory.slope + unit
-    scores = -by_direction(lm, slope)
-    scores = scores / scores.std().clamp_min(1e-12)
-    if memory.ids:
-        learnt = -by_direction(lm, _regress(lm, memory, where))
-        scores = scores + learnt / learnt.std().clamp_min(1e-12)
-    return scores
+    rises = [slope, _regress(lm, memory, where)] if memory.ids else [slope]
+    scores = by_direction(lm, torch.stack(rises))
+    return -(scores / scores.std(dim=(1, 2), keepdim=True).clamp_min(1e-12)).sum(0)
 
 
 def _regress(lm: LanguageModel, memory: SearchMemory, where: Tensor) -> Tensor:

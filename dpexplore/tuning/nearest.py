@@ -14,5 +14,4 @@ def by_direction(lm: LanguageModel, vectors: Tensor) -> Tensor:
     Of unit vectors they are cosines; those of one vector rank tokens by cosine whatever its length.
     """
     table = lm.embedding_table
-    norms = torch.linalg.vector_norm(table, dim=-1, dtype=torch.float32).clamp_min(1e-12)
-    return (vectors.to(table.dtype) @ table.T).float() / norms
+    return (vectors.to(table.dtype) @ table.T).float() / lm.embedding_norms

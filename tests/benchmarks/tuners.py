@@ -15,7 +15,6 @@ import importlib
 import platform
 import statistics
 import time
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -204,47 +203,45 @@ def nanogcg_table(lm: dp.LanguageModel, options: argparse.Namespace) -> None:
         print(f" in {time.perf_counter() - start:6.1f} s", flush=True)
 
 
-def bare_passes(lm: dp.LanguageModel, target: dp.Target, rows: int, candidates: int) -> Callable[[], object]:
-    """Plain transformers on as many prompts as a search's step scores: with gradient, then without, in two parts."""
+def bare_pass(lm: dp.LanguageModel, target: dp.Target, size: int, grad: bool) -> None:
+    """Plain transformers on so many prompts."""
     probs = target.probs.float().to(lm.device)
-    ids = lm.ordinary_ids[: rows * LENGTH].view(rows, LENGTH).to(lm.device)
-    many = ids.repeat(candidates, 1)
-
-    def losses(embeds: Tensor) -> Tensor:
+    ids = lm.ordinary_ids[:LENGTH].repeat(size, 1).to(lm.device)
+    with torch.set_grad_enabled(grad):
+        embeds = lm.embed(ids).detach().requires_grad_(grad)
         logits = lm.model(inputs_embeds=embeds, logits_to_keep=1, use_cache=False).logits[:, -1]
-        return -(probs * logits.float().log_softmax(-1)).sum(-1)
-
-    def work() -> None:
-        leaf = lm.embed(ids).detach().requires_grad_()
-        torch.autograd.grad(losses(leaf).sum(), leaf)
-        with torch.no_grad():
-            losses(lm.embed(many))
-
-    return work
+        loss = -(probs * logits.float().log_softmax(-1)).sum()
+        if grad:
+            torch.autograd.grad(loss, embeds)
 
 
 def overhead_table(lm: dp.LanguageModel, options: argparse.Namespace) -> None:
-    """A hard step of the engine over the bare passes it makes."""
+    """A hard step of the engine over bare passes of the sizes that it made."""
     target = random_prompt(length=LENGTH, seed=0).build(lm)
+    passes: list[tuple[int, bool]] = []
+    seen = lm.model.register_forward_pre_hook(
+        lambda _, __, given: passes.append((len(given["inputs_embeds"]), torch.is_grad_enabled())), with_kwargs=True
+    )
     print("overhead: seconds of an engine step over the bare passes it makes, medians of interleaved pairs")
     for rule in ("gcg", "search"):
         for rows in (1, 5):
             shared = {"method": "hard", "hard_rule": rule, "restarts": rows, "patience": None, "steps": 10**6}
             engine = dp.Engine(lm)
-            run = engine.submit(target, dp.TuneConfig(length=LENGTH, candidates=64, **shared))
+            engine.submit(target, dp.TuneConfig(length=LENGTH, candidates=64, **shared))
             engine.step()
             ratios = []
             for _ in range(options.pairs):
-                before = sum(run.steps[-1].evaluations)
+                passes.clear()
                 start = time.perf_counter()
                 engine.step()
                 step = time.perf_counter() - start
-                candidates = (sum(run.steps[-1].evaluations) - before - rows) // rows
-                bare = bare_passes(lm, target, rows, candidates)
+                made = list(passes)
                 start = time.perf_counter()
-                bare()
+                for size, grad in made:
+                    bare_pass(lm, target, size, grad)
                 ratios.append(step / (time.perf_counter() - start))
             print(f"  {rule:6} {rows} rows  ratio {statistics.median(ratios):.3f}", flush=True)
+    seen.remove()
 
 
 def cache_table(lm: dp.LanguageModel, options: argparse.Namespace) -> None:
