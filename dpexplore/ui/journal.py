@@ -73,15 +73,16 @@ class RunFile:
         self._stale = self._last_best = 0
         self.write([_line("run", {"model": model, "capsule": head})])
 
-    def write(self, lines: list[bytes]) -> None:
-        """Append lines and wait until the disk has them."""
+    def write(self, lines: list[bytes], to_disk: bool = False) -> None:
+        """Append lines: a killed server loses none of them, and with `to_disk` a power cut neither."""
         if self._descriptor is None or not lines:
             return
         try:
             data = memoryview(b"".join(lines))
             while data:
                 data = data[os.write(self._descriptor, data) :]
-            os.fsync(self._descriptor)
+            if to_disk:
+                os.fsync(self._descriptor)
         except OSError as error:
             logger.error("the journal %s ends here: %s", self._path.name, error)
             self.close()
@@ -99,7 +100,7 @@ class RunFile:
             self._compact()
 
     def end(self, capsule: dict[str, Any] | None, error: str | None) -> None:
-        self.write([_line("end", {"capsule": capsule, "error": error})])
+        self.write([_line("end", {"capsule": capsule, "error": error})], to_disk=True)
         self.close()
 
     def close(self) -> None:
@@ -117,7 +118,8 @@ class RunFile:
             descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
             self.close()
             self._descriptor, self._stale = descriptor, 0
-            self.write([line for i, line in enumerate(lines) if i >= last or not line.startswith(b"best ")])
+            kept = [line for i, line in enumerate(lines) if i >= last or not line.startswith(b"best ")]
+            self.write(kept, to_disk=True)
             if self._descriptor is not None:
                 os.replace(aside, self._path)
         except OSError as error:

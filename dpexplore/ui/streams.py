@@ -67,9 +67,24 @@ class LiveStream:
         self.text += mark_line(**marks)
 
 
-def _hundredths(probs: np.ndarray) -> list[int | None]:
-    logs = np.rint(100 * np.log10(np.maximum(probs, LOWEST_PROBABILITY))).astype(int)
-    return [value if p >= LOWEST_PROBABILITY else None for value, p in zip(logs.tolist(), probs.tolist(), strict=True)]
+_HUNDREDTH = math.log(10) / 100
+"""Nats in a hundredth of a base-10 logarithm."""
+_LOWEST = round(-math.log(LOWEST_PROBABILITY) / _HUNDREDTH)
+
+
+def _below_one(log_probs: np.ndarray) -> np.ndarray:
+    """Hundredths of the base-10 logarithm, their sign left out; all that is too small to show is `_LOWEST` + 1."""
+    hundredths = np.rint(log_probs * (-1 / _HUNDREDTH))
+    return np.clip(hundredths, 0, _LOWEST + 1).astype(np.int64)
+
+
+def _at_ranks(below_one: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """The values of the likeliest, second likeliest … of `below_one`, found by counting: a sort takes 20 times as long."""
+    return np.searchsorted(np.bincount(below_one).cumsum(), ranks)
+
+
+def _shown(below_one: np.ndarray) -> list[int | None]:
+    return [None if value > _LOWEST else -value for value in below_one.tolist()]
 
 
 class RankStream:
@@ -80,24 +95,26 @@ class RankStream:
         curve = rank_curve(target, points)
         self._ids, self._ranks = curve.ids, log_grid(len(target), points)
         self.frames = 0
+        with np.errstate(divide="ignore"):
+            log_target = np.log(curve.probs)
         self.text = _line(
             {
                 "run": run,
                 "ranks": curve.ranks.tolist(),
-                "p": _hundredths(curve.probs),
+                "p": _shown(_below_one(log_target)),
                 "tokens": [token_text(int(i))[:24] for i in curve.ids],
             }
         )
 
     def add_frame(self, step: int, log_achieved: np.ndarray, kl_nats: float) -> None:
         """log q `(vocab,)`: by its own rank, and at the tokens of the target's ranks."""
-        by_rank = -np.sort(-log_achieved)[self._ranks - 1]
+        below_one = _below_one(log_achieved)
         self.frames += 1
         self.text += _line(
             {
                 "s": step,
                 "k": _number(kl_nats),
-                "q": _hundredths(np.exp(by_rank)),
-                "t": _hundredths(np.exp(log_achieved[self._ids])),
+                "q": _shown(_at_ranks(below_one, self._ranks)),
+                "t": _shown(below_one[self._ids]),
             }
         )

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 UPDATE_SECONDS = 0.15
 """The page is told at most this often; faster updates cost the server and show nothing more."""
+LOOK_SECONDS = 0.5
+"""A run is looked at this often even if it has not moved: is it wanted still, is there a floor to draw?"""
 SIGN_OF_LIFE_SECONDS = 2.5
 """The page is told this often even if there is nothing new: only then is it noticed that it was closed."""
 FRAME_SECONDS = 0.5
@@ -88,7 +90,7 @@ class LiveRun:
         self._journaled, self._written, self._noted_best = 0.0, [0, 0], float("inf")
         self._viewers, self._looked, self._alone_since = 0, False, time.monotonic()
         self._last: RunView | None = None
-        self._changed = threading.Condition()
+        self._changes, self._changed = 0, threading.Condition()
 
     def start(self, ended: Callable[[LiveRun], None] = lambda _live: None) -> None:
         """Begin to follow the run; `ended` is called once its result, if it has one, can be seen and is journaled."""
@@ -101,11 +103,12 @@ class LiveRun:
 
     def views(self) -> Generator[RunView]:
         """What to show, as it changes, until the run has ended. Closing the iterator means looking away."""
-        told, told_at = None, 0.0
+        told, told_at, seen = None, 0.0, -1
         with self._looking():
             while self._last is None:
                 with self._changed:
-                    self._changed.wait(2 * UPDATE_SECONDS)
+                    self._changed.wait_for(lambda seen=seen: self._changes != seen, LOOK_SECONDS)
+                    seen = self._changes
                 view = self._view()
                 if self._last is None and (view != told or time.monotonic() - told_at > SIGN_OF_LIFE_SECONDS):
                     yield view
@@ -151,7 +154,7 @@ class LiveRun:
     def _follow(self, ended: Callable[[LiveRun], None]) -> None:
         try:
             while not self.run.finished:
-                self.run.wait(UPDATE_SECONDS, self._seen)
+                self.run.wait(LOOK_SECONDS, self._seen)
                 self._catch_up()
                 self._mind_grace()
                 time.sleep(UPDATE_SECONDS / 2)
@@ -162,9 +165,8 @@ class LiveRun:
             self.run.cancel()
             last = RunView(self._live.text, self._ranks.text, message(INTERNAL_ERROR, "error"))
             self._end_journal(None, INTERNAL_ERROR)
-        with self._changed:
-            self._last = last
-            self._changed.notify_all()
+        self._last = last
+        self._tell()
         ended(self)
 
     def _catch_up(self) -> None:
@@ -176,12 +178,19 @@ class LiveRun:
         if steps:
             self._latest = steps[-1]
             self._add_frame(steps[-1], ended)
-        if not self._marked and (lines := self._marks()) is not None:
+        lines = None if self._marked else self._marks()
+        if lines is not None:
             self._marked = True
             self._live.mark(**lines)
         if ended or time.monotonic() - self._journaled >= JOURNAL_SECONDS:
             self._write_journal()
+        if steps or lines is not None:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Wake those who look."""
         with self._changed:
+            self._changes += 1
             self._changed.notify_all()
 
     def _add_frame(self, step: TuneStep, ended: bool) -> None:

@@ -17,7 +17,6 @@ import statistics
 import time
 
 import torch
-from torch import Tensor
 
 import dpexplore as dp
 from dpexplore.targets import random_prompt
