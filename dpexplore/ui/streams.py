@@ -79,7 +79,7 @@ def _below_one(log_probs: np.ndarray) -> np.ndarray:
 
 
 def _at_ranks(below_one: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """The values of the likeliest, second likeliest … of `below_one`, found by counting: a sort takes 20 times as long."""
+    """The values of the likeliest, second likeliest … of `below_one`, by counting, 20 times faster than by a sort."""
     return np.searchsorted(np.bincount(below_one).cumsum(), ranks)
 
 
