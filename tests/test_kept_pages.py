@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -46,16 +47,21 @@ KL, ENTROPY, RANKS = "#live-chart .dpx-kl", "#live-chart .dpx-entropy", "#achiev
 
 
 @pytest.fixture(scope="module")
-def address(default_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def demo(default_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[gr.Blocks]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("here"))  # where sweeps that are started from the page write
         journal = Journal(tmp_path_factory.mktemp("runs"))
         app = AppContext(pool=ModelPool(lambda _name, progress: default_lm), journal=journal)
         demo = build(app)
-        _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, **launch_settings())
-        yield url
+        demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, **launch_settings())
+        yield demo
         demo.close()
         app.close()
+
+
+@pytest.fixture(scope="module")
+def address(demo: gr.Blocks) -> str:
+    return str(demo.local_url)
 
 
 @contextmanager
@@ -206,6 +212,13 @@ def test_a_reloaded_page_picks_its_run_up_and_its_link_shows_the_result(page: Pa
         expect(other.locator("#result .dpx-result")).to_have_attribute("data-kl", kl or "")
         expect(other.locator("#live-chart [data-chart]")).to_have_attribute("data-run", run)
         expect(other.locator("#recipe textarea")).to_have_value(RECIPE)
+
+
+def test_a_page_that_the_server_has_forgotten_goes_on(page: Page, demo: gr.Blocks) -> None:
+    demo.state_holder.session_data.clear()  # as if very many others had come since
+    finish(page, RECIPE, restarts=1, steps=2)
+    page.click("#continue")
+    expect(page.locator(".dpx-continuations li").first).to_be_visible()
 
 
 def test_a_capsule_restores_the_run_with_its_floor(

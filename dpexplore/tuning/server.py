@@ -10,6 +10,7 @@ from typing import Any
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.models.cores import take_all_cores
+from dpexplore.models.memory import give_back_memory
 from dpexplore.targets import Target
 from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.engine import INTERNAL_ERROR, Engine
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class EngineServer:
-    """Steps an engine while there is work, sleeps while there is none."""
+    """Steps an engine while there is work; while there is none it sleeps and holds no memory that it does not use."""
 
     def __init__(self, lm: LanguageModel, *, max_rows: int | None = None) -> None:
         self.engine = Engine(lm, max_rows=max_rows, served=True)
@@ -73,5 +74,6 @@ class EngineServer:
                 logger.exception("the engine of %s failed", self.lm.name)
                 self.engine.fail(InputError(INTERNAL_ERROR))
             if not self._closing:
+                give_back_memory()
                 self._wake.wait()
         self.engine.cancel_all()

@@ -84,7 +84,7 @@ def build_continuation() -> ContinuationPanel:
 
 
 def wire_continuation(
-    app: AppContext, panel: ContinuationPanel, model: gr.State, result: gr.HTML, capsule: gr.DownloadButton
+    app: AppContext, panel: ContinuationPanel, model: gr.Textbox, result: gr.HTML, capsule: gr.DownloadButton
 ) -> None:
     def run(model: str, path: str | None, tokens: float | None, seed: float | None) -> Iterator[str]:
         yield from continuations(app, model, path, tokens, seed)

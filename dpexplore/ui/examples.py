@@ -107,7 +107,7 @@ def wire_examples(
     panel: ExamplePanel,
     target: TargetPanel,
     tuning: TunePanel,
-    model: gr.State,
+    model: gr.Textbox,
     run_after: Callable[[Any], Any],
 ) -> None:
     """`run_after` attaches a run to an event: the one that Tune starts."""

@@ -36,7 +36,7 @@ BY = [("by rank", "achieved-chart:by:rank"), ("by token", "achieved-chart:by:tok
 class Explore:
     """What other tabs follow."""
 
-    model: gr.State
+    model: gr.Textbox
     """The name of the model that the page works with."""
     result: gr.HTML
     """Changes when a run has ended."""

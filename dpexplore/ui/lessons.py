@@ -62,7 +62,7 @@ def answer_html(lesson: Lesson, predicted: int, told: Answer) -> str:
     )
 
 
-def build_lessons(app: AppContext, tab: gr.Tab, model: gr.State) -> None:
+def build_lessons(app: AppContext, tab: gr.Tab, model: gr.Textbox) -> None:
     """The tab's content, inside the tab; `model` names the model that the page works with."""
     with gr.Column(elem_id="lessons"):
         view(f"<div class='dpx-prose dpx-lead'>{INTRODUCTION}</div>")
@@ -87,7 +87,7 @@ def _build(number: int, lesson: Lesson) -> LessonPanel:
     return LessonPanel(lesson, controls, shown, prediction, check, told)
 
 
-def _wire(app: AppContext, panel: LessonPanel, tab: gr.Tab, model: gr.State) -> None:
+def _wire(app: AppContext, panel: LessonPanel, tab: gr.Tab, model: gr.Textbox) -> None:
     lesson = panel.lesson
 
     def follow(request: gr.Request, model: str, *values: Any) -> str:

@@ -19,8 +19,8 @@ POLL_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class ModelPanel:
-    name: gr.State
-    """The model that this page tunes."""
+    name: gr.Textbox
+    """The model that this page tunes, kept by the page itself: the server may have forgotten its session."""
     strip: gr.HTML
     """Progress or failure of loading, above everything else; empty when all is well."""
     picker: gr.Accordion
@@ -85,7 +85,7 @@ def follow_loading(pool: ModelPool, name: str) -> Iterator[str]:
 def build_model_panel(app: AppContext, strip: gr.HTML) -> ModelPanel:
     infos = app.offered()
     any_model = app.rules is None or app.rules.manifest.models.any_hub_model
-    name = gr.State("")
+    name = gr.Textbox(visible="hidden", elem_id="model-name")
     with gr.Accordion("Model", open=False, elem_id="model-picker") as picker:
         choice = gr.Dropdown(
             [(choice_label(info), info.name) for info in infos],

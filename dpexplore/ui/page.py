@@ -25,10 +25,10 @@ HEADER = (
 )
 
 
-SESSIONS_KEPT = 2000
-"""Pages and programs of which Gradio remembers the values, about 1 MiB each; the longest silent one gives way.
+SESSIONS_KEPT = 200
+"""Pages and programs of which Gradio remembers the values, 0.7 MiB each; the longest silent one gives way.
 
-A page that gave way is told to choose its model again, so there are many more of them than a server has visitors.
+A page that gave way tunes on, since it keeps its model's name itself, but not the strings that it was given as files.
 """
 
 

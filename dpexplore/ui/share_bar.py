@@ -185,7 +185,7 @@ def wire_share_bar(
     app: AppContext,
     demo: gr.Blocks,
     bar: ShareBar,
-    model: gr.State,
+    model: gr.Textbox,
     target: TargetPanel,
     tuning: TunePanel,
 ) -> tuple[Any, Any]:
@@ -243,7 +243,7 @@ def show_arrivals(
     app: AppContext,
     loaded: Any,
     bar: ShareBar,
-    model: gr.State,
+    model: gr.Textbox,
     target: TargetPanel,
     tuning: TunePanel,
     shown: ResultPanel,

@@ -175,7 +175,7 @@ def _preview(app: AppContext, model: str, recipe: str) -> list[Any]:
         return [message(told, "error"), gr.update(visible="clash" in told)]
 
 
-def build_strings(app: AppContext, demo: gr.Blocks, model: gr.State) -> None:
+def build_strings(app: AppContext, demo: gr.Blocks, model: gr.Textbox) -> None:
     """The tab's content; `model` holds the name of the model that the page works with."""
     known = examples()
     with gr.Row(elem_id="strings-page"):
@@ -277,7 +277,7 @@ def _build_ways() -> dict[str, Any]:
     return made
 
 
-def _wire_target(app: AppContext, panel: Panel, model: gr.State, known: dict[str, Strings]) -> None:
+def _wire_target(app: AppContext, panel: Panel, model: gr.Textbox, known: dict[str, Strings]) -> None:
     told = [panel.facts, panel.cure]
     everything = [*panel.controls, panel.recipe, *told]
 
@@ -314,7 +314,7 @@ def _wire_target(app: AppContext, panel: Panel, model: gr.State, known: dict[str
     panel.method.input(lambda method: DEFAULT_SLOTS[method], panel.method, panel.slots, **QUIET)
 
 
-def _wire_ways(app: AppContext, demo: gr.Blocks, panel: Panel, model: gr.State) -> None:
+def _wire_ways(app: AppContext, demo: gr.Blocks, panel: Panel, model: gr.Textbox) -> None:
     running = Running()
 
     def run(request: gr.Request, model: str, recipe: str, *settings: Any) -> Iterator[list[Any]]:

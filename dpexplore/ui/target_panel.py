@@ -197,7 +197,7 @@ def build_target_panel() -> TargetPanel:
     return TargetPanel(tabs, all_tabs, recipe, stack, kind, value, add, shape, tokens, facts, problem)
 
 
-def wire_target_panel(app: AppContext, panel: TargetPanel, model: gr.State) -> None:
+def wire_target_panel(app: AppContext, panel: TargetPanel, model: gr.Textbox) -> None:
     outputs = panel.outputs
 
     def on(events: list[Any], action: Callable[..., Changes], names: list[str]) -> None:
@@ -227,7 +227,7 @@ def wire_target_panel(app: AppContext, panel: TargetPanel, model: gr.State) -> N
     _wire_extras(app, panel, model)
 
 
-def _wire_bars(app: AppContext, panel: TargetPanel, model: gr.State) -> None:
+def _wire_bars(app: AppContext, panel: TargetPanel, model: gr.Textbox) -> None:
     outputs, bars = panel.outputs, panel.controls["bars"]
 
     def drag(model: str, text: str, lines: str, rest: float, event: gr.EventData) -> dict[Component, Any]:
@@ -242,7 +242,7 @@ def _transform_value(kind: str) -> Any:
     return gr.update(label=TRANSFORMS[kind][1], value=TRANSFORMS[kind][2])
 
 
-def _wire_extras(app: AppContext, panel: TargetPanel, model: gr.State) -> None:
+def _wire_extras(app: AppContext, panel: TargetPanel, model: gr.Textbox) -> None:
     """What tabs show beside the target, and the controls that set it by a button or a bar."""
     control: dict[str, Any] = panel.controls
     by_key = {tab.key: tab for tab in panel.all_tabs}

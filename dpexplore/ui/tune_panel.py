@@ -168,7 +168,7 @@ def achieved_chart() -> gr.HTML:
 
 
 def wire_tune_panel(
-    app: AppContext, demo: gr.Blocks, panel: TunePanel, shown: ResultPanel, model: gr.State, recipe: gr.Textbox
+    app: AppContext, demo: gr.Blocks, panel: TunePanel, shown: ResultPanel, model: gr.Textbox, recipe: gr.Textbox
 ) -> Callable[[Any], Any]:
     """Gives what attaches the run that Tune starts to another event."""
     names = list(panel.controls)

@@ -29,6 +29,7 @@ from gradio_client import Client
 from gradio_client.utils import apply_diff
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from dpexplore.models import DEFAULT_MODEL
 from tests.browser import chromium_path
 from tests.live_server import free_port, start_server
 
@@ -112,7 +113,7 @@ class Other:
         self.recipe = f"entropy(bits=7, seed={number})"
         self.times: list[float] = []
         self.asked = {"recipe": self.recipe, "restarts": 1, "steps": 10**6, "seed": number}
-        self.asked |= {"knob-patience": None, "knob-seconds": round(seconds)}
+        self.asked |= {"model-name": DEFAULT_MODEL, "knob-patience": None, "knob-seconds": round(seconds)}
         self.status = ""
         self.thread = threading.Thread(target=self._run, args=(address,), daemon=True)
 
