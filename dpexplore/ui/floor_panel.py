@@ -164,7 +164,9 @@ def build_why_card(told: gr.HTML, ladder: gr.HTML) -> FloorPanel:
     return FloorPanel(told, ladder, why, draw, progress, curve)
 
 
-def wire_floor_panel(app: AppContext, panel: FloorPanel, target: TargetPanel, result: gr.HTML, model: gr.Textbox) -> None:
+def wire_floor_panel(
+    app: AppContext, panel: FloorPanel, target: TargetPanel, result: gr.HTML, model: gr.Textbox
+) -> None:
     def follow(request: gr.Request, model: str, recipe: str) -> Iterator[list[Any]]:
         yield from follow_floor(app, request.session_hash or "", model, recipe)
 
