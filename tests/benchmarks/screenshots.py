@@ -68,7 +68,7 @@ def run(page: Page, recipe: str, **settings: int | str) -> None:
 
 def picture(page: Page, name: str) -> None:
     page.screenshot(path=ASSETS / name, animations="disabled")
-    print(f"assets/{name}")
+    print(f"assets/{name}", flush=True)
 
 
 def lessons(page: Page) -> None:
@@ -89,9 +89,8 @@ def compare(page: Page, recipe: str) -> None:
     for method in ("hybrid", "hard"):
         run(page, recipe, method=method, restarts=2, steps=30)
     page.get_by_role("tab", name="Compare").click()
-    while page.locator("#compare-table tbody tr").count() > 3:  # what was tuned before for other pictures
-        page.get_by_label("Take run B off").click()
-        page.wait_for_timeout(1000)
+    expect(page.locator("#compare-table tbody tr")).to_have_count(4)
+    page.get_by_label("Take run B off").click()  # what was tuned before for another picture
     expect(page.locator("#compare-kl .scatterlayer .trace")).to_have_count(3)
     page.mouse.move(5, 5)
     page.wait_for_timeout(800)
