@@ -20,6 +20,7 @@ with contextlib.suppress(ImportError):
 
 from dpexplore.errors import InputError
 from dpexplore.models import DEFAULT_MODEL, load_model
+from dpexplore.models.memory import share_heaps
 from dpexplore.space import VisitorRules, running_on_a_space
 from dpexplore.space.zero import SlicedServer, slice_on_zero
 from dpexplore.ui.context import AppContext
@@ -46,6 +47,7 @@ def main() -> int:
         help=f"how long a run goes on when its page is closed (default: {AppContext.grace_seconds:.0f})",
     )
     options = parser.parse_args()
+    share_heaps()
     trouble = why_not(options.host, options.port) or bad_login(options.auth) or (options.mcp and no_mcp())
     try:
         app = context(options.model, public=options.public or running_on_a_space())
