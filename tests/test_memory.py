@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import torch
 from dpexplore.models.memory import HEAPS, give_back_memory
 
 BLOCK, BLOCKS = 100_000, 3_000  # bytes; smaller than what the C library asks the system for one by one
-glibc = pytest.mark.skipif(sys.platform != "linux", reason="only glibc can be told")
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 _THREADS = """
 import ctypes, threading
 from dpexplore.models.memory import share_heaps

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 HEAPS = 2
-"""As many as cores that the page's server is made for at least; the C library makes eight for each core."""
+"""For all threads; the C library makes up to eight for each core where nobody says otherwise."""
 _M_ARENA_MAX = -8
 
 

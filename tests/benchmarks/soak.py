@@ -20,11 +20,13 @@ import threading
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from typing import Any
 
 import psutil
 from gradio_client import Client
+from gradio_client.client import Job
 
 from dpexplore.ui.page import SESSIONS_KEPT
 from tests.live_server import free_port, start_server
@@ -35,6 +37,7 @@ IDLE_SECONDS = 12.0
 """Longer than the ten seconds after which idle threads of the server's pool are let go, at its next call."""
 IDLE_SHARE = 0.1
 """Of one core: a server that uses less has nothing left to do, though Gradio's queue looks for work all the time."""
+POLL_SECONDS = 0.02
 TOLERANCE = 0.05
 BAD: dict[str, Any] = {"recipe": "entropy(bits=99)"}
 
@@ -156,13 +159,25 @@ def _settings(draw: random.Random, steps: int) -> dict[str, Any]:
     }
 
 
+def _told(job: Job) -> Iterator[dict[str, Any]]:
+    """What a job tells, and its error, if it ends with one: its own iterator then waits for ever."""
+    seen = 0
+    while True:
+        ended, told = job.done(), job.outputs()
+        yield from told[seen:]
+        seen = len(told)
+        if ended:
+            job.result()
+            return
+        time.sleep(POLL_SECONDS)
+
+
 def finish(address: str, draw: random.Random, note: Any) -> str:
     """A run from beginning to end."""
     asked = _settings(draw, steps=draw.choice((3, 8)))
     client = Client(address, verbose=False)
     checker = Checker(asked)
-    rows: Any = client.submit(**asked, api_name="/tune")
-    for row in rows:
+    for row in _told(client.submit(**asked, api_name="/tune")):
         checker.take(row)
         note("rows")
     client.close()
@@ -173,9 +188,9 @@ def cancel(address: str, draw: random.Random, note: Any) -> str:
     """A run that is cancelled after some rows."""
     asked = _settings(draw, steps=100_000)
     client, checker, most = Client(address, verbose=False), Checker(asked), draw.randrange(6)
-    job: Any = client.submit(**asked, api_name="/tune")
+    job = client.submit(**asked, api_name="/tune")
     try:
-        for row in job:
+        for row in _told(job):
             checker.take(row)
             note("rows")
             if checker.rows > most:
@@ -211,7 +226,7 @@ def ask_for_too_much(address: str, draw: random.Random, note: Any) -> str:
     """What cannot be is answered by a sentence."""
     client = Client(address, verbose=False)
     try:
-        list(client.submit(**BAD, api_name="/tune"))
+        list(_told(client.submit(**BAD, api_name="/tune")))
         client.predict(**BAD, api_name="/target")
     except Exception as error:
         return "" if "99" in str(error) else f"a bad recipe is answered with {error}"
