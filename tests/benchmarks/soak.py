@@ -159,7 +159,7 @@ def _settings(draw: random.Random, steps: int) -> dict[str, Any]:
     }
 
 
-def _told(job: Job) -> Iterator[dict[str, Any]]:
+def _told(job: Job) -> Iterator[Any]:
     """What a job tells, and its error, if it ends with one: its own iterator then waits for ever."""
     seen = 0
     while True:
