@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class EngineServer:
-    """Steps an engine while there is work; while there is none it sleeps and holds no memory that it does not use."""
+    """Steps an engine while there is work; while there is none it sleeps, freed memory given back."""
 
     def __init__(self, lm: LanguageModel, *, max_rows: int | None = None) -> None:
         self.engine = Engine(lm, max_rows=max_rows, served=True)
