@@ -16,7 +16,7 @@ Everything is computed in nats.
 
 from dpexplore.errors import InputError
 from dpexplore.floor import FloorResult
-from dpexplore.model_floor import softmax_floor
+from dpexplore.floor.of_model import softmax_floor
 from dpexplore.models import DEFAULT_MODEL, LanguageModel, describe_models, load_model
 from dpexplore.targets import (
     Recipe,

@@ -27,9 +27,9 @@ from dpexplore.targets import NATS_PER_BIT, save_target, top_tokens
 from dpexplore.tuning import PRESETS, load_capsule
 from dpexplore.tuning import replay as replay_capsule
 from dpexplore.tuning import resume as resume_capsule
+from dpexplore.tuning.init.policy import POLICIES
 from dpexplore.tuning.knobs import HARD_RULES, INITS, SOFT_RULES
-from dpexplore.tuning.objective import DIVERGENCES
-from dpexplore.tuning.policy import POLICIES
+from dpexplore.tuning.objectives.next_token import DIVERGENCES
 
 BAD_INPUT = 2
 INTERRUPTED = 130

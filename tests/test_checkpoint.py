@@ -10,7 +10,7 @@ import torch
 from dpexplore.models import LanguageModel
 from dpexplore.targets import entropy
 from dpexplore.tuning import Engine, TuneConfig
-from dpexplore.tuning.checkpoint import carry_on, checkpoint
+from dpexplore.tuning.engine.checkpoint import carry_on, checkpoint
 
 TinyLM = Callable[[str], LanguageModel]
 

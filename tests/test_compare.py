@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.plots import NATS_PER_BIT
+from dpexplore.serving.journal import Journal
+from dpexplore.serving.model_pool import ModelPool
 from dpexplore.tuning import TuneConfig
-from dpexplore.ui.compare import EMPTY, MOST_RUNS, Choice, Library, compare_table, compared
-from dpexplore.ui.compare_runs import (
+from dpexplore.ui.components.compare_runs import (
     KeptRun,
     curve_table,
     entropy_figure,
@@ -27,8 +28,7 @@ from dpexplore.ui.compare_runs import (
     write_tables,
 )
 from dpexplore.ui.context import AppContext
-from dpexplore.ui.journal import Journal
-from dpexplore.ui.model_pool import ModelPool
+from dpexplore.ui.tabs.compare import EMPTY, MOST_RUNS, Choice, Library, compare_table, compared
 
 METHODS = {
     "soft": TuneConfig(length=2, restarts=2, steps=6),

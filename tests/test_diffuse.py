@@ -29,7 +29,13 @@ from dpexplore.diffuse.training import AdapterRun, cross_entropy, part_log_probs
 from dpexplore.models import LanguageModel
 from dpexplore.targets import StringTarget, strings
 from dpexplore.tuning import Slots, replay
-from dpexplore.tuning.sequence import can_pack, objective_for, outcome_log_probs, packed_log_probs, plain_log_probs
+from dpexplore.tuning.objectives.sequences import (
+    can_pack,
+    objective_for,
+    outcome_log_probs,
+    packed_log_probs,
+    plain_log_probs,
+)
 from tests.tiny_models import ARCHITECTURES
 
 TinyLm = Callable[[str], LanguageModel]

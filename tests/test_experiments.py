@@ -13,7 +13,8 @@ import pytest
 from dpexplore.errors import InputError
 from dpexplore.experiments import Store
 from dpexplore.experiments.gallery import Shown, gallery_of
-from dpexplore.ui.experiments import (
+from dpexplore.serving.sweep_runner import SweepRunner, SweepState
+from dpexplore.ui.tabs.experiments import (
     HERE,
     NOTHING_HERE,
     SHIPPED,
@@ -26,7 +27,6 @@ from dpexplore.ui.experiments import (
     state_html,
     told_html,
 )
-from dpexplore.ui.sweep_runner import SweepRunner, SweepState
 from tests.made_up_results import fill_store
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import dpexplore.floor_curve as curve_module
+import dpexplore.floor.over_entropies as curve_module
 from dpexplore.errors import InputError
 from dpexplore.floor import FloorSolver
+from dpexplore.floor.over_entropies import KINDS, floor_curve
 from dpexplore.floor.sweep import sweep
-from dpexplore.floor_curve import KINDS, floor_curve
 from dpexplore.models import LanguageModel
 
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from dpexplore.errors import InputError
-from dpexplore.model_floor import floor_solver, softmax_floor
+from dpexplore.floor.of_model import floor_solver, softmax_floor
 from dpexplore.models import LanguageModel
 from dpexplore.models.head import NoHead, extract_head
 from dpexplore.targets.target import Target

@@ -15,11 +15,11 @@ from gradio_client import Client
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
+from dpexplore.serving.journal import Journal, Record, RunFile, new_run_id
+from dpexplore.serving.model_pool import ModelPool
 from dpexplore.tuning import TuneConfig, restore
+from dpexplore.ui.components.share_bar import arrive, arrive_by_capsule, arrived_views
 from dpexplore.ui.context import AppContext
-from dpexplore.ui.journal import Journal, Record, RunFile, new_run_id
-from dpexplore.ui.model_pool import ModelPool
-from dpexplore.ui.share_bar import arrive, arrive_by_capsule, arrived_views
 from dpexplore.ui.watch import RunView
 from tests.live_server import free_port, start_server
 
@@ -149,7 +149,7 @@ def test_the_disk_use_is_bounded(tmp_path: Path) -> None:
 
 
 def test_replaced_best_prompts_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dpexplore.ui.journal.STALE_BYTES", 5_000)
+    monkeypatch.setattr("dpexplore.serving.journal.STALE_BYTES", 5_000)
     run_id = new_run_id()
     journal = Journal(tmp_path)
     file = journal.open(run_id, "tiny", {})
@@ -171,7 +171,7 @@ def test_a_failing_disk_costs_the_journal_and_not_the_run(
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dpexplore.ui.journal.os.fsync", full)
+    monkeypatch.setattr("dpexplore.serving.journal.os.fsync", full)
     _, last = finished(app, METHODS["soft"])
     assert last.result is not None
     assert "No space left" in caplog.text

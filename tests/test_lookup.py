@@ -9,9 +9,9 @@ import torch
 
 import dpexplore as dp
 from dpexplore.models import LanguageModel
-from dpexplore.tuning import lookup
-from dpexplore.tuning.lookup import closest_tokens
-from dpexplore.tuning.preparation import LAST_TOKENS
+from dpexplore.tuning.engine.preparation import LAST_TOKENS
+from dpexplore.tuning.init import lookup
+from dpexplore.tuning.init.lookup import closest_tokens
 
 TinyLm = Callable[[str], LanguageModel]
 

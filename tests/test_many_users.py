@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
+from dpexplore.serving.journal import Journal
+from dpexplore.serving.model_pool import ModelPool
 from dpexplore.targets import Target, entropy
 from dpexplore.tuning import Engine, EngineServer, Run, TuneConfig, tune
-from dpexplore.tuning.engine import INTERNAL_ERROR
-from dpexplore.tuning.fairness import SHARED_STEP_SECONDS, Pace, fair_shares
-from dpexplore.tuning.objective import NextTokenObjective, Scores
+from dpexplore.tuning.engine.engine import INTERNAL_ERROR
+from dpexplore.tuning.engine.fairness import SHARED_STEP_SECONDS, Pace, fair_shares
+from dpexplore.tuning.objectives.next_token import NextTokenObjective, Scores
 from dpexplore.ui.context import AppContext
-from dpexplore.ui.journal import Journal
-from dpexplore.ui.model_pool import ModelPool
 from dpexplore.ui.watch import RunView
 
 TinyLM = Callable[[str], LanguageModel]

@@ -9,8 +9,9 @@ import torch
 
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target, entropy
-from dpexplore.tuning import Engine, TuneConfig, prefix, tune
-from dpexplore.tuning.prefix import PAYS_FOR, PAYS_FROM, Prefix, can_share, next_log_probs, shared_log_probs
+from dpexplore.tuning import Engine, TuneConfig, tune
+from dpexplore.tuning.objectives import prefix
+from dpexplore.tuning.objectives.prefix import PAYS_FOR, PAYS_FROM, Prefix, can_share, next_log_probs, shared_log_probs
 from tests.tiny_models import ARCHITECTURES
 
 TinyLM = Callable[[str], LanguageModel]

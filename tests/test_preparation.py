@@ -11,11 +11,13 @@ from torch.nn.functional import cosine_similarity
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target
-from dpexplore.tuning import Engine, EngineServer, Run, TuneConfig, lookup, preparation, tune
-from dpexplore.tuning.lookup import BATCH, closest_tokens, table_bytes
-from dpexplore.tuning.passes import Batch, Evaluation
-from dpexplore.tuning.policy import survives
-from dpexplore.tuning.rows import RowStack
+from dpexplore.tuning import Engine, EngineServer, Run, TuneConfig, tune
+from dpexplore.tuning.engine import preparation
+from dpexplore.tuning.engine.passes import Batch, Evaluation
+from dpexplore.tuning.engine.rows import RowStack
+from dpexplore.tuning.init import lookup
+from dpexplore.tuning.init.lookup import BATCH, closest_tokens, table_bytes
+from dpexplore.tuning.init.policy import survives
 from dpexplore.ui.watch import status_line
 
 TinyLM = Callable[[str], LanguageModel]
@@ -120,7 +122,7 @@ def test_the_tables_memory_is_asked_for_before_the_run(
 ) -> None:
     needed = table_bytes(lm)
     assert needed >= 2 * len(lm.ordinary_ids) * lm.hidden_size
-    monkeypatch.setattr("dpexplore.tuning.capacity.memory_present", lambda _device: needed)
+    monkeypatch.setattr("dpexplore.tuning.engine.capacity.memory_present", lambda _device: needed)
     with pytest.raises(InputError, match=r"look tokens up .* init 'vocab' is accepted"):
         tune(lm, target, LOOKUP)
     monkeypatch.undo()

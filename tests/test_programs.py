@@ -17,7 +17,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from dpexplore.models import LanguageModel
 from dpexplore.models.default_model import cache_folder
-from dpexplore.ui.journal import Journal
+from dpexplore.serving.journal import Journal
 from tests.live_server import ROOT, free_port, start_server
 
 README_ADDRESS = "http://127.0.0.1:7860"

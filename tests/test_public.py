@@ -20,8 +20,8 @@ import pytest
 
 from dpexplore.models import LanguageModel
 from dpexplore.models.default_model import cache_folder
+from dpexplore.serving.journal import Journal
 from dpexplore.space import load_manifest
-from dpexplore.ui.journal import Journal
 from tests.benchmarks.fuzz import fuzz
 from tests.raw_client import ROOT, PublicServer, RawClient, public_server
 

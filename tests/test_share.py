@@ -13,8 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dpexplore.errors import InputError
+from dpexplore.serving.share import MOST_CHARACTERS, VERSION, Setup, decode_setup, encode_setup
 from dpexplore.tuning import TuneConfig
-from dpexplore.ui.share import MOST_CHARACTERS, VERSION, Setup, decode_setup, encode_setup
 
 RECIPES = [
     "entropy(bits=7, seed=0)",

@@ -16,16 +16,25 @@ from playwright.sync_api import Browser, Page, expect
 from dpexplore.diffuse.families import FAMILIES
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
+from dpexplore.serving.model_pool import ModelPool
 from dpexplore.targets import strings
 from dpexplore.tuning import TuneConfig
+from dpexplore.ui.components.string_runs import Running, reach
+from dpexplore.ui.components.string_uploads import MOST_FILES, read_uploads
+from dpexplore.ui.components.string_view import (
+    Course,
+    Pictures,
+    Way,
+    bars_html,
+    live_line,
+    read_lines,
+    read_prefixes,
+    write_lines,
+)
+from dpexplore.ui.components.target_panel import show_target
 from dpexplore.ui.context import AppContext
-from dpexplore.ui.model_pool import ModelPool
 from dpexplore.ui.page import build, launch_settings
-from dpexplore.ui.string_runs import Running, reach
-from dpexplore.ui.string_uploads import MOST_FILES, read_uploads
-from dpexplore.ui.string_view import Course, Pictures, Way, bars_html, live_line, read_lines, read_prefixes, write_lines
-from dpexplore.ui.strings import FIRST, examples, from_controls, from_files, from_recipe, in_braces, mark_earlier
-from dpexplore.ui.target_panel import show_target
+from dpexplore.ui.tabs.strings import FIRST, examples, from_controls, from_files, from_recipe, in_braces, mark_earlier
 
 pytestmark = [
     # Gradio and its client leave sockets and event loops to the garbage collector.
@@ -204,8 +213,8 @@ def test_three_ways_are_run_and_shown(app: AppContext) -> None:
 
 
 def test_a_moving_way_tells_where_it_stands(app: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dpexplore.ui.string_runs.UPDATE_SECONDS", 0.0)
-    monkeypatch.setattr("dpexplore.ui.string_view.BARS_SECONDS", 0.0)
+    monkeypatch.setattr("dpexplore.ui.components.string_runs.UPDATE_SECONDS", 0.0)
+    monkeypatch.setattr("dpexplore.ui.components.string_view.BARS_SECONDS", 0.0)
     views = list(reach(app, Running(), "me", MODEL, RECIPE, *settings()))
     for way, unit in (("lora", "pass"), ("prompt", "step")):
         moving = [view for view in views if f"data-way='{way}'" in view[0]]
@@ -232,7 +241,7 @@ def test_outcomes_that_training_does_not_score_are_left_open(app: AppContext) ->
 
 def test_bars_are_drawn_once_a_second_and_as_a_way_ends(app: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("dpexplore.ui.string_view.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("dpexplore.ui.components.string_view.time", SimpleNamespace(monotonic=lambda: now))
     course = Course(strings({"sea": 1, "shore": 3}, request="I love the").build(app.pool.get(MODEL).lm))
     way = course.ways["lora"] = Way([1], [2.0], latest=torch.tensor([0.5, 0.25], dtype=torch.float64))
     pictures = Pictures(course)

@@ -19,19 +19,19 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target, entropy
 from dpexplore.tuning import KNOBS, Engine, TuneConfig, fig4_slots, load_capsule, replay, resume, tune
-from dpexplore.tuning.hard_rules import SearchMemory, _regress
-from dpexplore.tuning.objective import (
+from dpexplore.tuning.engine.passes import Batch, Evaluation
+from dpexplore.tuning.engine.rows import Row, RowStack, rules_of
+from dpexplore.tuning.init.layout import Layout, initial_prompt
+from dpexplore.tuning.init.policy import POLICIES, allowed_ids, survives
+from dpexplore.tuning.objectives.next_token import (
     DIVERGENCES,
     NextTokenObjective,
     Scores,
     all_divergences,
     top_overlap,
 )
-from dpexplore.tuning.passes import Batch, Evaluation
-from dpexplore.tuning.policy import POLICIES, allowed_ids, survives
-from dpexplore.tuning.prompt import Layout, initial_prompt
-from dpexplore.tuning.rows import Row, RowStack, rules_of
-from dpexplore.tuning.soft_rules import LBFGS
+from dpexplore.tuning.rules.hard import SearchMemory, _regress
+from dpexplore.tuning.rules.soft import LBFGS
 
 TinyLM = Callable[[str], LanguageModel]
 

@@ -20,12 +20,12 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target, entropy
 from dpexplore.tuning import Engine, EngineServer, Slot, Slots, TuneConfig, TuneResult, tune
-from dpexplore.tuning.capacity import Capacity
-from dpexplore.tuning.capsule import decode_array
-from dpexplore.tuning.objective import NextTokenObjective, Scores, entropy_of
-from dpexplore.tuning.passes import Evaluation
-from dpexplore.tuning.prompt import NO_TOKEN, Layout, initial_prompt
-from dpexplore.tuning.rows import Row, RowStack
+from dpexplore.tuning.engine.capacity import Capacity
+from dpexplore.tuning.engine.passes import Evaluation
+from dpexplore.tuning.engine.rows import Row, RowStack
+from dpexplore.tuning.init.layout import NO_TOKEN, Layout, initial_prompt
+from dpexplore.tuning.objectives.next_token import NextTokenObjective, Scores, entropy_of
+from dpexplore.tuning.record.capsule import decode_array
 from tests.tiny_models import ARCHITECTURES
 
 TinyLM = Callable[[str], LanguageModel]

@@ -16,26 +16,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpexplore.errors import InputError
-from dpexplore.model_floor import softmax_floor
+from dpexplore.floor.of_model import softmax_floor
 from dpexplore.models import LanguageModel
+from dpexplore.serving.floors import Floors
+from dpexplore.serving.model_pool import INTERNAL_ERROR, ModelPool
 from dpexplore.targets import parse_recipe
-from dpexplore.tuning import PRESETS, Slot, Slots, TuneConfig, preparation
+from dpexplore.tuning import PRESETS, Slot, Slots, TuneConfig
 from dpexplore.tuning.continuation import continue_prompt
+from dpexplore.tuning.engine import preparation
 from dpexplore.tuning.knobs import KNOBS
 from dpexplore.ui.api import target_endpoint, tune_endpoint
-from dpexplore.ui.context import AppContext
-from dpexplore.ui.continuation import continuations
-from dpexplore.ui.examples import EXAMPLES, settings_of
-from dpexplore.ui.floor_panel import follow_floor
-from dpexplore.ui.floors import Floors
-from dpexplore.ui.lesson_steps import LESSONS, Desk, Lesson
-from dpexplore.ui.lessons import answer, look
-from dpexplore.ui.markup import probability, progress_bar, quantity, token
-from dpexplore.ui.model_panel import use_model
-from dpexplore.ui.model_pool import INTERNAL_ERROR, ModelPool
-from dpexplore.ui.recipes import entropy_recipe, prompt_recipe
-from dpexplore.ui.result_view import result_html
-from dpexplore.ui.settings import (
+from dpexplore.ui.components.continuation import continuations
+from dpexplore.ui.components.examples import EXAMPLES, settings_of
+from dpexplore.ui.components.floor_panel import follow_floor
+from dpexplore.ui.components.lesson_steps import LESSONS, Desk, Lesson
+from dpexplore.ui.components.markup import probability, progress_bar, quantity, token
+from dpexplore.ui.components.model_panel import use_model
+from dpexplore.ui.components.recipes import entropy_recipe, prompt_recipe
+from dpexplore.ui.components.result_view import result_html
+from dpexplore.ui.components.settings import (
     ADVANCED,
     CUSTOM,
     PRESET_FIELDS,
@@ -49,8 +48,18 @@ from dpexplore.ui.settings import (
     preset_of,
     preset_values,
 )
-from dpexplore.ui.target_panel import add_transform, nudge, open_tab, read_recipe, set_base, set_stack, show_target
-from dpexplore.ui.tune_panel import start_run, tune
+from dpexplore.ui.components.target_panel import (
+    add_transform,
+    nudge,
+    open_tab,
+    read_recipe,
+    set_base,
+    set_stack,
+    show_target,
+)
+from dpexplore.ui.components.tune_panel import start_run, tune
+from dpexplore.ui.context import AppContext
+from dpexplore.ui.tabs.lessons import answer, look
 
 SOFT = {"method": "soft", "length": 2, "restarts": 2, "steps": 6, "seed": 0}
 HARD = {"method": "hard", "length": 2, "restarts": 2, "steps": 4, "seed": 0}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dpexplore.errors import InputError
 from dpexplore.targets import parse_recipe
 from dpexplore.targets.by_pos import TAGS
-from dpexplore.ui import recipes
+from dpexplore.ui.components import recipes
 
 SEEDS = st.integers(0, 10_000)
 BITS = st.floats(0, 15.5)

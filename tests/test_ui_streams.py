@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpexplore.ui.frames import Frames
-from dpexplore.ui.streams import SHOWN_RESTARTS, LiveStream, RankStream
+from dpexplore.serving.frames import Frames
+from dpexplore.serving.streams import SHOWN_RESTARTS, LiveStream, RankStream
 
 
 def rows(text: str) -> list:

@@ -14,14 +14,14 @@ from huggingface_hub.errors import HFValidationError
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
+from dpexplore.serving.model_pool import ModelPool
 from dpexplore.space import VisitorRules, load_manifest
 from dpexplore.space import visitors as visitors_module
 from dpexplore.space.visitors import this_machine
 from dpexplore.targets import parse_recipe
 from dpexplore.tuning import TuneConfig
-from dpexplore.ui.model_pool import ModelPool
+from dpexplore.ui.components.string_runs import Running
 from dpexplore.ui.server import UPLOADS_AN_HOUR, BodyLimits, JsonLines
-from dpexplore.ui.string_runs import Running
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from dpexplore.diffuse.training import AdapterRun
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Strings, parse_recipe
-from dpexplore.tuning.capsule import library_versions
+from dpexplore.tuning.record.capsule import library_versions
 
 FORMAT = "dpexplore adapter capsule"
 FORMAT_VERSION = 1

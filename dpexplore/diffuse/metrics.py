@@ -14,8 +14,8 @@ from torch import Tensor
 from dpexplore.diffuse.biographies import BiographyCounts, biography_counts
 from dpexplore.models import LanguageModel
 from dpexplore.targets import StringTarget
-from dpexplore.tuning.objective import entropy_of
-from dpexplore.tuning.sequence import outcome_log_probs, with_all_else
+from dpexplore.tuning.objectives.next_token import entropy_of
+from dpexplore.tuning.objectives.sequences import outcome_log_probs, with_all_else
 
 TEXT_WINDOW = 512
 """Tokens of a held-out text that are read at a time."""

@@ -19,8 +19,8 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import StringTarget
 from dpexplore.targets.outcome_tree import OutcomeTree
-from dpexplore.tuning.capacity import is_out_of_memory
-from dpexplore.tuning.sequence import outcome_log_probs, with_all_else
+from dpexplore.tuning.engine.capacity import is_out_of_memory
+from dpexplore.tuning.objectives.sequences import outcome_log_probs, with_all_else
 
 logger = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ import numpy as np
 from dpexplore.errors import InputError
 from dpexplore.experiments.problems import ModelFacts, Problem
 from dpexplore.experiments.store import result_row
-from dpexplore.model_floor import softmax_floor
+from dpexplore.floor.of_model import softmax_floor
 from dpexplore.models import LanguageModel, load_model
 from dpexplore.targets import Target, build_many, parse_recipe
 from dpexplore.targets.by_pos import pos_histogram
 from dpexplore.tuning import Engine, Run
-from dpexplore.tuning.capsule import library_versions
-from dpexplore.tuning.objective import entropy_of
+from dpexplore.tuning.objectives.next_token import entropy_of
+from dpexplore.tuning.record.capsule import library_versions
 
 FLUSH_SECONDS = 20.0
 """Finished results wait at most so long before they are handed over to be committed."""

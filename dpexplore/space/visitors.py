@@ -23,7 +23,7 @@ from dpexplore.space.manifest import Limits, Machine, Manifest, load_manifest
 from dpexplore.targets import Recipe
 from dpexplore.targets.sources import Capture, RandomPrompt, source_models
 from dpexplore.tuning import TuneConfig
-from dpexplore.tuning.prompt import Layout
+from dpexplore.tuning.init.layout import Layout
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _TIMEOUT_SECONDS = 20

@@ -20,9 +20,9 @@ from dpexplore.models import LanguageModel
 from dpexplore.models.registry import default_device, default_dtype
 from dpexplore.targets import Target
 from dpexplore.tuning import Engine, Run, TuneConfig, TuneStep
-from dpexplore.tuning.checkpoint import Checkpoint, carry_on, checkpoint, pack, taken_up, unpack
-from dpexplore.tuning.prompt import Start
-from dpexplore.tuning.rows import RowOutcome
+from dpexplore.tuning.engine.checkpoint import Checkpoint, carry_on, checkpoint, pack, taken_up, unpack
+from dpexplore.tuning.engine.rows import RowOutcome
+from dpexplore.tuning.init.layout import Start
 from dpexplore.tuning.run import Best
 
 logger = logging.getLogger(__name__)

@@ -1,11 +1,11 @@
 """Tuning prompts: config, the batched engine, decoding and the run's record."""
 
 from dpexplore.tuning.config import PRESETS, TuneConfig, fig4_slots
-from dpexplore.tuning.engine import Engine, Run, tune
+from dpexplore.tuning.engine.engine import Engine, Run, tune
+from dpexplore.tuning.engine.server import EngineServer
 from dpexplore.tuning.knobs import KNOBS, METHODS, Knob
-from dpexplore.tuning.records import NearestToken, TuneResult, TuneStep
-from dpexplore.tuning.replay import Replay, load_capsule, replay, restore, resume
-from dpexplore.tuning.server import EngineServer
+from dpexplore.tuning.record.replay import Replay, load_capsule, replay, restore, resume
+from dpexplore.tuning.record.steps import NearestToken, TuneResult, TuneStep
 from dpexplore.tuning.slots import Slot, Slots
 
 __all__ = [

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dpexplore.errors import InputError
+from dpexplore.tuning.init.policy import TokenPolicy
 from dpexplore.tuning.knobs import KNOBS
-from dpexplore.tuning.objective import Divergence
-from dpexplore.tuning.policy import TokenPolicy
+from dpexplore.tuning.objectives.next_token import Divergence
 from dpexplore.tuning.slots import Slots
 
 SCREENED_SHARE = 0.05

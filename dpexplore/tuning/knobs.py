@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dpexplore.tuning.objective import DIVERGENCES
-from dpexplore.tuning.policy import POLICIES
+from dpexplore.tuning.init.policy import POLICIES
+from dpexplore.tuning.objectives.next_token import DIVERGENCES
 
 METHODS = ("soft", "hard", "hybrid")
 INITS = ("vocab", "lookup", "soft", "gaussian", "text")

@@ -15,14 +15,14 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target
 from dpexplore.tuning.config import TuneConfig
-from dpexplore.tuning.prompt import NO_TOKEN, Layout, Start, initial_prompt
-from dpexplore.tuning.records import Status, TuneResult, TuneStep
-from dpexplore.tuning.results import build_result
-from dpexplore.tuning.rows import ParkedRow, RowOutcome
-from dpexplore.tuning.sequence import objective_for
+from dpexplore.tuning.engine.rows import ParkedRow, RowOutcome
+from dpexplore.tuning.init.layout import NO_TOKEN, Layout, Start, initial_prompt
+from dpexplore.tuning.objectives.sequences import objective_for
+from dpexplore.tuning.record.build import build_result
+from dpexplore.tuning.record.steps import Status, TuneResult, TuneStep
 
 if TYPE_CHECKING:
-    from dpexplore.tuning.preparation import Preparation
+    from dpexplore.tuning.engine.preparation import Preparation
 
 PREPARATION_SECONDS = 0.5
 """What a run does before its first step is told this often, behind a server thread."""

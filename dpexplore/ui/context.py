@@ -13,14 +13,14 @@ from gradio.utils import get_upload_folder
 from dpexplore.errors import InputError
 from dpexplore.models import DEFAULT_MODEL, LanguageModel, ModelInfo, describe_models
 from dpexplore.models.default_model import cache_folder
+from dpexplore.serving.floors import Floors
+from dpexplore.serving.journal import Journal, new_run_id
+from dpexplore.serving.model_pool import INTERNAL_ERROR, ModelPool
 from dpexplore.space import VisitorRules
 from dpexplore.targets import StringTarget, Target, parse_recipe
 from dpexplore.tuning import TuneConfig
-from dpexplore.tuning.capsule import describe_run
-from dpexplore.ui.floors import Floors
-from dpexplore.ui.journal import Journal, new_run_id
-from dpexplore.ui.model_pool import INTERNAL_ERROR, ModelPool
-from dpexplore.ui.recipes import check_files
+from dpexplore.tuning.record.capsule import describe_run
+from dpexplore.ui.components.recipes import check_files
 from dpexplore.ui.sessions import Sessions
 from dpexplore.ui.watch import LiveRun, RunView
 

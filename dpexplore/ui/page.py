@@ -6,16 +6,16 @@ from typing import Any
 
 import gradio as gr
 
-from dpexplore.ui.about import build_about
 from dpexplore.ui.api import add_endpoints
-from dpexplore.ui.compare import build_compare, kept_runs
+from dpexplore.ui.components.widgets import segmented, view
 from dpexplore.ui.context import AppContext
-from dpexplore.ui.experiments import build_experiments
-from dpexplore.ui.explore import build_explore
-from dpexplore.ui.lessons import build_lessons
-from dpexplore.ui.strings import build_strings
+from dpexplore.ui.tabs.about import build_about
+from dpexplore.ui.tabs.compare import build_compare, kept_runs
+from dpexplore.ui.tabs.experiments import build_experiments
+from dpexplore.ui.tabs.explore import build_explore
+from dpexplore.ui.tabs.lessons import build_lessons
+from dpexplore.ui.tabs.strings import build_strings
 from dpexplore.ui.theme import css, script_routes, theme
-from dpexplore.ui.widgets import segmented, view
 
 UNITS = [("KL nats, H bits", "mixed"), ("nats", "nats"), ("bits", "bits")]
 HEADER = (

@@ -14,14 +14,14 @@ from typing import Any
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
+from dpexplore.serving.frames import Frames
+from dpexplore.serving.journal import Record, RunFile
+from dpexplore.serving.model_pool import INTERNAL_ERROR
+from dpexplore.serving.streams import LiveStream, RankStream, mark_line
 from dpexplore.targets import Target
 from dpexplore.tuning import Run, TuneResult, TuneStep, restore
-from dpexplore.tuning.capsule import describe_best
-from dpexplore.ui.frames import Frames
-from dpexplore.ui.journal import Record, RunFile
-from dpexplore.ui.markup import message, quantity
-from dpexplore.ui.model_pool import INTERNAL_ERROR
-from dpexplore.ui.streams import LiveStream, RankStream, mark_line
+from dpexplore.tuning.record.capsule import describe_best
+from dpexplore.ui.components.markup import message, quantity
 
 logger = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ from dpexplore.diffuse.metrics import perplexity
 from dpexplore.diffuse.prompts import prompt_config
 from dpexplore.diffuse.report import answers, held_out_text
 from dpexplore.diffuse.training import AdapterRun
-from dpexplore.tuning.sequence import packed_log_probs, plain_log_probs
+from dpexplore.tuning.objectives.sequences import packed_log_probs, plain_log_probs
 from tests.benchmarks.engine import paired
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 
 import dpexplore as dp
-from dpexplore.tuning.rows import Row, RowStack
+from dpexplore.tuning.engine.rows import Row, RowStack
 
 LENGTH = 5
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import dpexplore
 from dpexplore.models import DEFAULT_MODEL
-from dpexplore.ui.examples import EXAMPLES, settings_of
-from dpexplore.ui.settings import make_config
+from dpexplore.ui.components.examples import EXAMPLES, settings_of
+from dpexplore.ui.components.settings import make_config
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ import torch
 
 import dpexplore as dp
 from dpexplore.targets import random_prompt
-from dpexplore.tuning.lookup import closest_tokens
-from dpexplore.tuning.prefix import PAYS_FOR, PAYS_FROM, Prefix, shared_log_probs
+from dpexplore.tuning.init.lookup import closest_tokens
+from dpexplore.tuning.objectives.prefix import PAYS_FOR, PAYS_FROM, Prefix, shared_log_probs
 
 BITS = (2, 4, 7, 10, 13)
 MARKS = (100, 200, 300)

@@ -1,0 +1,71 @@
+"""A run carried from one engine to another, in another process or on another device, as if it had never stopped."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, NamedTuple
+
+import torch
+
+from dpexplore.tuning.config import TuneConfig
+from dpexplore.tuning.engine.engine import Engine
+from dpexplore.tuning.engine.preparation import SoftPart
+from dpexplore.tuning.engine.rows import Row
+from dpexplore.tuning.run import Run
+
+
+class Checkpoint(NamedTuple):
+    """All that a run knows between two steps; for processes that trust each other, being pickled."""
+
+    record: bytes
+    """What it was asked and what it has told."""
+    rows: bytes
+    """The state of its rows, which belongs onto the model's device."""
+
+
+def checkpoint(engine: Engine, run: Run) -> Checkpoint:
+    """Of a run that `engine` steps. Call between two steps; the run goes on at the next one."""
+    engine.pause(run)
+    record = {
+        "target": run.target,
+        "config": run.config.to_dict(),
+        "starts": run.starts,
+        "resumed_from": run.resumed_from,
+        "owner": run.owner,
+        "told": run.told,
+        "soft": checkpoint(engine, run.preparation.soft) if isinstance(run.preparation, SoftPart) else None,
+    }
+    rows = [(row.restart, row.memory, state) for row, state in run.parked]
+    return Checkpoint(pack(record), pack({"parked": rows, "best": run.best}))
+
+
+def taken_up(engine: Engine, saved: Checkpoint) -> Run:
+    """A run that has been elsewhere, prepared for `engine`: once queued, it makes the step that it would have made."""
+    record = unpack(saved.record, torch.device("cpu"))
+    rows = unpack(saved.rows, engine.lm.device)
+    config = TuneConfig.from_dict(record["config"])
+    run = engine.prepare(record["target"], config, record["starts"], record["resumed_from"], record["owner"])
+    if isinstance(run.preparation, SoftPart):
+        run.preparation.go_on(taken_up(engine, record["soft"]))
+    run.told, run.best = record["told"], rows["best"]
+    run.parked = [(Row(run, restart, memory), state) for restart, memory, state in rows["parked"]]
+    return run
+
+
+def carry_on(engine: Engine, saved: Checkpoint) -> Run:
+    """Let a run that has been elsewhere go on in `engine`."""
+    run = taken_up(engine, saved)
+    engine.queue(run)
+    return run
+
+
+def pack(value: Any) -> bytes:
+    """Tensors and what holds them, as bytes that carry no handle of this process."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def unpack(data: bytes, device: torch.device) -> Any:
+    """What was packed, its tensors on `device`. Only for what a process of ours has packed: it is unpickled."""
+    return torch.load(io.BytesIO(data), map_location=device, weights_only=False)

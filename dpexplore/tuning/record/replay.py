@@ -1,0 +1,215 @@
+"""A capsule taken up again: its prompt scored anew, or its restarts carried on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dpexplore.errors import InputError
+from dpexplore.models import LanguageModel
+from dpexplore.targets import Target, parse_recipe
+from dpexplore.tuning.config import TuneConfig
+from dpexplore.tuning.engine.engine import Engine
+from dpexplore.tuning.engine.server import EngineServer
+from dpexplore.tuning.init.layout import Layout, Start
+from dpexplore.tuning.objectives.next_token import Scores, all_divergences, entropy_of, top_overlap
+from dpexplore.tuning.objectives.sequences import objective_for
+from dpexplore.tuning.record.build import encode_again, nearest_to_soft
+from dpexplore.tuning.record.capsule import FORMAT, FORMAT_VERSION, decode_array, finite, library_versions
+from dpexplore.tuning.record.steps import TuneResult
+from dpexplore.tuning.run import Run
+
+REPLAY_TOLERANCE_NATS = 1e-3
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A capsule's prompt, scored again."""
+
+    recorded_kl_nats: float
+    kl_nats: float
+    same_weights: bool
+    """Whether the model's weights are those of the capsule, by their identity."""
+    same_libraries: bool
+    """Whether Python, torch and transformers have the versions of the capsule."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the two KL differ by no more than 1e-3 nats."""
+        return abs(self.kl_nats - self.recorded_kl_nats) <= REPLAY_TOLERANCE_NATS
+
+
+def load_capsule(path: Path) -> dict[str, Any]:
+    """Read a capsule's file. InputError if it is missing or no capsule."""
+    try:
+        capsule = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"The capsule {path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no capsule: a capsule is a JSON file that `tune --out` writes.") from error
+    if not isinstance(capsule, dict) or capsule.get("format") != FORMAT:
+        raise InputError(f"{path} is no capsule: a capsule is a JSON file that `tune --out` writes.")
+    if capsule.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"The capsule {path} has the format {capsule.get('format_version')!r}; this version reads {FORMAT_VERSION}."
+        )
+    return capsule
+
+
+def target_of(lm: LanguageModel, capsule: dict[str, Any]) -> Target:
+    """The target a capsule was tuned towards, built again from its recipe."""
+    return parse_recipe(capsule["target"]["recipe"]).build(lm)
+
+
+def replay(lm: LanguageModel, capsule: dict[str, Any], target: Target | None = None) -> Replay:
+    """Score a capsule's best prompt on `lm`, without any cache.
+
+    `target` spares building it again. InputError if the prompt does not fit the model.
+    """
+    objective = objective_for(lm, target or target_of(lm, capsule))
+    result = capsule["result"]
+    with torch.no_grad():
+        kl = float(objective.score(lm, _prompt(lm, result)[None].to(lm.device), [objective]).kl)
+    libraries = capsule["libraries"]
+    same = all(libraries.get(name) == now for name, now in library_versions().items())
+    return Replay(result["kl_nats"], kl, capsule["model"]["identity"] == lm.identity, same)
+
+
+def restore(lm: LanguageModel, capsule: dict[str, Any], target: Target | None = None) -> TuneResult:
+    """The result that a capsule records; what it leaves out, q above all, is measured again on `lm`.
+
+    `target` spares building it again. InputError if the capsule is damaged or does not fit the model.
+    """
+    try:
+        return _restore(lm, capsule, target or target_of(lm, capsule))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"The capsule is damaged ({type(error).__name__}: {error}); an unchanged one is accepted."
+        ) from error
+
+
+def _restore(lm: LanguageModel, capsule: dict[str, Any], target: Target) -> TuneResult:
+    config, record = TuneConfig.from_dict(capsule["config"]), capsule["result"]
+    best = capsule["restarts"][record["best_restart"]]
+    objective, layout_ids, ids = (
+        objective_for(lm, target, config.objective),
+        torch.tensor(best["ids"]),
+        record["prompt_ids"],
+    )
+    embeds = _prompt(lm, record)
+
+    def score(prompt: torch.Tensor) -> Scores:
+        with torch.no_grad():
+            return objective.score(lm, prompt[None].to(lm.device), [objective])
+
+    scores = score(embeds)
+    log_q = scores.log_q[0].cpu()
+    distances = all_divergences(target.probs, log_q)
+    text = None if ids is None else lm.decode(ids[len(Layout.of(lm, config).bos_ids) :])
+    again = None if text is None else encode_again(lm, text, config.bos)
+    measured = {
+        "entropy_nats": float(entropy_of(scores.log_q)),
+        "slots": str(config.parsed_slots()),
+        "prompt_text": text,
+        "kl_reencoded_nats": None if again is None else float(score(_embedded(lm, again)).kl),
+        "distances": {kind: finite(value) for kind, value in distances.items()},
+        "top_overlap": top_overlap(target.probs, log_q),
+    }
+    result = {**record, **{key: value for key, value in measured.items() if key not in record}}
+    return TuneResult(
+        status=result["status"],
+        kl_nats=float(result["kl_nats"]),
+        kl_nats_per_restart=result["kl_nats_per_restart"],
+        best_restart=result["best_restart"],
+        entropy_nats=result["entropy_nats"],
+        target_entropy_nats=target.entropy_nats,
+        slots=result["slots"],
+        prompt_ids=ids,
+        prompt_text=text,
+        kl_reencoded_nats=result["kl_reencoded_nats"],
+        reencoded_ids=again,
+        prompt_embeds=embeds.cpu(),
+        log_probs=log_q,
+        nearest=nearest_to_soft(lm, embeds.cpu(), layout_ids),
+        objective=config.objective,
+        distances=distances,
+        top_overlap=result["top_overlap"],
+        kl_float32_nats=result["kl_float32_nats"],
+        steps=result["steps"],
+        evaluations=result["evaluations"],
+        seconds=result["seconds"],
+        capsule={**capsule, "result": result},
+    )
+
+
+def _prompt(lm: LanguageModel, record: dict[str, Any]) -> torch.Tensor:
+    """The prompt of a capsule's `result`, `(pos hidden)` float32."""
+    if record["prompt_ids"] is not None:
+        return _embedded(lm, record["prompt_ids"])
+    return _fitting(lm, decode_array(record["prompt_embeds"]))
+
+
+def _embedded(lm: LanguageModel, ids: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        return lm.embed(torch.tensor([_known(lm, ids)]))[0].float()
+
+
+def resume(
+    lm: LanguageModel,
+    capsule: dict[str, Any],
+    target: Target | None = None,
+    engine: Engine | EngineServer | None = None,
+    **changes: Any,
+) -> Run:
+    """Carry a capsule's restarts on, each from its best prompt, by the capsule's config with `changes`.
+
+    What is carried over is the prompts and the count of the steps behind them; the optimiser begins afresh, so the run
+    goes on from where it stood, and not as it would have gone on. InputError if no restart has a prompt.
+    """
+    config = TuneConfig.from_dict({**capsule["config"], **changes})
+    records = [record for record in capsule["restarts"] if record is not None]
+    if not records:
+        raise InputError("The capsule holds no prompt to go on from: no restart of it stayed finite.")
+    config = TuneConfig.from_dict({**config.to_dict(), "restarts": len(records), "screen": 1})
+    starts = [_start(lm, record) for record in records]
+    return (engine or Engine(lm)).submit(
+        target or target_of(lm, capsule), config, starts, resumed_from=_behind(capsule)
+    )
+
+
+def _behind(capsule: dict[str, Any]) -> dict[str, Any]:
+    """What has been spent before: over all the runs that a capsule carries on."""
+    before = capsule.get("resumed_from") or {"steps": 0, "evaluations": 0}
+    result = capsule["result"]
+    return {
+        "steps": before["steps"] + result["steps"],
+        "evaluations": before["evaluations"] + result["evaluations"],
+        "kl_nats": result["kl_nats"],
+    }
+
+
+def _start(lm: LanguageModel, record: dict[str, Any]) -> Start:
+    """A restart's best prompt as ids and embeddings."""
+    ids = torch.tensor(record["ids"])
+    if record["embeds"] is not None:
+        return ids, _fitting(lm, decode_array(record["embeds"]))
+    return ids, _embedded(lm, record["ids"])
+
+
+def _known(lm: LanguageModel, ids: list[int]) -> list[int]:
+    if max(ids) >= lm.embedding_table.shape[0]:
+        raise InputError(f"The capsule's prompt holds the id {max(ids):,}, which {lm.name} does not have.")
+    return ids
+
+
+def _fitting(lm: LanguageModel, embeds: torch.Tensor) -> torch.Tensor:
+    if embeds.shape[-1] != lm.hidden_size:
+        raise InputError(
+            f"The capsule's soft tokens have {embeds.shape[-1]:,} numbers each, but {lm.name} takes "
+            f"{lm.hidden_size:,}; soft prompts belong to one model."
+        )
+    return embeds

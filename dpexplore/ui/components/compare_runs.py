@@ -1,0 +1,234 @@
+"""Several runs side by side: their numbers as tables, their curves as figures. Knows no component of the page."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from dpexplore.errors import InputError
+from dpexplore.plots import NATS_PER_BIT, base_layout, colour
+from dpexplore.serving.journal import Record
+
+PALETTE = ("#2E86C9", "#CE5A24", "#1B9270", "#A468BF", "#A97A0A", "#D0568A", "#7C7E86", "#2696A8")
+"""Told apart by people with the common kinds of colour blindness; each reaches a contrast of 3 on light and on dark."""
+METHOD_DASHES = {"soft": "solid", "hard": "dash", "hybrid": "dashdot"}
+Axis = Literal["step", "evaluations"]
+
+
+@dataclass(frozen=True)
+class KeptRun:
+    """What is compared of a run."""
+
+    run_id: str
+    model: str
+    method: str
+    slots: str
+    recipe: str
+    status: str
+    kl_nats: float
+    kl_nats_per_restart: list[float | None]
+    kl_reencoded_nats: float | None
+    entropy_nats: float
+    target_entropy_nats: float
+    floor_nats: float | None
+    """The certified floor of its target, where it was known when the run ended."""
+    steps: int
+    evaluations: int
+    seconds: float
+    kl_by_step: list[list[float | None]]
+    """For each step the KL of every restart, nats; None where it was not running."""
+    entropy_by_step: list[list[float | None]]
+
+    @classmethod
+    def of(cls, run_id: str, capsule: dict[str, Any], floor_nats: float | None = None) -> KeptRun:
+        """From a capsule. InputError if it is damaged."""
+        try:
+            result, history = capsule["result"], capsule["history"]
+            kept = cls(
+                run_id=run_id,
+                model=str(capsule["model"]["name"]).rstrip("/").rsplit("/", 1)[-1],
+                method=str(capsule["config"]["method"]),
+                slots=str(result["slots"]),
+                recipe=str(capsule["target"]["recipe"]),
+                status=str(result["status"]),
+                kl_nats=float(result["kl_nats"]),
+                kl_nats_per_restart=[_number(kl) for kl in result["kl_nats_per_restart"]],
+                kl_reencoded_nats=_number(result["kl_reencoded_nats"]),
+                entropy_nats=float(result["entropy_nats"]),
+                target_entropy_nats=float(capsule["target"]["entropy_nats"]),
+                floor_nats=floor_nats,
+                steps=int(result["steps"]),
+                evaluations=int(result["evaluations"]),
+                seconds=float(result["seconds"]),
+                kl_by_step=[[_number(kl) for kl in row] for row in history["kl_nats"]],
+                entropy_by_step=[[_number(nats) for nats in row] for row in history["entropy_nats"]],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError("The capsule is damaged; a file that `Download capsule` saved is accepted.") from error
+        return kept
+
+    @classmethod
+    def of_record(cls, record: Record) -> KeptRun | None:
+        """From a journal; None for a run that did not end with a result."""
+        if record.capsule is None:
+            return None
+        marks = [line for line in record.live if line.startswith("{") and '"floor"' in line]
+        floor = json.loads(marks[-1]).get("floor") if marks else None
+        return cls.of(record.run_id, record.capsule, floor)
+
+    @property
+    def above_floor_nats(self) -> float | None:
+        return None if self.floor_nats is None else self.kl_nats - max(self.floor_nats, 0.0)
+
+    @property
+    def finite_restarts(self) -> list[float]:
+        return [kl for kl in self.kl_nats_per_restart if kl is not None]
+
+    def axis(self, axis: Axis) -> list[float]:
+        """Where each recorded step stands on an axis; prompts scored are spread evenly over the steps."""
+        each = self.evaluations / max(self.steps, 1) if axis == "evaluations" else 1.0
+        return [each * step for step in range(1, len(self.kl_by_step) + 1)]
+
+    def best_so_far(self) -> tuple[list[float | None], list[float | None]]:
+        """The lowest KL up to each step over all restarts, nats, and the entropy of that prompt's q."""
+        best, entropy = math.inf, None
+        kls: list[float | None] = []
+        entropies: list[float | None] = []
+        for row, nats in zip(self.kl_by_step, self.entropy_by_step, strict=False):
+            for kl, h in zip(row, nats, strict=False):
+                if kl is not None and kl < best:
+                    best, entropy = kl, h
+            kls.append(best if best < math.inf else None)
+            entropies.append(entropy)
+        return kls, entropies
+
+
+def letter(place: int) -> str:
+    """A, B, … Z, AA, …: what a run is called in table and figures."""
+    return chr(65 + place) if place < 26 else letter(place // 26 - 1) + letter(place % 26)
+
+
+def colour_of(place: int) -> str:
+    return PALETTE[place % len(PALETTE)]
+
+
+# Tables.
+
+
+def summary_table(runs: Sequence[KeptRun]) -> pd.DataFrame:
+    """One row a run; units in the names."""
+    return pd.DataFrame(
+        {
+            "run": [letter(place) for place in range(len(runs))],
+            "run_id": [run.run_id for run in runs],
+            "model": [run.model for run in runs],
+            "method": [run.method for run in runs],
+            "slots": [run.slots for run in runs],
+            "target": [run.recipe for run in runs],
+            "target_entropy_bits": [run.target_entropy_nats / NATS_PER_BIT for run in runs],
+            "status": [run.status for run in runs],
+            "kl_nats": [run.kl_nats for run in runs],
+            "kl_mean_nats": [sum(run.finite_restarts) / max(len(run.finite_restarts), 1) for run in runs],
+            "kl_worst_nats": [max(run.finite_restarts, default=math.nan) for run in runs],
+            "restarts": [len(run.kl_nats_per_restart) for run in runs],
+            "kl_reencoded_nats": [run.kl_reencoded_nats for run in runs],
+            "floor_nats": [run.floor_nats for run in runs],
+            "above_floor_nats": [run.above_floor_nats for run in runs],
+            "entropy_bits": [run.entropy_nats / NATS_PER_BIT for run in runs],
+            "steps": [run.steps for run in runs],
+            "evaluations": [run.evaluations for run in runs],
+            "seconds": [run.seconds for run in runs],
+        }
+    ).astype(dict.fromkeys(("kl_reencoded_nats", "floor_nats", "above_floor_nats"), "float64"))
+
+
+def curve_table(runs: Sequence[KeptRun]) -> pd.DataFrame:
+    """One row for every run, restart and step."""
+    rows = [
+        (letter(place), run.run_id, restart, step, kl, None if h is None else h / NATS_PER_BIT)
+        for place, run in enumerate(runs)
+        for step, (kls, entropies) in enumerate(zip(run.kl_by_step, run.entropy_by_step, strict=False), start=1)
+        for restart, (kl, h) in enumerate(zip(kls, entropies, strict=False), start=1)
+        if kl is not None
+    ]
+    names = ["run", "run_id", "restart", "step", "kl_nats", "entropy_bits"]
+    types = {"restart": "int64", "step": "int64", "kl_nats": "float64", "entropy_bits": "float64"}
+    return pd.DataFrame(rows, columns=names).astype(types)
+
+
+def write_tables(runs: Sequence[KeptRun], folder: Path) -> dict[str, Path]:
+    """Both tables as CSV and as Parquet; which file is which."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    files: dict[str, Path] = {}
+    for name, table in (("runs", summary_table(runs)), ("curves", curve_table(runs))):
+        files[f"{name} csv"], files[f"{name} parquet"] = (
+            folder / f"dpexplore-{name}.{kind}" for kind in ("csv", "parquet")
+        )
+        table.to_csv(files[f"{name} csv"], index=False)
+        table.to_parquet(files[f"{name} parquet"], index=False)
+    return files
+
+
+# Figures.
+
+
+def kl_figure(runs: Sequence[KeptRun], shown: Sequence[int], axis: Axis = "step") -> go.Figure:
+    """The best KL so far of the `shown` runs in nats; the floor where they share one."""
+    figure = _new_figure(axis, "best KL(p‖q) so far (nats)", "kl")
+    for place in shown:
+        _add_line(figure, runs[place], place, runs[place].best_so_far()[0], axis, "nats")
+    floors = {runs[place].floor_nats for place in shown if len({runs[n].recipe for n in shown}) == 1}
+    if len(floors) == 1 and (floor := next(iter(floors))) is not None and floor > 0:
+        figure.add_hline(
+            floor, line={"color": colour("floor"), "width": 2}, annotation_text=f"certified floor {floor:.2f} nats"
+        )
+        figure.update_annotations(font={"color": colour("floor"), "size": 12}, bgcolor="rgba(0,0,0,0)")
+    return figure
+
+
+def entropy_figure(runs: Sequence[KeptRun], shown: Sequence[int], axis: Axis = "step") -> go.Figure:
+    """The entropy of q at the best prompt so far of the `shown` runs in nats, and their targets'."""
+    figure = _new_figure(axis, "entropy of q (nats)", "h")
+    for place in shown:
+        _add_line(figure, runs[place], place, runs[place].best_so_far()[1], axis, "nats")
+    level = {"color": colour("target"), "width": 1.5, "dash": "dot"}
+    targets = sorted({round(runs[place].target_entropy_nats, 3) for place in shown})
+    for number, nats in enumerate(targets):  # the lowest is named below its line, the highest above
+        position = "bottom right" if number == 0 else "top right" if number == len(targets) - 1 else "bottom left"
+        figure.add_hline(nats, line=level, annotation_text=f"target {nats:.2f} nats", annotation_position=position)
+    return figure.update_annotations(font={"color": colour("target"), "size": 12})
+
+
+def _new_figure(axis: Axis, y_title: str, kind: str) -> go.Figure:
+    x_title = "step" if axis == "step" else "prompts scored, in all restarts"
+    figure = go.Figure(layout=base_layout("", x_title, y_title, measures=[("y", kind, "nats")]))
+    return figure.update_layout(legend={"y": 1.02, "yanchor": "bottom"}, margin={"t": 8})
+
+
+def _add_line(figure: go.Figure, run: KeptRun, place: int, values: list[float | None], axis: Axis, unit: str) -> None:
+    name = f"{letter(place)}  {_short(run.slots, 24)}"
+    figure.add_scatter(
+        x=run.axis(axis),
+        y=values,
+        name=name,
+        mode="lines" if len(values) > 1 else "markers",
+        line={"color": colour_of(place), "width": 2.5, "dash": METHOD_DASHES.get(run.method, "solid")},
+        hovertemplate=f"{letter(place)}: %{{y:.3f}} {unit} at %{{x:.0f}}<extra></extra>",
+        showlegend=True,
+    )
+
+
+def _short(text: str, most: int) -> str:
+    plain = text.replace("<", "‹").replace(">", "›")  # Plotly reads some HTML in names
+    return plain if len(plain) <= most else plain[: most - 1] + "…"
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)

@@ -1,0 +1,362 @@
+"""The six lessons: what each shows, asks and answers. Every number is computed when it is asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import pairwise
+
+import gradio as gr
+import torch
+from gradio.components import Component
+
+from dpexplore.models import LanguageModel
+from dpexplore.targets import Target, capture, entropy, top_tokens
+from dpexplore.tuning import TuneConfig
+from dpexplore.ui.components.markup import bar, probability, progress_bar, quantity, token
+from dpexplore.ui.context import AppContext
+
+WORDS = ("yes", "no", "maybe")
+SURE, UNSURE = "The capital of France is", "I love"
+LOW_BITS, MIDDLE_BITS, HIGH_BITS = 2.0, 8.0, 15.0
+FORGOTTEN = (1e-1, 1e-3, 1e-6, 1e-12)
+STEPS = 80
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What a lesson works with; the model is waited for."""
+
+    app: AppContext
+    session: str
+    model: str
+
+    @property
+    def lm(self) -> LanguageModel:
+        return self.app.pool.load(self.model).lm
+
+    def floor_nats(self, target: Target) -> float:
+        return max(0.0, self.app.floors.start(self.lm, target).result().lower_bound_nats)
+
+
+@dataclass(frozen=True)
+class Answer:
+    right: int
+    """Which option is true, by the numbers."""
+    html: str
+
+
+@dataclass(frozen=True)
+class Lesson:
+    key: str
+    title: str
+    text: str
+    """What there is to know beforehand, as HTML."""
+    controls: Callable[[], list[Component]]
+    look: Callable[..., str]
+    """Desk and the controls' values -> what moves with them, as HTML."""
+    question: str
+    options: tuple[str, ...]
+    answer: Callable[..., Generator[str | Answer]]
+    """Desk and the controls' values -> HTML while it works, then the answer."""
+    lesson: str
+    """What to take along, as HTML."""
+
+
+def bars(rows: Sequence[tuple[str, float, str]], role: str, top: float | None = None, label: str = "") -> str:
+    """A list of bars; `rows` are (name as HTML, size, the number as HTML)."""
+    most = top or max((size for _, size, _ in rows), default=1) or 1
+    items = "".join(f"<li><span>{name}</span>{bar(size / most, role)}<b>{told}</b></li>" for name, size, told in rows)
+    return f"<ol class='dpx-bars' aria-label='{escape(label)}'>{items}</ol>"
+
+
+def softmax(logits: Sequence[float]) -> list[float]:
+    return torch.tensor(logits, dtype=torch.float64).softmax(-1).tolist()
+
+
+def entropy_bits(probs: Sequence[float]) -> float:
+    return -sum(p * math.log2(p) for p in probs if p > 0)
+
+
+def kl_nats(p: Sequence[float], q: Sequence[float]) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+
+
+def highest(values: Sequence[float]) -> int:
+    return max(range(len(values)), key=values.__getitem__)
+
+
+# 1. Softmax.
+
+
+def _logit_sliders() -> list[Component]:
+    return [
+        gr.Slider(-5, 5, 2 - i, step=0.1, label=f"Logit of “{word}”", elem_id=f"lesson-logit-{word}")
+        for i, word in enumerate(WORDS)
+    ]
+
+
+def _look_softmax(desk: Desk, *logits: float) -> str:
+    probs = softmax(logits)
+    shown = [(token(word), p, f"{p:.3f}") for word, p in zip(WORDS, probs, strict=True)]
+    told = f"<p class='dpx-note'>Entropy: {entropy_bits(probs):.2f} bits, at most log₂ 3 = {math.log2(3):.2f}.</p>"
+    return bars(shown, "achieved", 1, "Probabilities of the three words") + told
+
+
+def _answer_softmax(desk: Desk, *logits: float) -> Generator[str | Answer]:
+    before, after = softmax(logits), softmax([logit + 3 for logit in logits])
+    moved = max(abs(a - b) for a, b in zip(before, after, strict=True))
+    right = 0 if moved < 1e-9 else 1 if max(after) > max(before) else 2
+    told = " · ".join(f"{escape(w)} {a:.3f} → {b:.3f}" for w, a, b in zip(WORDS, before, after, strict=True))
+    once = softmax([logits[0] + 1, *logits[1:]])
+    odds = (once[0] / once[1]) / (before[0] / before[1])
+    yield Answer(
+        right,
+        f"<p>With 3 added to each: {told}. Only differences count. Add 1 to the first alone and its odds "
+        f"against the second grow {odds:.2f}-fold, which is e.</p>",
+    )
+
+
+# 2. A model's own distribution.
+
+
+def _prompt_box() -> list[Component]:
+    return [gr.Textbox(SURE, label="Prompt", max_lines=2, elem_id="lesson-prompt")]
+
+
+def _look_model(desk: Desk, text: str) -> str:
+    target = capture(text).build(desk.lm)
+    top = top_tokens(target, desk.lm, 6)
+    rows = [(token(item.token), item.probability, probability(item.probability)) for item in top]
+    return (
+        bars(rows, "achieved", 1, "Most probable next tokens")
+        + f"<p class='dpx-note'>These six hold {sum(item.probability for item in top):.0%} of the probability; "
+        f"{desk.lm.vocab_size - 6:,} other tokens share the rest. Entropy: {target.entropy_bits:.2f} bits, as "
+        f"uncertain as a fair choice of {2**target.entropy_bits:,.1f} tokens.</p>"
+    )
+
+
+def _answer_model(desk: Desk, text: str) -> Generator[str | Answer]:
+    bits = [capture(prompt).build(desk.lm).entropy_bits for prompt in (SURE, UNSURE)]
+    rows = [(f"“{escape(prompt)}”", b, f"{b:.2f} bits") for prompt, b in zip((SURE, UNSURE), bits, strict=True)]
+    yield Answer(2 if abs(bits[0] - bits[1]) < 0.1 else highest(bits), bars(rows, "achieved", label="Entropies"))
+
+
+# 3. KL.
+
+
+def _share_slider() -> list[Component]:
+    return [gr.Slider(0.001, 0.999, 0.2, step=0.001, label="q's probability of “yes”", elem_id="lesson-share")]
+
+
+def _look_kl(desk: Desk, share: float) -> str:
+    p, q = (0.5, 0.5), (share, 1 - share)
+    rows = [("KL(p‖q)", kl_nats(p, q), quantity(kl_nats(p, q), "kl", 3))]
+    rows += [("KL(q‖p)", kl_nats(q, p), quantity(kl_nats(q, p), "kl", 3))]
+    even = "<p class='dpx-note'>The target p: “yes” and “no”, one half each.</p>"
+    return even + bars(rows, "achieved", 3.5, "Divergences")
+
+
+def _answer_kl(desk: Desk, share: float) -> Generator[str | Answer]:
+    found = [kl_nats((0.5, 0.5), (q, 1 - q)) for q in FORGOTTEN]
+    rows = [(f"q = {q:g}", kl, quantity(kl, "kl")) for q, kl in zip(FORGOTTEN, found, strict=True)]
+    steps = [after - before for before, after in pairwise(found)]
+    right = 1 if min(steps) > 0.5 else 0 if found[-1] > found[0] else 2
+    back = kl_nats((FORGOTTEN[-1], 1 - FORGOTTEN[-1]), (0.5, 0.5))
+    yield Answer(
+        right,
+        bars(rows, "achieved", label="KL as q forgets a token")
+        + f"<p>The other way round, KL(q‖p) ends at {quantity(back, 'kl')}: the two directions punish different "
+        "mistakes. dpexplore minimises KL(p‖q): whatever the target wants must not be forgotten.</p>",
+    )
+
+
+# 4. Searching for a prompt.
+
+
+def _middle_slider() -> list[Component]:
+    return [gr.Slider(5, 12, MIDDLE_BITS, step=0.5, label="The middle target (bits)", elem_id="lesson-middle")]
+
+
+def _three_bits(desk: Desk, middle: float) -> tuple[float, float, float]:
+    return LOW_BITS, middle, min(HIGH_BITS, math.log2(desk.lm.vocab_size) - 0.5)
+
+
+def _look_search(desk: Desk, middle: float) -> str:
+    rows = [(f"{b:g} bits", b, f"≈ {2**b:,.0f} tokens") for b in _three_bits(desk, middle)]
+    return bars(rows, "target", math.log2(desk.lm.vocab_size), "Entropies of the three targets")
+
+
+def _answer_search(desk: Desk, middle: float) -> Generator[str | Answer]:
+    bits = _three_bits(desk, middle)
+    targets = [entropy(bits=b, seed=0).build(desk.lm) for b in bits]
+    config = TuneConfig.preset("fast", method="soft", restarts=1, steps=STEPS, screen=1)
+    server = desk.app.pool.get(desk.model).server
+    runs = [server.submit(target, desk.app.admit(desk.lm, config), owner=desk.session) for target in targets]
+    try:
+        for run in runs:
+            while not run.finished:
+                done = sum(len(run.steps) for run in runs) / (STEPS * len(runs))
+                yield progress_bar("Three searches at once", min(done, 1.0))
+                run.wait(0.4)
+        found = [run.result.kl_nats for run in runs]
+    finally:
+        for run in runs:
+            run.cancel()
+    rows = [(f"{b:g} bits", kl, quantity(kl, "kl")) for b, kl in zip(bits, found, strict=True)]
+    yield Answer(
+        highest(found),
+        bars(rows, "achieved", label="KL that is left")
+        + f"<p>KL(p‖q) that is left after {STEPS} steps. The paper found this hill on every model it tried: very sharp "
+        "and very flat targets are easy, the ones between are hard. Why? It could be the Transformer, or the search. "
+        "Or the very last layers.</p>",
+    )
+
+
+# 5. The head alone.
+
+
+def _entropy_slider() -> list[Component]:
+    return [gr.Slider(0, 15, 4, step=0.5, label="Entropy of the target (bits)", elem_id="lesson-bits")]
+
+
+def _look_head(desk: Desk, bits: float) -> str:
+    floor = desk.floor_nats(entropy(bits=bits, seed=0).build(desk.lm))
+    return (
+        f"<p class='dpx-floor' data-floor='{floor:.6f}'>At {bits:g} bits no prompt brings this model closer than "
+        f"<b>{quantity(floor, 'kl')}</b>.</p>"
+        f"<p class='dpx-note'>{desk.lm.vocab_size:,} logits are made from {desk.lm.hidden_size:,} numbers: logits = "
+        "A·u + b, where u is the hidden vector after the final norm, which also bounds how long u is. So most lists of "
+        "logits cannot occur, whatever the prompt.</p>"
+    )
+
+
+def _answer_head(desk: Desk, bits: float) -> Generator[str | Answer]:
+    asked, found = _three_bits(desk, MIDDLE_BITS), []
+    for number, b in enumerate(asked):
+        yield progress_bar(f"The floor at {b:g} bits", number / len(asked))
+        found.append(desk.floor_nats(entropy(bits=b, seed=0).build(desk.lm)))
+    rows = [(f"{b:g} bits", floor, quantity(floor, "kl")) for b, floor in zip(asked, found, strict=True)]
+    yield Answer(
+        highest(found),
+        bars(rows, "floor", label="Certified floors")
+        + "<p>The same hill, and no Transformer was run: these numbers need only the last two layers. Compare them "
+        "with what the search left over in lesson 4: that much of it no search could have removed.</p>",
+    )
+
+
+# 6. Which tokens go together.
+
+
+def _shuffle_controls() -> list[Component]:
+    return [
+        gr.Textbox(UNSURE, label="Prompt", max_lines=2, elem_id="lesson-said"),
+        gr.Slider(1, 9, 1, step=1, label="Shuffle number", elem_id="lesson-shuffle"),
+    ]
+
+
+def _look_shuffle(desk: Desk, text: str, seed: float) -> str:
+    said = capture(text)
+    columns = []
+    for title, recipe in (("as the model says it", said), ("shuffled", said.shuffle(seed=int(seed)))):
+        top = top_tokens(recipe.build(desk.lm), desk.lm, 4)
+        rows = [(token(item.token), item.probability, probability(item.probability)) for item in top]
+        columns.append(f"<div><p class='dpx-note'>{title}</p>{bars(rows, 'target', label=title)}</div>")
+    return f"<div class='dpx-columns'>{''.join(columns)}</div>"
+
+
+def _answer_shuffle(desk: Desk, text: str, seed: float) -> Generator[str | Answer]:
+    said, found = capture(text), []
+    for title, recipe in (("as it is", said), ("shuffled", said.shuffle(seed=int(seed)))):
+        yield progress_bar(f"The floor of the target {title}", len(found) / 2)
+        found.append(desk.floor_nats(recipe.build(desk.lm)))
+    rows = [
+        (name, floor, quantity(floor, "kl"))
+        for name, floor in zip(("as the model says it", "shuffled"), found, strict=True)
+    ]
+    yield Answer(
+        1 if found[1] - found[0] > 0.05 else 0,
+        bars(rows, "floor", label="Certified floors")
+        + "<p>The probabilities are the same, so is the entropy; only who gets which has changed. The head gives "
+        "similar tokens similar logits, because it makes all of them from the same few numbers. It can raise words "
+        "that belong together; it cannot raise an arbitrary hundred and leave their neighbours alone.</p>",
+    )
+
+
+LESSONS = (
+    Lesson(
+        "softmax",
+        "From logits to probabilities",
+        "A model gives each token a number, its <b>logit</b>. <b>Softmax</b> turns the numbers into probabilities: "
+        "each is e to the power of its logit, divided by the sum of all. Move the three logits and watch.",
+        _logit_sliders,
+        _look_softmax,
+        "If 3 is added to all three logits, what do the probabilities do?",
+        ("They stay the same", "The largest one grows", "They become more equal"),
+        _answer_softmax,
+        "A distribution is a list of logit <b>differences</b>.",
+    ),
+    Lesson(
+        "model",
+        "A prompt is a question, the answer a distribution",
+        "After every prompt the model gives one probability to each token of its vocabulary. How spread out they are "
+        "is the <b>entropy</b>, in bits. Write prompts of your own.",
+        _prompt_box,
+        _look_model,
+        "Which prompt leaves the model less sure, that is, gives the higher entropy?",
+        (f"“{SURE}”", f"“{UNSURE}”", "About the same"),
+        _answer_model,
+        "You choose the prompt; the model chooses the distribution. Can it be turned round?",
+    ),
+    Lesson(
+        "kl",
+        "How far apart are two distributions?",
+        "<b>KL(p‖q)</b> measures how badly q stands in for a target p: the average of log p/q, weighted by p. It is 0 "
+        "only when both are equal. Move q.",
+        _share_slider,
+        _look_kl,
+        "q's probability of “yes” goes to 0, while p wants one half. What does KL(p‖q) do?",
+        ("It grows towards a limit", "It grows without limit", "It falls"),
+        _answer_kl,
+        "KL is a distance with a direction: forgetting what the target wants is the dear mistake.",
+    ),
+    Lesson(
+        "search",
+        "Turning it round: search for the prompt",
+        "Choose a distribution, then look for the prompt that makes the model say it. Here are three targets over "
+        "arbitrary tokens: a sharp one, one in the middle, and a nearly flat one. Five free vectors each.",
+        _middle_slider,
+        _look_search,
+        "Which target will the search stay farthest away from?",
+        ("The sharp one", "The one in the middle", "The nearly flat one"),
+        _answer_search,
+        "Hardness is a hill over entropy.",
+    ),
+    Lesson(
+        "head",
+        "The last two layers alone",
+        "Whatever the Transformer does, it ends in one vector u of fixed length; a table A makes all logits from it. "
+        "What that step cannot do, no prompt can. The <b>certified floor</b> is the least KL left. Move the entropy.",
+        _entropy_slider,
+        _look_head,
+        "No search this time: at which of these entropies is the floor itself highest?",
+        (f"{LOW_BITS:g} bits", f"{MIDDLE_BITS:g} bits", f"{HIGH_BITS:g} bits"),
+        _answer_head,
+        "Much of the hill belongs to the softmax head, not to the Transformer.",
+    ),
+    Lesson(
+        "together",
+        "Which tokens go together",
+        "Take what the model really says after a prompt: that it can say. Now deal the same probabilities out to other "
+        "tokens at random. Choose a prompt and a shuffle.",
+        _shuffle_controls,
+        _look_shuffle,
+        "The entropy is the same as before. What about the floor?",
+        ("It stays at 0", "It rises well above 0"),
+        _answer_shuffle,
+        "What limits a model is not how spread out a distribution is, but whether its tokens belong together. Go to "
+        "<b>Explore</b> and try to prove it wrong.",
+    ),
+)

@@ -1,0 +1,137 @@
+"""What the page shows of a target before anything is tuned."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from dpexplore.errors import InputError
+from dpexplore.models import LanguageModel
+from dpexplore.serving.streams import RankStream
+from dpexplore.targets import Target, outlier_mass, outlier_range, pos_histogram, search_tokens, token_id, top_tokens
+from dpexplore.ui.components.markup import bar, message, probability, token
+from dpexplore.ui.components.recipes import read_weights, token_value
+from dpexplore.ui.context import AppContext, check_single_tokens, sentence
+
+SHOWN_TOKENS = 8
+MOST_MATCHES = 50
+"""Matches of a search that are offered at once."""
+MOST_BARS = 12
+"""Weights by hand that get a bar; further ones are edited as text."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    stream: str
+    """The rank chart's stream."""
+    tokens: str
+    """The most probable tokens, as HTML."""
+    facts: str
+    """Entropy and what it means, as HTML."""
+
+
+def preview(lm: LanguageModel, target: Target) -> Preview:
+    """Rank against probability, the top tokens, the entropy in bits and nats. InputError for targets over strings."""
+    check_single_tokens(target)
+    name = hashlib.sha256(f"{lm.identity} {target.recipe}".encode()).hexdigest()[:12]
+    stream = RankStream(name, target.probs.numpy(), lm.token_text).text
+    return Preview(stream, tokens_html(lm, target), facts_html(target))
+
+
+def tokens_html(lm: LanguageModel, target: Target) -> str:
+    top = [item for item in top_tokens(target, lm, SHOWN_TOKENS) if item.probability > 0]
+    rows = "".join(
+        f"<li>{token(item.token)}{bar(item.probability / top[0].probability, 'target')}"
+        f"<b>{probability(item.probability)}</b></li>"
+        for item in top
+    )
+    return f"<ol class='dpx-top' aria-label='Most probable tokens of the target'>{rows}</ol>"
+
+
+def facts_html(target: Target) -> str:
+    bits, nats = target.entropy_bits, target.entropy_nats
+    choices = 2**bits
+    among = f"{choices:,.0f}" if choices >= 10 else f"{choices:.2f}".rstrip("0").rstrip(".")
+    warnings = "".join(message(str(text), "error") for text in target.provenance.get("warnings", []))
+    moved = target.provenance.get("migration")
+    if moved:
+        warnings = (
+            f"<p class='dpx-note'>Migrated: {moved['mass_kept']:.0%} of the probability and "
+            f"{moved['tokens_kept']:.0%} of the tokens exist here.</p>{warnings}"
+        )
+    return (
+        f"<p class='dpx-facts-line'><b data-bits='{bits:.6f}'>{bits:.2f} bits</b> = <b>{nats:.2f} nats</b>, "
+        f"a fair choice of <b>{escape(among)}</b></p>{warnings}"
+    )
+
+
+def outlier_line(app: AppContext, model: str, bits: float, count: float, picks: list[str] | None) -> Any:
+    """What k outliers can hold at this entropy, and up to where they stand out (App. A)."""
+    if not model:
+        return gr.skip()
+    k = len(picks) if picks else int(count)
+    try:
+        size = app.pool.get(model).lm.vocab_size
+        mass, span = outlier_mass(size, k, bits), outlier_range(size, k)
+    except Exception as error:
+        return message(sentence(error), "error")
+    some = "1 outlier holds" if k == 1 else f"{k} outliers hold"
+    beyond = " Above that nothing is asked of them." if bits > span.max_bits else ""
+    return (
+        f"<p class='dpx-note'>At {bits:.2f} bits {some} m = <b>{mass:.2f}</b> of the probability; "
+        f"they stand out from 0 to {span.max_bits:.2f} bits.{beyond}</p>"
+    )
+
+
+def token_choices(app: AppContext, model: str, query: str, picks: list[str] | None) -> Any:
+    """Tokens that match, and those already chosen: never the whole vocabulary."""
+    if not model:
+        return gr.skip()
+    lm = app.pool.get(model).lm
+    kept = [(pick[1:], pick) for pick in picks or ()]
+    found = [
+        (f"{item.token.replace(' ', '␣')}  (id {item.token_id})", _unique_value(lm, item.token_id, item.token))
+        for item in search_tokens(lm, query, MOST_MATCHES)
+    ]
+    return gr.update(choices=[*kept, *(choice for choice in found if choice[1] not in (picks or ()))])
+
+
+def _unique_value(lm: LanguageModel, i: int, text: str) -> str:
+    """A token by its text where that names it alone, by its id elsewhere."""
+    try:
+        return token_value(text if token_id(lm, text) == i else i)
+    except InputError:
+        return token_value(i)
+
+
+def pos_bars(app: AppContext, model: str, tag: str, mode: str) -> Any:
+    """The vocabulary's part-of-speech histogram (Fig. 12)."""
+    if not model:
+        return gr.skip()
+    try:
+        counts = pos_histogram(app.pool.get(model).lm, "paper" if mode == "paper" else "strict")
+    except Exception as error:
+        return message(sentence(error), "error")
+    top = max(counts.values(), default=1)
+    rows = "".join(
+        f"<li class='{'is-chosen' if name == tag else ''}'><code>{escape(name)}</code>"
+        f"{bar(n / top, 'target')}<b>{n:,}</b></li>"
+        for name, n in list(counts.items())[:8]
+    )
+    return f"<ol class='dpx-top is-pos' aria-label='Tokens of each part of speech'>{rows}</ol>"
+
+
+def hand_bars(lines: str) -> Any:
+    """The weights as sliders, for assets/page.js: one line of JSON."""
+    try:
+        weights = read_weights(lines)
+    except InputError:
+        return gr.skip()
+    return json.dumps(
+        [{"token": str(token), "weight": weight} for token, weight in weights[:MOST_BARS]], ensure_ascii=False
+    )

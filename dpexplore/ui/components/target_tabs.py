@@ -1,0 +1,155 @@
+"""The tabs of the target designer: one panel for each way of making a distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from dpexplore.targets import Recipe
+from dpexplore.targets.by_pos import MODES, TAGS
+from dpexplore.ui.components import recipes
+from dpexplore.ui.components.widgets import sliders, view
+
+MOST_OUTLIERS = 100
+
+
+@dataclass(frozen=True)
+class Tab:
+    """One tab: its controls by name, and how their values become a recipe."""
+
+    key: str
+    item: gr.Tab
+    controls: dict[str, Component]
+    """In the order of `recipe`'s arguments."""
+    recipe: Callable[..., Recipe]
+    follows: Sequence[Any]
+    """The events that set the target."""
+    extras: dict[str, Component] = field(default_factory=dict)
+    """What the tab shows or asks beside its recipe."""
+
+
+def build_tabs() -> list[Tab]:
+    return [_entropy_tab(), _outliers_tab(), _prompt_tab(), _pos_tab(), _hand_tab(), _file_tab()]
+
+
+def _seed(elem_id: str, **settings: Any) -> gr.Number:
+    return gr.Number(0, label="Seed", precision=0, minimum=0, elem_id=elem_id, min_width=60, scale=1, **settings)
+
+
+def _entropy_tab() -> Tab:
+    with gr.Tab("Entropy", id="entropy", elem_id="tab-entropy") as item:
+        bits = gr.Slider(0, 15.58, 7, step=0.01, label="Entropy of the target (bits)", elem_id="entropy-bits")
+        with gr.Row(elem_classes="dpx-inline"):
+            seed = _seed("entropy-seed")
+            method = gr.Dropdown(
+                list(recipes.METHOD_NAMES.values()),
+                label="Reached by",
+                elem_id="entropy-method",
+                min_width=150,
+                scale=3,
+            )
+    controls: dict[str, Component] = {"bits": bits, "seed": seed, "method": method}
+    return Tab("entropy", item, controls, recipes.entropy_recipe, [bits.input, seed.input, method.input])
+
+
+def _outliers_tab() -> Tab:
+    with gr.Tab("Outliers", id="outliers", elem_id="tab-outliers") as item:
+        bits = gr.Slider(0, 15.58, 7, step=0.01, label="Entropy (bits)", elem_id="outlier-bits")
+        count = gr.Slider(1, MOST_OUTLIERS, 5, step=1, label="Outlier tokens", elem_id="outlier-count")
+        with gr.Row(elem_classes="dpx-inline"):
+            query = gr.Textbox(
+                "", label="Find tokens", placeholder="yes", elem_id="outlier-search", scale=2, min_width=80
+            )
+            picks = gr.Dropdown(
+                [], multiselect=True, label="Chosen (none: random)", elem_id="outlier-picks", scale=4, min_width=120
+            )
+            seed = _seed("outlier-seed")
+        mass = view(elem_id="outlier-range")
+    controls: dict[str, Component] = {"outlier_bits": bits, "count": count, "outlier_seed": seed, "picks": picks}
+    follows = [bits.input, count.input, seed.input, picks.input]
+    return Tab("outliers", item, controls, recipes.outliers_recipe, follows, {"query": query, "mass": mass})
+
+
+def _prompt_tab() -> Tab:
+    with gr.Tab("Prompt", id="prompt", elem_id="tab-prompt") as item:
+        text = gr.Textbox(
+            "I love", label="Target: what the model says after this text", lines=2, max_lines=4, elem_id="prompt-text"
+        )
+        with gr.Row(elem_classes="dpx-inline"):
+            options = gr.CheckboxGroup(
+                [recipes.BOS, recipes.CHAT],
+                value=[recipes.BOS],
+                label="With",
+                elem_id="prompt-options",
+                min_width=190,
+                scale=3,
+            )
+            source = gr.Textbox(
+                "",
+                label="Said by (migrates)",
+                placeholder="this model",
+                elem_id="prompt-source",
+                min_width=110,
+                scale=2,
+            )
+        with gr.Row(elem_classes="dpx-inline"):
+            length = gr.Number(
+                5, label="Random tokens", precision=0, minimum=1, elem_id="prompt-length", min_width=60, scale=2
+            )
+            seed = _seed("prompt-seed")
+            random = gr.Button("Use a random prompt", elem_id="prompt-random", scale=3, min_width=120)
+    controls: dict[str, Component] = {"text": text, "source": source, "options": options}
+    extras: dict[str, Component] = {"length": length, "prompt_seed": seed, "random": random}
+    return Tab(
+        "prompt", item, controls, recipes.prompt_recipe, [text.input, source.submit, source.blur, options.input], extras
+    )
+
+
+def _pos_tab() -> Tab:
+    with gr.Tab("Parts of speech", id="pos", elem_id="tab-pos") as item:
+        with gr.Row(elem_classes="dpx-inline"):
+            tag = gr.Dropdown(
+                list(TAGS), value="NOUN", label="Part of speech", elem_id="pos-tag", scale=3, min_width=100
+            )
+            count = gr.Number(100, label="Tokens", precision=0, minimum=1, elem_id="pos-count", min_width=60, scale=2)
+            seed = _seed("pos-seed")
+            mode = gr.Radio(list(MODES), value=MODES[0], label="Tagging", elem_id="pos-mode", scale=3, min_width=120)
+        histogram = view(elem_id="pos-histogram")
+    controls: dict[str, Component] = {"tag": tag, "pos_count": count, "pos_seed": seed, "mode": mode}
+    follows = [tag.input, count.input, seed.input, mode.input]
+    return Tab("pos", item, controls, recipes.pos_recipe, follows, {"histogram": histogram})
+
+
+def _hand_tab() -> Tab:
+    with gr.Tab("By hand", id="hand", elem_id="tab-hand") as item:
+        with gr.Row(elem_classes="dpx-inline dpx-top-aligned"):
+            lines = gr.Textbox(
+                recipes.HAND_EXAMPLE,
+                label="Token and weight, one a line",
+                lines=4,
+                max_lines=4,
+                elem_id="hand-lines",
+                scale=2,
+                min_width=120,
+            )
+            bars = sliders(elem_id="hand-bars", min_width=140)
+        rest = gr.Slider(0, 0.99, 0, step=0.01, label="Share of all other tokens", elem_id="hand-rest")
+    controls: dict[str, Component] = {"lines": lines, "rest": rest}
+    return Tab("hand", item, controls, recipes.hand_recipe, [lines.input, rest.input], {"bars": bars})
+
+
+def _file_tab() -> Tab:
+    with gr.Tab("File", id="file", elem_id="tab-file") as item:
+        path = gr.File(
+            label=".npz, or .csv or .json of tokens",
+            file_types=[".npz", ".csv", ".json"],
+            file_count="single",
+            type="filepath",
+            elem_id="target-file",
+            height=120,
+        )
+    return Tab("file", item, {"path": path}, recipes.file_recipe, [path.upload])

@@ -1,0 +1,318 @@
+"""The Compare tab: finished runs side by side, their curves over one another, and all of it to take away."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import gradio as gr
+
+from dpexplore.errors import InputError
+from dpexplore.plots import figure_json
+from dpexplore.serving.journal import new_run_id
+from dpexplore.tuning import load_capsule
+from dpexplore.ui.components.compare_runs import (
+    Axis,
+    KeptRun,
+    colour_of,
+    entropy_figure,
+    kl_figure,
+    letter,
+    write_tables,
+)
+from dpexplore.ui.components.markup import message, quantity, table
+from dpexplore.ui.components.target_panel import QUIET
+from dpexplore.ui.components.widgets import axis_switch, card_title, chart, view
+from dpexplore.ui.context import AppContext, sentence
+
+MOST_RUNS = 24
+"""A page compares so many; the ones kept first give way."""
+KEPT_IN_MEMORY = 256
+STORAGE_KEY = "dpexplore-compare"
+STORAGE_SECRET = "which runs a browser compares"  # no secret: it keeps the browser's own list in one piece
+EMPTY = (
+    "<div class='dpx-empty-card dpx-compare-empty'><b>Nothing to compare yet.</b><br>Every run that ends in "
+    "<b>Explore</b> is kept here by itself. Tune the same target soft and hard, or two targets of the same entropy, "
+    "and come back; or open the capsules of earlier runs with the button above.</div>"
+)
+AXES = [("steps", "step"), ("prompts scored", "evaluations")]
+FILES = ("runs csv", "runs parquet", "curves csv", "curves parquet")
+
+_SCRIPT = """
+const root = element.querySelector('.dpx-view');
+const show = () => { root.innerHTML = props.value || ''; };
+watch('value', show); show();
+root.addEventListener('change', (event) => {
+  const box = event.target.closest('input[data-run-id]');
+  if (box) trigger('input', { toggle: box.dataset.runId });
+});
+root.addEventListener('click', (event) => {
+  const button = event.target.closest('button[data-drop]');
+  if (button) trigger('input', { drop: button.dataset.drop });
+});
+if (!window.dpxImages) {
+  window.dpxImages = true;
+  document.addEventListener('click', async (event) => {
+    const button = event.target.closest('button[data-image]');
+    if (!button) return;
+    const [id, format] = button.dataset.image.split(':');
+    const plot = document.querySelector(`#${id} .js-plotly-plot`);
+    if (!plot || !plot.data.length) return;
+    // On paper: dark ink on white, whatever the page's own colours are.
+    const layout = JSON.parse(JSON.stringify(plot.layout));
+    const ink = '#1C1C1A', grid = '#DDDBD3';
+    Object.assign(layout, { paper_bgcolor: '#fff', plot_bgcolor: '#fff', width: 1000, height: 600, autosize: false });
+    layout.font = { family: 'Helvetica, Arial, sans-serif', color: ink, size: 15 };
+    layout.margin = { l: 70, r: 24, t: 60, b: 60 };
+    for (const name of Object.keys(layout).filter((key) => /^[xy]axis/.test(key)))
+      Object.assign(layout[name], { gridcolor: grid, linecolor: ink, tickcolor: ink, zerolinecolor: grid });
+    const scale = format === 'png' ? 3 : 1;
+    const url = await window.Plotly.toImage({ data: plot.data, layout }, { format, width: 1000, height: 600, scale });
+    Object.assign(document.createElement('a'), { href: url, download: `dpexplore-${id}.${format}` }).click();
+  });
+}
+"""
+
+
+class Library:
+    """Runs to compare, by their ids, read from their journals once."""
+
+    def __init__(self, app: AppContext) -> None:
+        self._app = app
+        self._read: OrderedDict[str, KeptRun] = OrderedDict()
+        self._gate = Lock()
+
+    def runs(self, run_ids: Sequence[str]) -> list[KeptRun]:
+        """Those of the runs that there are, in the same order."""
+        return [run for run_id in run_ids if (run := self._run(run_id)) is not None]
+
+    def add_capsule(self, path: Path) -> str:
+        """Keep an uploaded capsule as if it had been run here; its id. InputError if it is none."""
+        capsule, run_id = load_capsule(path), new_run_id()
+        kept = KeptRun.of(run_id, capsule)
+        file = self._app.journal.open(run_id, str(capsule["model"]["name"]), _head(capsule))
+        if file is None:
+            raise InputError("The server cannot keep the capsule: its disk does not take it.")
+        file.end(capsule, None)
+        with self._gate:
+            self._read[run_id] = kept
+        return run_id
+
+    def _run(self, run_id: str) -> KeptRun | None:
+        with self._gate:
+            if run_id in self._read:
+                self._read.move_to_end(run_id)
+                return self._read[run_id]
+        record = self._app.journal.read(run_id)
+        try:
+            run = None if record is None else KeptRun.of_record(record)
+        except InputError:  # a journal of another version
+            run = None
+        if run is not None:
+            with self._gate:
+                self._read[run_id] = run
+                while len(self._read) > KEPT_IN_MEMORY:
+                    self._read.popitem(last=False)
+        return run
+
+
+def _head(capsule: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in capsule.items() if name not in ("result", "restarts", "history")}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a browser compares, as it keeps it."""
+
+    run_ids: tuple[str, ...] = ()
+    hidden: frozenset[str] = frozenset()
+
+    @classmethod
+    def read(cls, stored: Any) -> Choice:
+        """From the browser's store, which may hold anything."""
+        stored = stored if isinstance(stored, dict) else {}
+        lists = [stored.get(name) if isinstance(stored.get(name), list) else [] for name in ("runs", "hidden")]
+        ids, hidden = ([item for item in items or [] if isinstance(item, str)] for items in lists)
+        return cls(tuple(dict.fromkeys(ids))[-MOST_RUNS:], frozenset(hidden))
+
+    def stored(self) -> dict[str, list[str]]:
+        return {"runs": list(self.run_ids), "hidden": sorted(self.hidden & set(self.run_ids))}
+
+    def with_runs(self, run_ids: Sequence[str]) -> Choice:
+        return Choice(tuple(dict.fromkeys([*self.run_ids, *run_ids]))[-MOST_RUNS:], self.hidden)
+
+    def changed(self, told: dict[str, Any]) -> Choice:
+        """After a click in the table."""
+        if (dropped := told.get("drop")) is not None:
+            return Choice(tuple(run_id for run_id in self.run_ids if run_id != dropped), self.hidden)
+        return Choice(self.run_ids, self.hidden ^ {str(told.get("toggle"))})
+
+
+def compare_table(runs: Sequence[KeptRun], hidden: frozenset[str]) -> str:
+    """The runs as HTML."""
+    if not runs:
+        return EMPTY
+    headers = [
+        ("", "is-check"),
+        ("run", "is-token"),
+        ("target", "is-token"),
+        ("KL(p‖q)", "is-num"),
+        ("above floor", "is-num"),
+        ("mean to worst", "is-num"),
+        ("re-encoded", "is-num"),
+        ("entropy of q, of p", "is-num"),
+        ("steps", "is-num"),
+        ("scored", "is-num"),
+        ("time", "is-num"),
+        ("", "is-check"),
+    ]
+    rows = [_row(run, place, run.run_id not in hidden) for place, run in enumerate(runs)]
+    return table(headers, rows, "Untick a run to take its curves away; what is kept here stays in this browser")
+
+
+def _row(run: KeptRun, place: int, shown: bool) -> list[str]:
+    name = letter(place)
+    restarts = run.finite_restarts
+    mean = sum(restarts) / len(restarts) if restarts else None
+    spread = f"{quantity(mean, 'kl')} to {quantity(max(restarts), 'kl')}" if len(restarts) > 1 else "one restart"
+    swatch = f"<b class='dpx-letter' style='--run:{colour_of(place)}'>{name}</b>"
+    described = (
+        f"<a href='?run={run.run_id}' title='Open this run in Explore'>{escape(run.method)}</a> "
+        f"<small>{escape(run.slots[:40])} · {escape(run.model[:40])}</small>"
+    )
+    return [
+        f"<input type='checkbox' data-run-id='{run.run_id}' aria-label='Show run {name}'{' checked' * shown}>{swatch}",
+        described,
+        f"<code title='{escape(run.recipe)}'>{escape(run.recipe[:44])}{'…' * (len(run.recipe) > 44)}</code>",
+        f"<b data-kl='{run.kl_nats:.6f}'>{quantity(run.kl_nats, 'kl', 3)}</b>",
+        quantity(run.above_floor_nats, "kl", 3) if run.above_floor_nats is not None else "–",
+        spread,
+        quantity(run.kl_reencoded_nats, "kl", 3) if run.kl_reencoded_nats is not None else "–",
+        f"{quantity(run.entropy_nats, 'h')}, {quantity(run.target_entropy_nats, 'h')}",
+        f"{run.steps:,}",
+        f"{run.evaluations:,}",
+        f"{run.seconds:,.1f} s",
+        f"<button type='button' class='dpx-drop' data-drop='{run.run_id}' aria-label='Take run {name} off'>×</button>",
+    ]
+
+
+def compared(library: Library, choice: Choice, axis: Axis, folder: Path) -> list[Any]:
+    """Values for (stored, table, KL figure, entropy figure, note, *files)."""
+    runs = library.runs(choice.run_ids)
+    choice = Choice(tuple(run.run_id for run in runs), choice.hidden)
+    shown = [place for place, run in enumerate(runs) if run.run_id not in choice.hidden]
+    figures = ["", ""]
+    if shown:
+        drawn = kl_figure(runs, shown, axis), entropy_figure(runs, shown, axis)
+        figures = [figure_json(figure) + "\n" for figure in drawn]
+    files = write_tables(runs, folder) if runs else {}
+    buttons = [gr.update(value=str(files[name]) if runs else None, interactive=bool(runs)) for name in FILES]
+    return [choice.stored(), compare_table(runs, choice.hidden), *figures, "", *buttons]
+
+
+def kept_runs() -> gr.BrowserState:
+    """What this browser compares, here and when the page is opened again."""
+    return gr.BrowserState(Choice().stored(), storage_key=STORAGE_KEY, secret=STORAGE_SECRET)
+
+
+@dataclass(frozen=True)
+class ComparePanel:
+    add: gr.UploadButton
+    note: gr.HTML
+    rows: gr.HTML
+    files: list[gr.DownloadButton]
+    axis: gr.Radio
+    kl: gr.HTML
+    entropy: gr.HTML
+
+
+def _build_panel() -> ComparePanel:
+    with gr.Column(elem_classes="dpx-card", elem_id="compare-card"):
+        with gr.Row(elem_classes="dpx-title-row"):
+            card_title("Runs side by side")
+            several: dict[str, Any] = {"file_types": [".json"], "file_count": "multiple"}
+            add = gr.UploadButton("Add capsules", size="sm", elem_id="compare-add", scale=0, **several)
+        note = view(live=True, elem_id="compare-note")
+        template = "<div class='dpx-view'></div>"
+        rows = gr.HTML(
+            EMPTY, html_template=template, js_on_load=_SCRIPT, apply_default_css=False, elem_id="compare-table"
+        )
+        with gr.Row(elem_id="compare-files"):
+            ids = [f"compare-{name.replace(' ', '-')}" for name in FILES]
+            files = [
+                gr.DownloadButton(_file_label(name), interactive=False, size="sm", elem_id=elem_id)
+                for name, elem_id in zip(FILES, ids, strict=True)
+            ]
+            axis = gr.Radio(AXES, value="step", label="Curves along", elem_id="compare-axis")
+    with gr.Row(elem_id="compare-charts"):
+        empty = "Every ticked run becomes a line here: its best KL so far."
+        kl = _figure("compare-kl", "Distance to the target", empty)
+        empty = "And here: the entropy of what that best prompt says."
+        entropy = _figure("compare-entropy", "Entropy of what the prompts say", empty)
+    return ComparePanel(add, note, rows, files, axis, kl, entropy)
+
+
+def build_compare(app: AppContext, result: gr.HTML, stored: gr.BrowserState) -> None:
+    """The tab, beside the others of the page's navigation. A run is kept as soon as its `result` is there."""
+    library = Library(app)
+    with gr.Tab("Compare", id="compare") as tab, gr.Column(elem_id="compare-page"):
+        panel = _build_panel()
+    outputs = [stored, panel.rows, panel.kl, panel.entropy, panel.note, *panel.files]
+
+    def keep(kept: Any, request: gr.Request) -> dict[str, list[str]]:
+        return Choice.read(kept).with_runs(app.sessions.finished(request.session_hash or "")).stored()
+
+    def opened(kept: Any, axis: Axis, request: gr.Request) -> list[Any]:
+        session = request.session_hash or ""
+        choice = Choice.read(kept).with_runs(app.sessions.finished(session))
+        return compared(library, choice, axis, _folder(session))
+
+    def clicked(kept: Any, axis: Axis, request: gr.Request, event: gr.EventData) -> list[Any]:
+        choice = Choice.read(kept).changed(event._data)
+        app.sessions.forget_finished(request.session_hash or "", event._data.get("drop"))
+        return compared(library, choice, axis, _folder(request.session_hash or ""))
+
+    def added(paths: list[str], kept: Any, axis: Axis, request: gr.Request) -> list[Any]:
+        choice, problem = Choice.read(kept), ""
+        for path in paths or []:
+            try:
+                choice = choice.with_runs([library.add_capsule(Path(path))])
+            except Exception as error:
+                problem = sentence(error)
+        values = compared(library, choice, axis, _folder(request.session_hash or ""))
+        values[4] = message(problem, "error")
+        return values
+
+    settings = [stored, panel.axis]
+    result.change(keep, stored, stored, **QUIET)
+    gr.on([tab.select, panel.axis.input], opened, settings, outputs, **QUIET)
+    panel.rows.input(clicked, settings, outputs, **QUIET)  # type: ignore[attr-defined]
+    panel.add.upload(added, [panel.add, *settings], outputs, **QUIET)
+
+
+def _figure(name: str, title: str, empty: str) -> gr.HTML:
+    buttons = "".join(
+        f"<button type='button' data-image='{name}:{kind}' aria-label='{title} as {kind}'>{kind.upper()}</button>"
+        for kind in ("png", "svg")
+    )
+    switch = axis_switch(f"Axis of {title}", f"{name}:scale")
+    caption = f"<h2>{escape(title)}</h2>{switch}<span class='dpx-copy'>{buttons}</span>"
+    with gr.Column(elem_classes="dpx-card", min_width=320):
+        return chart("figure", [("dpx-figure", caption)], empty, elem_id=name)
+
+
+def _file_label(name: str) -> str:
+    what, kind = name.split()
+    return f"{'Table' if what == 'runs' else 'Curves'}, {'CSV' if kind == 'csv' else 'Parquet'}"
+
+
+def _folder(session: str) -> Path:
+    """Where a session's tables lie until Gradio has taken them over."""
+    safe = "".join(character for character in session if character.isalnum())[:40]
+    return Path(tempfile.gettempdir()) / "dpexplore-compare" / (safe or "nobody")
