@@ -16,7 +16,7 @@ from dpexplore.errors import InputError
 from dpexplore.models import DEFAULT_MODEL, LanguageModel, load_model
 from dpexplore.models.default_model import GGUF_MEMBER, cache_folder, prepare_default_model
 from dpexplore.targets import Target, entropy
-from tests.browser import PATIENCE, find_chromium
+from tests.browser.driver import PATIENCE, find_chromium
 from tests.tiny_models import save_tiny_model
 
 settings.register_profile("no speed asked for", deadline=None)  # the machine may be busy

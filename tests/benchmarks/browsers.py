@@ -32,7 +32,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from dpexplore.models import DEFAULT_MODEL, load_model
 from dpexplore.targets import entropy
 from dpexplore.tuning import Engine, TuneConfig
-from tests.browser import chromium_path
+from tests.browser.driver import chromium_path
 from tests.live_server import free_port, start_server
 
 SETTLING_SECONDS = 10.0

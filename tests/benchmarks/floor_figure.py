@@ -4,7 +4,7 @@
     python -m tests.benchmarks.floor_figure --draw     # draws again from the CSV
 
 Soft tuning by the `paper` preset (prefix 5, AdamW 0.1, best of 5 restarts), one vanilla target (Eq. 1) for each
-entropy; all targets are tuned together. Drawing needs a Chromium (see tests/browser.py).
+entropy; all targets are tuned together. Drawing needs a Chromium (see tests/browser/driver.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from playwright.sync_api import sync_playwright
 
 import dpexplore as dp
 from dpexplore.plots import FloorPoint, colour, floor_curve
-from tests.browser import chromium_path
+from tests.browser.driver import chromium_path
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 CSV, PNG = ASSETS / "floor_over_entropy.csv", ASSETS / "floor_over_entropy.png"

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from dpexplore.ui.context import AppContext
 from dpexplore.ui.page import build, launch_settings
-from tests.browser import chromium_path
+from tests.browser.driver import chromium_path
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 PATIENCE = 600_000

@@ -15,7 +15,7 @@ import pytest
 from dpexplore.errors import InputError
 from dpexplore.experiments import Store, load_spec, run_sweep
 from dpexplore.experiments.ray_executor import RayExecutor
-from tests.test_sweep import assert_the_same, by_id, sweep, write_spec
+from tests.experiments.test_sweep import assert_the_same, by_id, sweep, write_spec
 
 ray = pytest.importorskip("ray")
 pytestmark = [

@@ -21,7 +21,7 @@ from dpexplore.serving.journal import Journal
 from dpexplore.serving.model_pool import ModelPool
 from dpexplore.ui.context import AppContext
 from dpexplore.ui.page import build, launch_settings
-from tests.browser import PATIENCE
+from tests.browser.driver import PATIENCE
 
 pytestmark = [
     pytest.mark.browser,

@@ -33,7 +33,7 @@ from dpexplore.experiments.statistics import (
     rise_and_fall,
     unimodal_r2,
 )
-from tests.browser import find_chromium
+from tests.browser.driver import find_chromium
 from tests.made_up_results import fill_store
 
 ALL = tuple(f"{name}-small" for name in known_specs())

@@ -106,7 +106,7 @@ def test_killed_within_a_commit_the_store_is_as_before_it(tmp_path: Path, moment
 
 FULL = """
 import resource, sys
-from tests.test_sweep_store import Store, rows, InputError
+from tests.experiments.test_sweep_store import Store, rows, InputError
 store = Store(sys.argv[1])
 with store.locked():
     store.commit(rows(0))

@@ -119,7 +119,7 @@ def test_settings_are_an_object(settings: Any) -> None:
 
 
 def test_mcp_is_a_flag_that_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     code = (
         "import importlib.util as u, sys; f = u.find_spec; u.find_spec = lambda n, *a: None if n == 'mcp' else f(n, *a)"
     )
