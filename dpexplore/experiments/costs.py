@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from dpexplore.errors import InputError
-from dpexplore.models.config import count_parameters, read_config
+from dpexplore.models.config import read_config
 from dpexplore.models.loading import RANDOM_PREFIX
 from dpexplore.models.random_model import BYTES_LLAMA, bytes_llama_config
 from dpexplore.models.registry import REGISTRY, default_device, default_dtype, memory_needed
+from dpexplore.models.sizes import count_parameters
 
 PROBE = 1024
 """Side of the matrices whose product is timed."""
@@ -41,9 +42,9 @@ def model_size(name: str, device: str | None = None) -> ModelSize | None:
         return ModelSize(entry.parameters, entry.vocab_size, None, needed)
     try:
         config = bytes_llama_config() if bare == BYTES_LLAMA else read_config(Path(bare).expanduser(), bare)
+        parameters = count_parameters(config, bare)
     except InputError:
         return None
-    parameters = count_parameters(config)
     text = config.get_text_config()
     return ModelSize(parameters, text.vocab_size, text.hidden_size, memory_needed(parameters, dtype))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 
@@ -12,12 +11,12 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
     PretrainedConfig,
 )
 
 from dpexplore.errors import InputError
 from dpexplore.models.registry import memory_needed, memory_present
+from dpexplore.models.sizes import check_layers
 
 
 def read_config(folder: Path, name: str) -> PretrainedConfig:
@@ -38,6 +37,7 @@ def read_config(folder: Path, name: str) -> PretrainedConfig:
             f"{name} has the architecture {model_type}, which the installed transformers does not know; "
             "upgrade transformers or choose another model."
         )
+    check_layers(raw, name)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the config classes validate with exceptions of many kinds
@@ -64,13 +64,6 @@ def check_causal(config: PretrainedConfig, name: str) -> None:
             f"{name} is not a causal language model ({config.model_type}); "
             "choose one that predicts the next token, such as gpt2 or smollm2-135m."
         )
-
-
-def count_parameters(config: PretrainedConfig) -> int:
-    """Parameters of the architecture, tied ones once, without allocating any."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def check_fits(name: str, parameters: int, dtype: torch.dtype, device: torch.device) -> None:

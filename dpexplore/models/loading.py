@@ -19,12 +19,13 @@ from transformers import (
 
 from dpexplore.errors import InputError
 from dpexplore.models import gguf, hub
-from dpexplore.models.config import check_causal, check_fits, count_parameters, read_config
+from dpexplore.models.config import check_causal, check_fits, read_config
 from dpexplore.models.default_model import DEFAULT_MODEL, IDENTITY, Progress, prepare_default_model
 from dpexplore.models.language_model import LanguageModel
 from dpexplore.models.quiet import quiet_libraries
 from dpexplore.models.random_model import BYTES_LLAMA, bytes_llama_config, bytes_tokenizer, initialise
 from dpexplore.models.registry import REGISTRY, default_device, default_dtype
+from dpexplore.models.sizes import count_parameters
 
 RANDOM_PREFIX = "random:"
 _TOKENIZER_FILES = (
@@ -98,7 +99,7 @@ class _Loader:
     def gguf_file(self, name: str) -> LanguageModel:
         file = Path(name).expanduser()
         config, tokenizer = _read_gguf(file, name)
-        check_fits(name, count_parameters(config), self.dtype, self.device)
+        check_fits(name, count_parameters(config, name), self.dtype, self.device)
         self.progress(f"Unpacking {name}", None)
         try:
             model = gguf.dequantise(file)
@@ -109,7 +110,7 @@ class _Loader:
     def random(self, name: str, seed: int) -> LanguageModel:
         wanted = name.removeprefix(RANDOM_PREFIX).strip()
         config, tokenizer = self._config_and_tokenizer(wanted)
-        check_fits(name, count_parameters(config), self.dtype, self.device)
+        check_fits(name, count_parameters(config, name), self.dtype, self.device)
         return self._finish(name, initialise(config, seed), tokenizer, f"random:{seed}:{wanted}")
 
     def _config_and_tokenizer(self, wanted: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
@@ -128,7 +129,7 @@ class _Loader:
         return read_config(folder, wanted), _read_tokenizer(folder, wanted)
 
     def _preflight(self, folder: Path, name: str) -> None:
-        check_fits(name, count_parameters(read_config(folder, name)), self.dtype, self.device)
+        check_fits(name, count_parameters(read_config(folder, name), name), self.dtype, self.device)
 
     def _from_folder(self, folder: Path, name: str, identity: str | None) -> LanguageModel:
         """identity: None for a folder whose weights must be hashed to name them."""
