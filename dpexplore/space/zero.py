@@ -21,8 +21,8 @@ from dpexplore.models.registry import default_device, default_dtype
 from dpexplore.targets import Target
 from dpexplore.tuning import Engine, Run, TuneConfig, TuneStep
 from dpexplore.tuning.engine.checkpoint import Checkpoint, carry_on, checkpoint, pack, taken_up, unpack
-from dpexplore.tuning.engine.rows import RowOutcome
 from dpexplore.tuning.init.layout import Start
+from dpexplore.tuning.record.outcome import RowOutcome
 from dpexplore.tuning.run import Best
 
 logger = logging.getLogger(__name__)

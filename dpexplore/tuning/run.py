@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,17 +15,29 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target
 from dpexplore.tuning.config import TuneConfig
-from dpexplore.tuning.engine.rows import ParkedRow, RowOutcome
+from dpexplore.tuning.engine.capacity import Capacity
+from dpexplore.tuning.engine.parked import ParkedRow
 from dpexplore.tuning.init.layout import NO_TOKEN, Layout, Start, initial_prompt
 from dpexplore.tuning.objectives.sequences import objective_for
 from dpexplore.tuning.record.build import build_result
+from dpexplore.tuning.record.outcome import BestPrompt, RowOutcome
 from dpexplore.tuning.record.steps import Status, TuneResult, TuneStep
-
-if TYPE_CHECKING:
-    from dpexplore.tuning.engine.preparation import Preparation
 
 PREPARATION_SECONDS = 0.5
 """What a run does before its first step is told this often, behind a server thread."""
+
+
+class Preparation(Protocol):
+    """What is done before a run's restarts can begin, a part at a time."""
+
+    @property
+    def text(self) -> str:
+        """What is being done, and how far it is."""
+        ...
+
+    def advance(self, capacity: Capacity) -> bool:
+        """Make a part; whether the run is ready. InputError if it never will be."""
+        ...
 
 
 class RowReport(NamedTuple):
@@ -297,18 +309,6 @@ class Run:
             self._drive()
         else:
             self.wait(seen=seen)
-
-
-class BestPrompt(NamedTuple):
-    """The best prompt of a run that is still moving."""
-
-    loss: float
-    kl_nats: float
-    restart: int
-    ids: Tensor
-    """`(pos,)`, `NO_TOKEN` at soft positions."""
-    embeds: Tensor
-    """`(pos hidden)` float32 on the CPU."""
 
 
 class Told(NamedTuple):

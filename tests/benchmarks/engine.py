@@ -59,7 +59,7 @@ def overhead(lm: dp.LanguageModel, target: dp.Target, rows: int, pairs: int) -> 
         run = engine.submit(target, config)
         stack = RowStack(lm)
         stack.admit([Row(run, restart) for restart in range(rows)])
-        step, bare, ratio = paired(engine.step, bare_pass(lm, stack.embeds, target.probs.float()), pairs)
+        step, bare, ratio = paired(engine.step, bare_pass(lm, stack.prompts.embeds, target.probs.float()), pairs)
         print(
             f"  {method:5} {rows:4} rows   step {step:6.3f} s   bare pass {bare:6.3f} s   ratio {ratio:.3f}", flush=True
         )

@@ -21,7 +21,7 @@ from dpexplore.targets import Target, entropy
 from dpexplore.tuning import KNOBS, Engine, TuneConfig, fig4_slots, load_capsule, replay, resume, tune
 from dpexplore.tuning.engine.passes import Batch, Evaluation
 from dpexplore.tuning.engine.rows import Row, RowStack, rules_of
-from dpexplore.tuning.init.layout import Layout, initial_prompt
+from dpexplore.tuning.init.layout import NO_TOKEN, Layout, initial_prompt
 from dpexplore.tuning.init.policy import POLICIES, allowed_ids, survives
 from dpexplore.tuning.objectives.next_token import (
     DIVERGENCES,
@@ -31,7 +31,8 @@ from dpexplore.tuning.objectives.next_token import (
     top_overlap,
 )
 from dpexplore.tuning.rules.hard import SearchMemory, _regress
-from dpexplore.tuning.rules.soft import LBFGS
+from dpexplore.tuning.rules.lbfgs import LBFGS
+from dpexplore.tuning.rules.state import PromptState
 
 TinyLM = Callable[[str], LanguageModel]
 
@@ -123,18 +124,21 @@ def test_nan_ends_every_rules_row_alone(
 # L-BFGS.
 
 
+def begun(starts: torch.Tensor) -> PromptState:
+    """Rows of soft tokens alone, starts `(rows pos hidden)`."""
+    soft = torch.ones(starts.shape[:2], dtype=torch.bool)
+    return PromptState.of(torch.full(soft.shape, NO_TOKEN), starts, soft, ~soft, torch.zeros(len(starts)).long())
+
+
 def quadratic_rows(curvatures: torch.Tensor, starts: torch.Tensor, steps: int) -> torch.Tensor:
     """Loss of every step of L-BFGS on ½ Σ c x², rows side by side; curvatures and starts `(rows size)`."""
-    rule, config = LBFGS(), TuneConfig(memory=10)
-    begun = [rule.begin(start[None], config) for start in starts]
-    state = {name: torch.stack([row[name] for row in begun]) for name in begun[0]}
-    state["embeds"] = starts[:, None].clone()
-    state["soft"] = torch.ones(len(starts), 1, dtype=torch.bool)
+    rule, prompts = LBFGS(10), begun(starts[:, None])
+    state = rule.begin(prompts.embeds, [TuneConfig()] * len(starts))
     losses = []
     for _ in range(steps):
-        x = state["embeds"][:, 0]
+        x = prompts.embeds[:, 0]
         losses.append((curvatures * x.square()).sum(1) / 2)
-        rule.update(state, losses[-1], (curvatures * x)[:, None])
+        rule.update(state, prompts, losses[-1], (curvatures * x)[:, None])
     return torch.stack(losses)
 
 
@@ -172,16 +176,14 @@ def test_lbfgs_needs_no_more_evaluations_than_torchs() -> None:
 
 def test_lbfgs_comes_back_from_where_nothing_is_finite() -> None:
     """−log x + x beyond a wall: trials over the wall are infinite, and the rule stays on this side."""
-    rule, config = LBFGS(), TuneConfig(memory=5)
-    begun = rule.begin(torch.tensor([[0.05]]), config)
-    state = {name: value[None] for name, value in begun.items()}
-    state["embeds"], state["soft"] = torch.tensor([[[0.05]]]), torch.ones(1, 1, dtype=torch.bool)
+    rule, prompts = LBFGS(5), begun(torch.tensor([[[0.05]]]))
+    state = rule.begin(prompts.embeds, [TuneConfig()])
     best = math.inf
     for _ in range(60):
-        x = state["embeds"][0]
+        x = prompts.embeds[0]
         loss = torch.where(x > 0, x - x.clamp_min(1e-9).log(), torch.nan).reshape(1)
         best = min(best, float(loss.nan_to_num(math.inf)))
-        rule.update(state, loss, (1 - 1 / x)[None])
+        rule.update(state, prompts, loss, (1 - 1 / x)[None])
     assert best == pytest.approx(1, abs=1e-5)
 
 
@@ -208,7 +210,7 @@ def first_proposals(
 
 def test_gcg_candidates_are_those_of_a_brute_force(lm: LanguageModel, target: Target) -> None:
     stack, batch, found = first_proposals(lm, target, "gcg")
-    base = stack.ids[0].tolist()
+    base = stack.prompts.ids[0].tolist()
     assert found.grad is not None
     table = lm.embed(torch.arange(lm.vocab_size)[None])[0].detach()
     ordinary = lm.ordinary_ids.tolist()

@@ -81,7 +81,7 @@ def test_hard_rule_is_equation_4_left_to_right(lm: LanguageModel, target: Target
     stack.admit([Row(run, 0)])
     ordinary = set(lm.ordinary_ids.tolist())
     for step in range(7):
-        before = stack.ids[0].tolist()
+        before = stack.prompts.ids[0].tolist()
         embeds = lm.embed(torch.tensor([before])).detach().requires_grad_()
         scores = run.objective.score(lm, embeds, [run.objective])
         (grad,) = torch.autograd.grad(scores.loss.sum(), embeds)
@@ -90,12 +90,12 @@ def test_hard_rule_is_equation_4_left_to_right(lm: LanguageModel, target: Target
         change = ((table - embeds[0, offset].detach()) * grad[0, offset]).sum(-1)
         wanted = min(ordinary, key=lambda token: float(change[token]))
         advance(stack, scores.loss.detach(), grad)
-        after = stack.ids[0].tolist()
+        after = stack.prompts.ids[0].tolist()
         assert after[offset] == wanted
         assert [token for i, token in enumerate(after) if i != offset] == [
             token for i, token in enumerate(before) if i != offset
         ]
-        assert torch.allclose(stack.embeds[0], lm.embed(stack.ids)[0].float())
+        assert torch.allclose(stack.prompts.embeds[0], lm.embed(stack.prompts.ids)[0].float())
 
 
 def test_objective_is_kl_from_log_probabilities(lm: LanguageModel, target: Target) -> None:

@@ -10,7 +10,6 @@ import torch
 from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.engine.engine import Engine
 from dpexplore.tuning.engine.preparation import SoftPart
-from dpexplore.tuning.engine.rows import Row
 from dpexplore.tuning.run import Run
 
 
@@ -35,8 +34,7 @@ def checkpoint(engine: Engine, run: Run) -> Checkpoint:
         "told": run.told,
         "soft": checkpoint(engine, run.preparation.soft) if isinstance(run.preparation, SoftPart) else None,
     }
-    rows = [(row.restart, row.memory, state) for row, state in run.parked]
-    return Checkpoint(pack(record), pack({"parked": rows, "best": run.best}))
+    return Checkpoint(pack(record), pack({"parked": run.parked, "best": run.best}))
 
 
 def taken_up(engine: Engine, saved: Checkpoint) -> Run:
@@ -47,8 +45,7 @@ def taken_up(engine: Engine, saved: Checkpoint) -> Run:
     run = engine.prepare(record["target"], config, record["starts"], record["resumed_from"], record["owner"])
     if isinstance(run.preparation, SoftPart):
         run.preparation.go_on(taken_up(engine, record["soft"]))
-    run.told, run.best = record["told"], rows["best"]
-    run.parked = [(Row(run, restart, memory), state) for restart, memory, state in rows["parked"]]
+    run.told, run.best, run.parked = record["told"], rows["best"], rows["parked"]
     return run
 
 

@@ -201,7 +201,7 @@ class Engine:
         if more < 0:
             run.parked += self._stack_of(run).park(run, -more)
         elif more > 0:
-            self._stack_of(run).resume(run.parked[:more])
+            self._stack_of(run).resume(run, run.parked[:more])
             fresh = more - len(run.parked[:more])
             del run.parked[:more]
             if fresh:
@@ -226,7 +226,7 @@ class Engine:
             if run.out_of_time:
                 run.cancel()
             if run.ending and run.parked:
-                self._stack_of(run).resume(run.parked)
+                self._stack_of(run).resume(run, run.parked)
                 run.parked = []
         for key, stack in list(self._stacks.items()):
             for row, outcome in stack.leave():
@@ -325,8 +325,8 @@ class Engine:
 
     def _report(self, stack: RowStack) -> None:
         """Tell every run the numbers of its rows."""
-        state = stack.state
-        columns = [state[name].tolist() for name in ("finite", "now_kl", "now_entropy", "evaluations")]
+        prompts = stack.prompts
+        columns = [numbers.tolist() for numbers in (prompts.finite, prompts.kl, prompts.entropy, prompts.evaluations)]
         told: dict[Run, dict[int, RowReport]] = {}
         for row, finite, kl, entropy, evaluations in zip(stack.rows, *columns, strict=True):
             shown = (kl, entropy) if finite and math.isfinite(kl) else (None, None)

@@ -84,10 +84,7 @@ class SoftPart:
         return found or run.beginning(restart)
 
 
-Preparation = LookUp | SoftPart
-
-
-def preparation_of(run: Run) -> Preparation | None:
+def preparation_of(run: Run) -> LookUp | SoftPart | None:
     """What a new run does first; None where its restarts can begin at once. InputError as `Run`."""
     probs = run.objective.token_probs
     if run.starts is not None:

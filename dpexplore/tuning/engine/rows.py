@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from dpexplore.models import LanguageModel
+from dpexplore.tuning.engine.parked import ParkedRow
 from dpexplore.tuning.engine.passes import Batch, Evaluation
 from dpexplore.tuning.init.layout import initial_prompt
+from dpexplore.tuning.record.outcome import RowOutcome, StopReason
+from dpexplore.tuning.rules.adamw import AdamW
 from dpexplore.tuning.rules.hard import GCG, Eq4, HardRule, Search, SearchMemory
-from dpexplore.tuning.rules.soft import LBFGS, AdamW, SoftRule
+from dpexplore.tuning.rules.lbfgs import LBFGS
+from dpexplore.tuning.rules.soft import SoftRule
+from dpexplore.tuning.rules.state import PromptState, RowState
+from dpexplore.tuning.run import Run
 
-if TYPE_CHECKING:
-    from dpexplore.tuning.run import Run
-
-StopReason = Literal["converged", "max_steps", "nonfinite", "cancelled"]
 Rules = tuple[str | None, str | None, int]
 """What makes rows of a kind: the rule of the soft and of the hard slots, and how much the soft rule remembers."""
 
@@ -34,31 +35,32 @@ class Row:
     """What a search over tokens remembers of its own prompts."""
 
 
-ParkedRow = tuple[Row, dict[str, Tensor]]
-"""A row that waits for its turn, with its state: one entry of every tensor of a stack."""
-
-
-@dataclass(frozen=True, eq=False)
-class RowOutcome:
-    """What a row leaves behind."""
-
-    reason: StopReason
-    steps: int
-    evaluations: int
-    loss: float
-    """Lowest value of the objective; infinite if none was finite."""
-    kl_nats: float
-    """KL(p‖q) there."""
-    ids: Tensor
-    """`(pos,)` there, `NO_TOKEN` at soft positions."""
-    embeds: Tensor
-    """`(pos hidden)` float32 on the CPU, there."""
-
-
 def rules_of(run: Run) -> Rules:
     """Rows of runs that agree in this and in their length are stepped together."""
     soft, hard = run.config.rules
     return soft, hard, run.config.memory if soft == "lbfgs" else 0
+
+
+def soft_rule(name: str | None, history_size: int) -> SoftRule:
+    """The rule of the soft slots by its name; where there are none, AdamW, which then moves nothing."""
+    match name:
+        case "adamw" | None:
+            return AdamW()
+        case "lbfgs":
+            return LBFGS(history_size)
+    raise ValueError(f"There is no rule {name!r} for soft slots.")
+
+
+def hard_rule(name: str | None) -> HardRule:
+    """The rule of the hard slots by its name; where there are none it is not asked."""
+    match name:
+        case "eq4" | None:
+            return Eq4()
+        case "gcg":
+            return GCG()
+        case "search":
+            return Search()
+    raise ValueError(f"There is no rule {name!r} for hard slots.")
 
 
 class RowStack:
@@ -71,65 +73,67 @@ class RowStack:
     def __init__(self, lm: LanguageModel, rules: Rules = ("adamw", "eq4", 0)) -> None:
         self.lm = lm
         self.rows: list[Row] = []
-        self.soft_rule: SoftRule = LBFGS() if rules[0] == "lbfgs" else AdamW()
-        self.hard_rule: HardRule = {"gcg": GCG, "search": Search}.get(rules[1] or "", Eq4)()
-        self.state: dict[str, Tensor] = {}
+        self.soft_rule = soft_rule(rules[0], rules[2])
+        self.hard_rule = hard_rule(rules[1])
+        self.prompts: PromptState
+        """Of all rows, as `soft_state`; there are none before the first row."""
+        self.soft_state: RowState
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def embeds(self) -> Tensor:
-        """The prompts to be evaluated next, `(rows pos hidden)` float32."""
-        return self.state["embeds"]
-
-    @property
-    def ids(self) -> Tensor:
-        """Their ids, `(rows pos)`; `NO_TOKEN` at soft positions."""
-        return self.state["ids"]
-
     def admit(self, rows: list[Row]) -> None:
-        """Let rows join, each at its own beginning. InputError if one has none (see `initial_prompt`)."""
-        self.resume([(row, self._begin(row)) for row in rows])
+        """Let rows join, each at its own start. InputError if one has none (see `initial_prompt`)."""
+        device = self.lm.device
+        ids, embeds = (
+            torch.stack(parts) for parts in zip(*(row.run.beginning(row.restart) for row in rows), strict=True)
+        )
+        soft, hard = (
+            torch.stack([getattr(row.run.layout, kind) for row in rows]).to(device) for kind in ("soft", "hard")
+        )
+        spent = torch.tensor([row.run.evaluations_of(row.restart) for row in rows], device=device)
+        state = self.soft_rule.begin(embeds, [row.run.config for row in rows])
+        self._append(rows, PromptState.of(ids, embeds, soft, hard, spent), state)
 
-    def resume(self, parked: list[ParkedRow]) -> None:
-        """Let parked rows go on from where they stood."""
-        if not parked:
-            return
-        stacked = {name: torch.stack([state[name] for _, state in parked]) for name in parked[0][1]}
-        if self.rows:
-            stacked = {name: torch.cat([self.state[name], tensor]) for name, tensor in stacked.items()}
-        self.state = stacked
-        self.rows = self.rows + [row for row, _ in parked]
+    def resume(self, run: Run, parked: list[ParkedRow]) -> None:
+        """Let parked rows of a run go on from where they stood."""
+        if parked:
+            prompts, soft = [one.prompts for one in parked], [one.soft for one in parked]
+            rows = [Row(run, one.restart, one.memory) for one in parked]
+            self._append(rows, PromptState.cat(prompts), type(soft[0]).cat(soft))
 
     def park(self, run: Run, count: int) -> list[ParkedRow]:
         """Take out the last `count` rows of a run with all that they know; what they would do next stays the same."""
-        index = [i for i, row in enumerate(self.rows) if row.run is run][-count:]
-        parked = [(self.rows[i], {name: tensor[i].clone() for name, tensor in self.state.items()}) for i in index]
-        self._keep([i for i in range(len(self.rows)) if i not in set(index)])
+        places = [i for i, row in enumerate(self.rows) if row.run is run][-count:]
+        each = [(i, torch.tensor([i], device=self.lm.device)) for i in places]
+        parked = [
+            ParkedRow(self.rows[i].restart, self.rows[i].memory, self.prompts.pick(at), self.soft_state.pick(at))
+            for i, at in each
+        ]
+        self._keep([i for i in range(len(self.rows)) if i not in set(places)])
         return parked
 
     def step(self) -> Generator[Batch, Evaluation, None]:
         """Ask for the evaluations of one step and move on by them; rows that have ended stay until `leave`."""
         if not self.rows:
             return
-        if any(row.run.config.beginnings > 1 for row in self.rows) and (self.state["step"] == 0).any():
+        prompts = self.prompts
+        if any(row.run.config.beginnings > 1 for row in self.rows) and (prompts.step == 0).any():
             yield from self._screen()
-        state = self.state
-        present = Batch.of_prompts(state["ids"], state["embeds"], grad=True)
+        present = Batch.of_prompts(prompts.ids, prompts.embeds, grad=True)
         found = yield present
         assert found.grad is not None
-        state["step"] = state["step"] + 1
-        state["finite"] = torch.isfinite(found.loss) & torch.isfinite(found.grad).flatten(1).all(1)
-        self.take(found, state["ids"], state["embeds"])
-        state["stale"] = state["stale"] + 1
-        settled = torch.ones_like(state["finite"])
-        if state["soft"].any():
-            settled = self.soft_rule.update(state, found.loss, found.grad)
-        if state["hard"].any():
-            yield from self.hard_rule.turn(self, present.embeds, found, settled & state["finite"])
-        state["stale"] = torch.where(state["improved"], 0, state["stale"])
-        state["improved"] = torch.zeros_like(state["improved"])
+        prompts.step = prompts.step + 1
+        prompts.finite = torch.isfinite(found.loss) & torch.isfinite(found.grad).flatten(1).all(1)
+        self.take(found, prompts.ids, prompts.embeds)
+        prompts.steps_since_best = prompts.steps_since_best + 1
+        settled = torch.ones_like(prompts.finite)
+        if prompts.soft.any():
+            settled = self.soft_rule.update(self.soft_state, prompts, found.loss, found.grad)
+        if prompts.hard.any():
+            yield from self.hard_rule.turn(self, present.embeds, found, settled & prompts.finite)
+        prompts.assign(prompts.improved, steps_since_best=0)
+        prompts.improved = torch.zeros_like(prompts.improved)
 
     def take(self, found: Evaluation, ids: Tensor, embeds: Tensor, rows: Tensor | None = None) -> None:
         """Note the numbers of one prompt a row: what the row reports for this step, and its best.
@@ -137,19 +141,16 @@ class RowStack:
         `found`, ids `(rows pos)` and embeds `(rows pos hidden)` have one entry for each row; `rows` `(rows,)` bool
         leaves some of them out.
         """
-        state = self.state
-        counts = torch.ones_like(state["finite"]) if rows is None else rows
-        better = counts & torch.isfinite(found.loss) & (found.loss < state["best_loss"])
-        for name, now in (("now_kl", found.kl), ("now_entropy", found.entropy)):
-            state[name] = torch.where(counts, now, state[name])
-        bests = {"best_loss": found.loss, "best_kl": found.kl, "best_ids": ids, "best_embeds": embeds}
-        for name, now in bests.items():
-            state[name] = torch.where(better.view(-1, *[1] * (now.ndim - 1)), now, state[name])
-        state["improved"] = state["improved"] | better
+        prompts = self.prompts
+        counts = torch.ones_like(prompts.finite) if rows is None else rows
+        better = counts & torch.isfinite(found.loss) & (found.loss < prompts.best_loss)
+        prompts.assign(counts, kl=found.kl, entropy=found.entropy)
+        prompts.assign(better, best_loss=found.loss, best_kl=found.kl, best_ids=ids, best_embeds=embeds)
+        prompts.improved = prompts.improved | better
 
     def count(self, owners: Tensor) -> None:
-        """So many prompts have been evaluated for each row."""
-        self.state["evaluations"] = self.state["evaluations"] + torch.bincount(owners, minlength=len(self.rows))
+        """Prompts have been evaluated, one for each entry of `owners`, which name their rows."""
+        self.prompts.evaluations = self.prompts.evaluations + torch.bincount(owners, minlength=len(self.rows))
 
     def leave(self) -> list[tuple[Row, RowOutcome]]:
         """Let go of the rows that have ended: by their own rule, or because their run was cancelled."""
@@ -157,11 +158,13 @@ class RowStack:
             return []
         gone: list[tuple[Row, RowOutcome]] = []
         keep: list[int] = []
-        searching = ["stuck", "placed"] if "stuck" in self.state else []
-        names = ["step", "stale", "finite", "evaluations", *searching]
-        columns = zip(*(self.state[name].tolist() for name in names), strict=True)
-        for i, (row, numbers) in enumerate(zip(self.rows, columns, strict=True)):
-            reason = self._reason(row, dict(zip(names, numbers, strict=True)))
+        prompts = self.prompts
+        lost = ~prompts.finite & ~self.soft_rule.returns(self.soft_state)
+        stopped = self.soft_rule.ended(self.soft_state) & ~prompts.hard.any(1)
+        columns = (prompts.step, prompts.evaluations, prompts.steps_since_best, lost, stopped)
+        numbers = zip(*(column.tolist() for column in columns), strict=True)
+        for i, (row, each) in enumerate(zip(self.rows, numbers, strict=True)):
+            reason = self._reason(row, *each)
             if reason is None:
                 keep.append(i)
             else:
@@ -170,85 +173,67 @@ class RowStack:
             self._keep(keep)
         return gone
 
+    def _append(self, rows: list[Row], prompts: PromptState, soft: RowState) -> None:
+        if self.rows:
+            prompts, soft = PromptState.cat([self.prompts, prompts]), type(soft).cat([self.soft_state, soft])
+        self.prompts, self.soft_state, self.rows = prompts, soft, self.rows + rows
+
     def _keep(self, keep: list[int]) -> None:
         """Let go of all other rows."""
         index = torch.tensor(keep, dtype=torch.long, device=self.lm.device)
-        self.state = {name: tensor[index] for name, tensor in self.state.items()}
+        self.prompts, self.soft_state = self.prompts.pick(index), self.soft_state.pick(index)
         self.rows = [self.rows[i] for i in keep]
 
-    def _begin(self, row: Row) -> dict[str, Tensor]:
-        run = row.run
-        ids, embeds = run.beginning(row.restart)
-        device = self.lm.device
-        return {
-            "ids": ids,
-            "embeds": embeds,
-            "soft": run.layout.soft.to(device),
-            "hard": run.layout.hard.to(device),
-            "step": torch.tensor(0, device=device),
-            "evaluations": torch.tensor(run.evaluations_of(row.restart), device=device),
-            "stale": torch.tensor(0, device=device),
-            "finite": torch.tensor(True, device=device),
-            "improved": torch.tensor(False, device=device),
-            "now_kl": torch.tensor(torch.nan, device=device),
-            "now_entropy": torch.tensor(torch.nan, device=device),
-            "best_loss": torch.tensor(torch.inf, device=device),
-            "best_kl": torch.tensor(torch.inf, device=device),
-            "best_ids": ids,
-            "best_embeds": embeds,
-            **self.soft_rule.begin(embeds, run.config),
-        }
-
     def _screen(self) -> Generator[Batch, Evaluation, None]:
-        """Rows at their first step take the best of several random beginnings."""
-        state = self.state
+        """Rows at their first step take the best of several random initialisations."""
+        prompts = self.prompts
         drawn: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        for i, (row, step) in enumerate(zip(self.rows, state["step"].tolist(), strict=True)):
+        for i, (row, step) in enumerate(zip(self.rows, prompts.step.tolist(), strict=True)):
             run = row.run
             if step == 0 and run.config.beginnings > 1 and run.starts is None:
                 draws = range(1, run.config.beginnings)
                 probs, last = run.objective.token_probs, run.last_tokens
                 others = [initial_prompt(self.lm, run.layout, run.config, row.restart, n, probs, last) for n in draws]
-                drawn[i] = [(state["ids"][i], state["embeds"][i]), *others]
+                drawn[i] = [(prompts.ids[i], prompts.embeds[i]), *others]
         if not drawn:
             return
-        owners = torch.tensor([i for i, prompts in drawn.items() for _ in prompts], device=self.lm.device)
+        owners = torch.tensor([i for i, starts in drawn.items() for _ in starts], device=self.lm.device)
         ids, embeds = (torch.stack(parts) for parts in zip(*chain.from_iterable(drawn.values()), strict=True))
         layouts = [self.rows[i].run.layout for i in drawn]
         alike = min(int((layout.soft | layout.hard).long().argmax()) for layout in layouts)
         found = yield Batch(ids, owners, embeds, grad=False, alike=alike)
+        best = torch.arange(len(self.rows), device=self.lm.device)
+        fresh = torch.zeros_like(prompts.finite)
         for i in drawn:
             mine = (owners == i).nonzero()[:, 0]
-            best = mine[found.loss[mine].nan_to_num(torch.inf).argmin()]
-            for name, values in (("ids", ids), ("embeds", embeds)):
-                state[name] = state[name].index_put((torch.tensor(i, device=ids.device),), values[best])
-            if "point" in state:
-                state["point"][i] = embeds[best].reshape(-1)
+            best[i] = mine[found.loss[mine].nan_to_num(torch.inf).argmin()]
+            fresh[i] = True
+        best = torch.where(fresh, best, 0)
+        prompts.assign(fresh, ids=ids[best], embeds=embeds[best])
+        self.soft_rule.rebase(self.soft_state, prompts, prompts.embeds, fresh)
 
     @staticmethod
-    def _reason(row: Row, numbers: dict[str, int | bool]) -> StopReason | None:
+    def _reason(
+        row: Row, step: int, evaluations: int, steps_since_best: int, lost: bool, stopped: bool
+    ) -> StopReason | None:
         config = row.run.config
         if row.run.ending:
             return "cancelled"
-        # A line search may step where nothing is finite and come back, if it has a point to come back to.
-        coming_back = numbers.get("stuck") is False and numbers["placed"]
-        if not numbers["finite"] and not coming_back:
+        if lost:
             return "nonfinite"
-        if numbers.get("stuck") and not row.run.layout.hard.any():
+        if stopped or (config.patience is not None and steps_since_best >= config.patience):
             return "converged"
-        if config.patience is not None and numbers["stale"] >= config.patience:
-            return "converged"
-        spent = config.evaluations is not None and numbers["evaluations"] >= config.evaluations
-        return "max_steps" if spent or numbers["step"] >= config.steps else None
+        spent = config.evaluations is not None and evaluations >= config.evaluations
+        return "max_steps" if spent or step >= config.steps else None
 
     def _outcome(self, i: int, reason: StopReason) -> RowOutcome:
-        state = self.state
+        prompts = self.prompts
         return RowOutcome(
             reason,
-            int(state["step"][i]),
-            int(state["evaluations"][i]),
-            float(state["best_loss"][i]),
-            float(state["best_kl"][i]),
-            state["best_ids"][i].cpu(),
-            state["best_embeds"][i].cpu(),
+            int(prompts.step[i]),
+            int(prompts.evaluations[i]),
+            float(prompts.best_loss[i]),
+            float(prompts.best_kl[i]),
+            prompts.best_ids[i].cpu(),
+            prompts.best_embeds[i].cpu(),
         )

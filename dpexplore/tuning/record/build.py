@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
@@ -18,16 +16,14 @@ from dpexplore.tuning.objectives.next_token import (
     top_overlap,
 )
 from dpexplore.tuning.record.capsule import make_capsule
+from dpexplore.tuning.record.outcome import RecordedRun
 from dpexplore.tuning.record.precision import kl_in_float32
 from dpexplore.tuning.record.steps import NearestToken, TuneResult
-
-if TYPE_CHECKING:
-    from dpexplore.tuning.run import Run
 
 NEAREST_SHOWN = 5
 
 
-def build_result(run: Run) -> TuneResult:
+def build_result(run: RecordedRun) -> TuneResult:
     """The result of a finished run. InputError if it never completed a step or never stayed finite."""
     outcomes = {restart: outcome for restart, outcome in run.outcomes.items() if outcome.loss < torch.inf}
     if not outcomes:
@@ -71,7 +67,7 @@ def build_result(run: Run) -> TuneResult:
     return result
 
 
-def score_ids(run: Run, ids: list[int]) -> Scores:
+def score_ids(run: RecordedRun, ids: list[int]) -> Scores:
     """Score a prompt of ids alone, without any cache."""
     with torch.no_grad():
         return _score(run, run.lm.embed(torch.tensor([ids], device=run.lm.device))[0].float())
@@ -93,7 +89,7 @@ def nearest_tokens(lm: LanguageModel, embeds: Tensor, count: int = NEAREST_SHOWN
     ]
 
 
-def _score(run: Run, embeds: Tensor) -> Scores:
+def _score(run: RecordedRun, embeds: Tensor) -> Scores:
     with torch.no_grad():
         return run.objective.score(run.lm, embeds[None].to(run.lm.device), [run.objective])
 

@@ -8,23 +8,21 @@ import platform
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dpexplore.tuning.init.layout import NO_TOKEN
-
-if TYPE_CHECKING:
-    from dpexplore.tuning.record.steps import TuneResult
-    from dpexplore.tuning.run import Run
+from dpexplore.tuning.record.outcome import RecordedRun
+from dpexplore.tuning.record.steps import TuneResult
 
 FORMAT = "dpexplore capsule"
 FORMAT_VERSION = 1
 
 
-def describe_run(run: Run) -> dict[str, Any]:
+def describe_run(run: RecordedRun) -> dict[str, Any]:
     """The part of a capsule that is known when a run begins: what was asked for, of which model."""
     return {
         "format": FORMAT,
@@ -47,7 +45,7 @@ def describe_run(run: Run) -> dict[str, Any]:
     }
 
 
-def make_capsule(run: Run, result: TuneResult) -> dict[str, Any]:
+def make_capsule(run: RecordedRun, result: TuneResult) -> dict[str, Any]:
     """Everything that made a result and that came of it, as JSON-ready values; KL and entropy in nats."""
     return {
         **describe_run(run),
@@ -78,7 +76,7 @@ def make_capsule(run: Run, result: TuneResult) -> dict[str, Any]:
     }
 
 
-def describe_best(run: Run) -> dict[str, Any] | None:
+def describe_best(run: RecordedRun) -> dict[str, Any] | None:
     """The best prompt of a run that is still moving, as one of a capsule's `restarts`; None before the first step."""
     best = run.best_prompt()
     if best is None or not math.isfinite(best.loss):
@@ -155,7 +153,7 @@ def decode_array(record: dict[str, Any]) -> Tensor:
     return torch.from_numpy(data.reshape(record["shape"]).astype(np.float32))
 
 
-def _restart(run: Run, restart: int) -> dict[str, Any] | None:
+def _restart(run: RecordedRun, restart: int) -> dict[str, Any] | None:
     """Where a restart's best prompt stands, so that it can go on from there; None if it has none."""
     outcome = run.outcomes.get(restart)
     if outcome is None or outcome.loss == math.inf:

@@ -90,10 +90,10 @@ class Eq4:
     """
 
     def turn(self, stack: RowStack, present: Tensor, found: Evaluation, rows: Tensor) -> Turn:
-        state, hard = stack.state, stack.state["hard"]
+        hard = stack.prompts.hard
         assert found.grad is not None
         rows = rows & hard.any(1)
-        turn = (state["step"] - 1) % hard.sum(1).clamp_min(1)
+        turn = (stack.prompts.step - 1) % hard.sum(1).clamp_min(1)
         order = hard.cumsum(1) - 1  # index of each hard position among the hard ones
         position = ((order == turn[:, None]) & hard).long().argmax(1)
         which = torch.arange(len(rows), device=hard.device)
@@ -103,10 +103,10 @@ class Eq4:
         token = scores.argmin(1)
         for i, row in enumerate(stack.rows):
             if row.run.config.round_trip and rows[i]:
-                token[i] = _first_survivor(stack.lm, row, state["ids"][i].tolist(), int(position[i]), scores[i])
+                token[i] = _first_survivor(stack.lm, row, stack.prompts.ids[i].tolist(), int(position[i]), scores[i])
         which, position, token = which[rows], position[rows], token[rows]
-        state["ids"] = state["ids"].index_put((which, position), token)
-        state["embeds"] = state["embeds"].index_put((which, position), table[token].float())
+        stack.prompts.ids = stack.prompts.ids.index_put((which, position), token)
+        stack.prompts.embeds = stack.prompts.embeds.index_put((which, position), table[token].float())
         yield from ()
 
 
@@ -148,7 +148,7 @@ class Search:
                 row.memory.forget()
             where = row.run.layout.hard.nonzero()[:, 0]
             scores = _rank(stack.lm, row, found.grad[i, where], where)
-            row.memory.seen.add(tuple(stack.ids[i].tolist()))
+            row.memory.seen.add(tuple(stack.prompts.ids[i].tolist()))
             wider = min(max(WIDEST, row.run.config.top), row.run.config.top * 2**row.memory.failures)
             singles[i] = _swaps(stack, i, _best_tokens(row, scores, wider), row.memory.seen)
         scored = yield from _score(stack, present, singles)
@@ -180,7 +180,7 @@ class Search:
 
 def _active(stack: RowStack, rows: Tensor) -> list[int]:
     """Rows that have hard positions and may still score prompts."""
-    some = (rows & stack.state["hard"].any(1)).tolist()
+    some = (rows & stack.prompts.hard.any(1)).tolist()
     return [i for i, active in enumerate(some) if active and _room(stack, i) > 0]
 
 
@@ -189,7 +189,7 @@ def _room(stack: RowStack, i: int) -> int:
     config = stack.rows[i].run.config
     if config.evaluations is None:
         return config.candidates
-    return min(config.candidates, config.evaluations - int(stack.state["evaluations"][i]))
+    return min(config.candidates, config.evaluations - int(stack.prompts.evaluations[i]))
 
 
 def _rank(lm: LanguageModel, row: Row, grad: Tensor, where: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ def _learn(row: Row, ids: Tensor, losses: Tensor) -> None:
 
 def _kicked(stack: RowStack, i: int) -> Tensor:
     """A row's best prompt with a few of its hard tokens drawn anew, `(pos,)`; the best itself if none lasts."""
-    row, best = stack.rows[i], stack.state["best_ids"][i]
+    row, best = stack.rows[i], stack.prompts.best_ids[i]
     layout = row.run.layout
     where, rng = layout.hard.nonzero()[:, 0], row.memory.rng
     prompts: list[Prompt] = []
@@ -254,7 +254,7 @@ def _swaps(stack: RowStack, i: int, ranked: Tensor, seen: set[Prompt]) -> list[P
     """
     row = stack.rows[i]
     where = row.run.layout.hard.nonzero()[:, 0].tolist()
-    base, wanted = stack.ids[i].tolist(), _room(stack, i)
+    base, wanted = stack.prompts.ids[i].tolist(), _room(stack, i)
     round_trip = row.run.config.round_trip
     asked = wanted * (SURVIVORS_FROM if round_trip else 1)
     rng = row.memory.rng = row.memory.rng or _generator(row)
@@ -273,7 +273,7 @@ def _swaps(stack: RowStack, i: int, ranked: Tensor, seen: set[Prompt]) -> list[P
 
 def _combine(stack: RowStack, i: int, ids: Tensor, losses: Tensor, before: float) -> list[Prompt]:
     """Prompts of two swaps that each improved on the loss `before`, and of the best swap of every position."""
-    row, base = stack.rows[i], stack.ids[i].tolist()
+    row, base = stack.rows[i], stack.prompts.ids[i].tolist()
     better: list[tuple[float, int, int]] = []
     for place in row.run.layout.hard.nonzero()[:, 0].tolist():
         here = (ids[:, place] != base[place]) & (losses < before)
@@ -327,7 +327,7 @@ def _score(
         best[i] = mine[losses[mine].argmin()]
         scored[i] = ids[mine], losses[mine]
     rows = torch.zeros(len(stack), dtype=torch.bool, device=device).index_fill(0, owners.unique(), True)
-    rows = rows & (losses[best] < stack.state["best_loss"])
+    rows = rows & (losses[best] < stack.prompts.best_loss)
     if rows.any():
         chosen = Batch(ids[best], torch.arange(len(stack), device=device), present, grad=False, swapped=True)
         stack.take(found.pick(best), ids[best], chosen.part(stack.lm, 0, len(stack)), rows)
@@ -336,20 +336,19 @@ def _score(
 
 def _move(stack: RowStack, i: int, present: Tensor, ids: Tensor) -> None:
     """A row goes on from other hard tokens, and from the soft ones it was just evaluated with."""
-    state = stack.state
     soft = ids == NO_TOKEN
     with torch.no_grad():
         words = stack.lm.embed(ids.clamp_min(0)[None])[0].float()
     row = torch.tensor(i, device=ids.device)
-    state["ids"] = state["ids"].index_put((row,), ids)
+    stack.prompts.ids = stack.prompts.ids.index_put((row,), ids)
     if not soft.any():
-        state["embeds"] = state["embeds"].index_put((row,), words)
+        stack.prompts.embeds = stack.prompts.embeds.index_put((row,), words)
         return
     kept = torch.where(soft[:, None], present[i], words)
-    ahead = torch.where(soft[:, None], state["embeds"][i], words)
-    state["embeds"] = state["embeds"].index_put((row,), ahead)
+    ahead = torch.where(soft[:, None], stack.prompts.embeds[i], words)
+    stack.prompts.embeds = stack.prompts.embeds.index_put((row,), ahead)
     moved = torch.zeros(len(stack), dtype=torch.bool, device=ids.device).index_fill(0, row, True)
-    stack.soft_rule.rebase(state, state["embeds"].index_put((row,), kept), moved)
+    stack.soft_rule.rebase(stack.soft_state, stack.prompts, stack.prompts.embeds.index_put((row,), kept), moved)
 
 
 def _first_survivor(lm: LanguageModel, row: Row, ids: list[int], place: int, scores: Tensor) -> int:

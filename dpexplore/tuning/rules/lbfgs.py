@@ -1,0 +1,191 @@
+"""L-BFGS with a line search, for every row by itself, one evaluation a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpexplore.tuning.config import TuneConfig
+from dpexplore.tuning.rules.state import PromptState, RowState
+
+# Line search of Lewis and Overton (2013): an interval that shrinks around a point of sufficient decrease.
+SUFFICIENT_DECREASE = 1e-4
+CURVATURE = 0.9
+MAX_TRIALS = 10
+FIRST_STEP = 0.5
+"""Length of the first step of a search, in units of an embedding; about a sixth of SmolLM2's token norm."""
+MIN_COSINE = 1e-6
+"""A pair of step and gradient change whose cosine is below this says nothing certain about curvature."""
+
+
+@dataclass(eq=False)
+class LBFGSState(RowState):
+    """Each row's line `point + rate · direction`, and the pairs that its directions are made of."""
+
+    point: Tensor
+    """`(rows pos·hidden)` the latest accepted prompt."""
+    point_loss: Tensor
+    """`(rows,)` there."""
+    point_grad: Tensor
+    """`(rows pos·hidden)` there, 0 but at soft positions."""
+    direction: Tensor
+    """`(rows pos·hidden)`."""
+    rate: Tensor
+    """`(rows,)` of the trial under way."""
+    low: Tensor
+    """`(rows,)` the largest rate known to be too small,"""
+    high: Tensor
+    """`(rows,)` and the smallest known to be too large."""
+    trials: Tensor
+    """`(rows,)` made on this line."""
+    placed: Tensor
+    """`(rows,)` bool: whether there is a point."""
+    stuck: Tensor
+    """`(rows,)` bool: not even the gradient's own direction led down."""
+    s: Tensor
+    """`(rows history pos·hidden)` steps taken, a ring (Nocedal and Wright, chapter 7)."""
+    y: Tensor
+    """`(rows history pos·hidden)` changes of the gradient along them."""
+    rho: Tensor
+    """`(rows history)` 1 / sᵀy."""
+    pairs: Tensor
+    """`(rows,)` pairs kept so far; the ring holds the latest."""
+    scale: Tensor
+    """`(rows,)` sᵀy / yᵀy of the latest pair, the first guess of the inverse Hessian."""
+
+
+class LBFGS:
+    """Limited-memory BFGS (Liu and Nocedal, 1989).
+
+    A trial that does not decrease the loss enough shortens the line, one that is still steep lengthens it, any other is
+    the next point. Rows of one batch have one `history_size`.
+    """
+
+    def __init__(self, history_size: int) -> None:
+        self._history_size = history_size
+
+    def begin(self, embeds: Tensor, configs: Sequence[TuneConfig]) -> LBFGSState:
+        point = embeds.flatten(1)
+        vector, number = torch.zeros_like(point), torch.zeros_like(point[:, 0])
+        count, flag = torch.zeros_like(number, dtype=torch.long), torch.zeros_like(number, dtype=torch.bool)
+        history = torch.zeros(len(point), self._history_size, point.shape[1], device=point.device)
+        return LBFGSState(
+            point=point,
+            point_loss=number + torch.inf,
+            point_grad=vector,
+            direction=vector,
+            rate=number,
+            low=number,
+            high=number + torch.inf,
+            trials=count,
+            placed=flag,
+            stuck=flag,
+            s=history,
+            y=history.clone(),
+            rho=torch.zeros(history.shape[:2], device=point.device),
+            pairs=count,
+            scale=number + 1,
+        )
+
+    def update(self, state: LBFGSState, prompts: PromptState, loss: Tensor, grad: Tensor) -> Tensor:
+        finite = torch.isfinite(loss) & torch.isfinite(grad).flatten(1).all(1)
+        loss = torch.where(finite, loss, torch.inf)
+        grad = torch.where(finite.view(-1, 1, 1) & prompts.soft[..., None], grad, 0.0).flatten(1)
+        trial = prompts.embeds.flatten(1)
+        first = ~state.placed
+        steepness = (state.point_grad * state.direction).sum(1)
+        enough = loss <= state.point_loss + SUFFICIENT_DECREASE * state.rate * steepness
+        flat = (grad * state.direction).sum(1) >= CURVATURE * steepness
+        state.trials = state.trials + 1
+        spent = state.trials >= MAX_TRIALS
+        accepted = finite & (first | (enough & (flat | spent)))
+        failed = ~first & ~enough & spent
+        state.stuck = failed & (state.pairs == 0)
+        self._narrow(state, enough, loss, steepness)
+        self._remember(state, trial, grad, accepted & ~first)
+        state.assign(failed, pairs=0)
+        state.assign(accepted, point=trial, point_grad=grad, point_loss=loss)
+        state.placed = state.placed | accepted
+        self._aim(state, accepted | failed)
+        ahead = state.point + state.rate[:, None] * state.direction
+        prompts.embeds = torch.where(prompts.soft[..., None], ahead.view_as(prompts.embeds), prompts.embeds)
+        return accepted
+
+    def rebase(self, state: LBFGSState, prompts: PromptState, embeds: Tensor, rows: Tensor) -> None:
+        """Pairs are kept: the curvature along the soft tokens changes little with one hard token."""
+        state.assign(rows, point=embeds.flatten(1), trials=0)
+        prompts.assign(rows, embeds=embeds)
+        state.placed = state.placed & ~rows
+        state.stuck = state.stuck & ~rows
+
+    def ended(self, state: LBFGSState) -> Tensor:
+        return state.stuck
+
+    def returns(self, state: LBFGSState) -> Tensor:
+        return state.placed & ~state.stuck
+
+    @staticmethod
+    def _narrow(state: LBFGSState, enough: Tensor, loss: Tensor, steepness: Tensor) -> None:
+        """The next rate on the present line: by the parabola through what is known, else by halving or doubling."""
+        rate = state.rate
+        state.high = torch.where(enough, state.high, rate)
+        state.low = torch.where(enough, rate, state.low)
+        rise = (loss - state.point_loss - steepness * rate).clamp_min(1e-30)
+        parabola = torch.nan_to_num(-steepness * rate.square() / (2 * rise))
+        between = torch.where(state.low > 0, (state.low + state.high) / 2, parabola)
+        inside = torch.maximum(torch.minimum(between, state.high * 0.9), rate * 0.1)
+        state.rate = torch.where(torch.isfinite(state.high), inside, 2 * rate)
+
+    @staticmethod
+    def _remember(state: LBFGSState, trial: Tensor, grad: Tensor, accepted: Tensor) -> None:
+        """Keep the step and the change of the gradient along it, the oldest pair making room.
+
+        Every row writes its slot of the ring, those that keep nothing what stands there already.
+        """
+        s, y = trial - state.point, grad - state.point_grad
+        product = (s * y).sum(1)
+        sure = product > MIN_COSINE * torch.linalg.vector_norm(s, dim=1) * torch.linalg.vector_norm(y, dim=1)
+        kept = accepted & sure
+        slot = state.pairs % state.rho.shape[1]
+        wide = slot.view(-1, 1, 1).expand(-1, 1, s.shape[1])
+        for ring, new in ((state.s, s), (state.y, y)):
+            ring.scatter_(1, wide, torch.where(kept[:, None], new, ring.gather(1, wide)[:, 0])[:, None])
+        before = state.rho.gather(1, slot[:, None])[:, 0]
+        state.rho.scatter_(1, slot[:, None], torch.where(kept, 1 / product, before)[:, None])
+        state.assign(kept, scale=product / y.square().sum(1))
+        state.pairs = state.pairs + kept
+
+    def _aim(self, state: LBFGSState, rows: Tensor) -> None:
+        """A new line for some rows: along the quasi-Newton direction, or down the gradient where nothing is known."""
+        direction = self._quasi_newton(state)
+        grad = state.point_grad
+        downhill = (direction * grad).sum(1) < 0
+        state.assign(rows & ~downhill, pairs=0)
+        fresh = state.pairs == 0
+        direction = torch.where(fresh[:, None], -grad, direction)
+        # After a failed search the gradient's own direction is tried with a tenth of the usual first step.
+        reach = torch.where(state.trials >= MAX_TRIALS, 0.1 * FIRST_STEP, FIRST_STEP)
+        rate = torch.where(fresh, reach / torch.linalg.vector_norm(grad, dim=1).clamp_min(1e-12), 1.0)
+        state.assign(rows, direction=direction, rate=rate, low=0.0, high=torch.inf, trials=0)
+
+    @staticmethod
+    def _quasi_newton(state: LBFGSState) -> Tensor:
+        """The two-loop recursion (Nocedal and Wright, Algorithm 7.4) over each row's pairs, `(rows pos·hidden)`."""
+        pairs, history = state.pairs, state.rho.shape[1]
+        rows = torch.arange(len(pairs), device=pairs.device)
+        newest_first = []
+        for age in range(min(int(pairs.max()), history)):
+            slot = (pairs - 1 - age) % history
+            rho = state.rho[rows, slot] * (age < pairs.clamp_max(history))
+            newest_first.append((state.s[rows, slot], state.y[rows, slot], rho))
+        direction, alphas = state.point_grad.clone(), []
+        for s, y, rho in newest_first:
+            alphas.append(rho * (s * direction).sum(1))
+            direction -= alphas[-1][:, None] * y
+        direction *= torch.where(pairs > 0, state.scale, 1.0)[:, None]
+        for (s, y, rho), alpha in zip(reversed(newest_first), reversed(alphas), strict=True):
+            direction += (alpha - rho * (y * direction).sum(1))[:, None] * s
+        return -direction
