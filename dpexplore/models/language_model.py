@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dpexplore.checks import check_text
 from dpexplore.errors import InputError
 from dpexplore.models.tokens import TokenTable
 
@@ -165,6 +166,7 @@ class LanguageModel:
         return TokenTable(self.tokenizer)
 
     def _ids(self, text: str, *, special: bool) -> list[int]:
+        check_text("prompt", text)
         ids = self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
         assert isinstance(ids, list)
         return ids

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from dpexplore.checks import check_text
 from dpexplore.errors import InputError
 from dpexplore.targets.recipe import MAX_PARTS, Recipe
 from dpexplore.targets.sources import capture, entropy, file, pos, random_prompt, tokens
@@ -63,6 +64,7 @@ def parse_recipe(text: str) -> Recipe:
         raise InputError('A recipe is a text, as in `entropy(bits=7, seed=0)` or `capture("I love")`.')
     if len(text) > MAX_CHARACTERS:
         raise InputError(f"The recipe has {len(text):,} characters; at most {MAX_CHARACTERS:,} are accepted.")
+    check_text("recipe", text)
     line = _one_line(text)
     if not line.strip():
         raise InputError('The recipe is empty; try `entropy(bits=7, seed=0)` or `capture("I love")`.')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 MAX_PARTS = 50
 """Constructors and transforms in one recipe, those inside `.mix(…)` included."""
-MAX_SEED = 2**63 - 1
 
 Load = Callable[[str], "LanguageModel"]
 Provenance = dict[str, Any]
@@ -109,60 +107,6 @@ def check_parts(recipe: Recipe) -> None:
     parts = sum(1 for _ in recipe.walk())
     if parts > MAX_PARTS:
         raise InputError(f"The recipe has {parts} parts; at most {MAX_PARTS} are accepted.")
-
-
-def check_whole(name: str, value: object, low: int, high: int | None = None) -> int:
-    """`value` as an integer from `low` to `high`; InputError that names the argument otherwise."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and _finite(value):
-        whole = int(value)
-        if whole == value and low <= whole and (high is None or whole <= high):
-            return whole
-    span = f"from {low} to {high}" if high is not None else f"{low} or more"
-    raise InputError(f"`{name}` is {_shown(value)}; a whole number {span} is accepted.")
-
-
-def check_seed(value: object) -> int:
-    """A seed: a whole number that the generator takes."""
-    return check_whole("seed", value, 0, MAX_SEED)
-
-
-def check_number(name: str, value: object, accepted: str, fits: Callable[[float], bool]) -> float:
-    """`value` as a finite float for which `fits` holds; InputError that says what is `accepted` otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value) or not fits(float(value)):
-        raise InputError(f"`{name}` is {_shown(value)}; {accepted} is accepted.")
-    return float(value)
-
-
-def check_flag(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise InputError(f"`{name}` is {_shown(value)}; True or False is accepted.")
-    return value
-
-
-def check_text(name: str, value: object) -> str:
-    """`value` if it is a text that UTF-8 can hold."""
-    if not isinstance(value, str):
-        raise InputError(f"`{name}` is {_shown(value)}; a text in quotes is accepted.")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"`{name}` holds half of a character (a lone surrogate), which is no text.") from None
-    return value
-
-
-def _finite(value: float) -> bool:
-    try:
-        return math.isfinite(float(value))
-    except OverflowError:
-        return False
-
-
-def _shown(value: object) -> str:
-    try:
-        shown = repr(value)
-    except ValueError:  # an integer of thousands of digits
-        shown = "a very large number"
-    return shown if len(shown) <= 60 else shown[:57] + "…"
 
 
 def literal(value: object) -> str:

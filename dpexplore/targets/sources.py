@@ -9,24 +9,15 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from torch import Tensor
 
+from dpexplore.checks import check_flag, check_number, check_seed, check_text, check_whole
 from dpexplore.errors import InputError
 from dpexplore.targets.by_pos import MODES, Mode, check_tag, pos_target
 from dpexplore.targets.capture import capture_ids, prompt_ids, random_ids, source_model
 from dpexplore.targets.files import read_target
+from dpexplore.targets.listed import KINDS, RESTS, TOKENS_ARE, Kind, Rest, TokensAre
 from dpexplore.targets.migration import migrate
 from dpexplore.targets.outliers import DELTA, outlier_mass, outlier_target, random_outliers
-from dpexplore.targets.recipe import (
-    BuildContext,
-    Provenance,
-    Recipe,
-    call_text,
-    check_flag,
-    check_number,
-    check_seed,
-    check_text,
-    check_whole,
-    literal,
-)
+from dpexplore.targets.recipe import BuildContext, Provenance, Recipe, call_text, literal
 from dpexplore.targets.vanilla import METHODS, Method, check_bits, vanilla_target
 from dpexplore.targets.vocabulary import token_id
 from dpexplore.targets.weights import spread_weights
@@ -219,16 +210,33 @@ class File(Source):
     """What a file holds."""
 
     path: str
-    """.npz, .csv or .json."""
+    """.npz, .npy, .csv, .tsv or .json."""
+    kind: Kind | None = None
+    """What its numbers are: probabilities, natural log-probabilities (`logprobs`) or `logits`."""
+    rest: Rest | None = None
+    """Of a list of tokens: what becomes of the probability it does not account for."""
+    tokens: TokensAre | None = None
+    """Whether tokens that are whole numbers are ids or the text of digits."""
+    array: str | None = None
+    """The name of one array among several."""
 
     def __post_init__(self) -> None:
         check_text("path", self.path)
+        for name, choices in (("kind", KINDS), ("rest", RESTS), ("tokens", TOKENS_ARE)):
+            value = getattr(self, name)
+            if value is not None and value not in choices:
+                raise InputError(f"`{name}` is {value!r}; choose one of {', '.join(map(repr, choices))}.")
+        if self.array is not None:
+            check_text("array", self.array)
 
     def __str__(self) -> str:
-        return call_text("file", (self.path,))
+        named = {name: getattr(self, name) for name in ("kind", "rest", "tokens", "array")}
+        return call_text("file", (self.path,), **{name: value for name, value in named.items() if value is not None})
 
     def probabilities(self, context: BuildContext) -> tuple[Tensor, Provenance]:
-        probs, provenance = read_target(self.path, context.lm)
+        probs, provenance = read_target(
+            self.path, context.lm, kind=self.kind, rest=self.rest, tokens=self.tokens, array=self.array
+        )
         return probs, {"kind": "file", **provenance}
 
 
@@ -280,9 +288,20 @@ def tokens(weights: Mapping[str | int, float], rest: float = 0.0) -> Tokens:
     return Tokens(tuple(weights.items()), rest)
 
 
-def file(path: str | PathLike[str]) -> File:
-    """What a .npz (`probs`), CSV or JSON file holds."""
-    return File(fspath(path) if isinstance(path, PathLike) else path)
+def file(
+    path: str | PathLike[str],
+    kind: Kind | None = None,
+    rest: Rest | None = None,
+    tokens: TokensAre | None = None,
+    array: str | None = None,
+) -> File:
+    """What a file holds: a NumPy array over the vocabulary, or tokens with numbers in CSV or JSON.
+
+    `kind` is 'probabilities', 'logprobs' or 'logits'; `rest` ('spread', 'drop', 'refuse') is what becomes of the
+    probability that a server's likeliest tokens leave; `tokens` ('id', 'text') settles what whole numbers are; `array`
+    names one of several arrays.
+    """
+    return File(fspath(path) if isinstance(path, PathLike) else path, kind, rest, tokens, array)
 
 
 def source_models(recipe: Recipe) -> list[str]:

@@ -9,19 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dpexplore.checks import check_flag, check_number, check_text
 from dpexplore.errors import InputError
 from dpexplore.targets.capture import prompt_ids
 from dpexplore.targets.outcome_tree import OutcomeTree, PrefixClash
-from dpexplore.targets.recipe import (
-    BuildContext,
-    Load,
-    Provenance,
-    Recipe,
-    check_flag,
-    check_number,
-    check_text,
-    literal,
-)
+from dpexplore.targets.recipe import BuildContext, Load, Provenance, Recipe, literal
 from dpexplore.targets.target import Target
 
 if TYPE_CHECKING:

@@ -9,17 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpexplore.checks import check_number, check_seed, check_whole
 from dpexplore.errors import InputError
-from dpexplore.targets.recipe import (
-    BuildContext,
-    Provenance,
-    Recipe,
-    check_number,
-    check_parts,
-    check_seed,
-    check_whole,
-    literal,
-)
+from dpexplore.targets.recipe import BuildContext, Provenance, Recipe, check_parts, literal
 from dpexplore.targets.target import NATS_PER_BIT, entropy_nats
 from dpexplore.targets.vanilla import vanilla_target
 

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from dpexplore.checks import check_text
 from dpexplore.errors import InputError
 from dpexplore.tuning.init.policy import TokenPolicy
 from dpexplore.tuning.knobs import KNOBS
@@ -126,6 +127,8 @@ class TuneConfig:
         for name in ("bos", "round_trip", "chat"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} is {getattr(self, name)!r}; accepted are True and False.")
+        if self.init_text is not None:
+            check_text("init_text", self.init_text)
         rate = self.learning_rate
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
             raise InputError(f"learning_rate is {rate!r}; it is a number above 0, 0.1 in the paper.")
@@ -209,4 +212,7 @@ def _tokens(name: str, value: object) -> tuple[str | int, ...]:
     entries = tuple(value) if isinstance(value, list | tuple) else None
     if entries is None or any(isinstance(entry, bool) or not isinstance(entry, str | int) for entry in entries):
         raise InputError(f"{name} is {value!r}; it is a list of token texts or ids.")
+    for entry in entries:
+        if isinstance(entry, str):
+            check_text(name, entry)
     return entries

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from dpexplore.checks import check_text
 from dpexplore.errors import InputError
 
 SlotKind = Literal["text", "soft", "hard"]
@@ -57,6 +58,7 @@ class Slots:
     @classmethod
     def parse(cls, line: str) -> Slots:
         """Read the text form. InputError names the first place that cannot be read."""
+        check_text("slots", line)
         items: list[Slot] = []
         at = 0
         while line[at:].strip():
@@ -83,7 +85,7 @@ class Slots:
 
 def _literal(quoted: str) -> str:
     try:
-        return ast.literal_eval(quoted)
+        return check_text("slots", ast.literal_eval(quoted))
     except (SyntaxError, ValueError) as error:
         raise InputError(
             f"The slots hold a text that is not closed or escaped rightly: {quoted[:30]}. {ACCEPTED}"

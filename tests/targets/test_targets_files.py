@@ -74,7 +74,7 @@ def test_tables_of_token_and_probability(lm: LanguageModel, tmp_path: Path, name
     ("name", "data", "says"),
     [
         ("a.csv", b"a,0.5,0.5\n", "3 columns"),
-        ("a.csv", b"a,x\n", "Line 1 .* where a probability"),
+        ("a.csv", b"a,x\n", "line 1 .* where a probability"),
         ("a.csv", b"token,p\na,0.1\na,0.1\n", "given twice"),
         ("a.csv", b"a,-1\n", "0 or more"),
         ("a.csv", b"a,nan\n", "0 or more"),
@@ -83,8 +83,8 @@ def test_tables_of_token_and_probability(lm: LanguageModel, tmp_path: Path, name
         ("a.csv", b"", "All weights are 0"),
         ("a.csv", b"thethe,1\n", "not one token"),
         ("a.csv", b"id,p\nx,1\n", "where a token id"),
-        ("a.csv", b'"a,1\n', "no CSV"),
-        ("a.csv", b"\xff\xfe", "UTF-8"),
+        ("a.csv", b'"a,1\n', "no CSV .* quotation mark"),
+        ("a.csv", b"\xff\xfe\xff", "UTF-8"),
         ("a.csv", b"a,1\n" + b"b" * 200_000, "CSV"),
         ("a.json", b"{", "no JSON"),
         ("a.json", b"[" * 100_000, "no JSON"),
@@ -120,8 +120,8 @@ def test_bad_arrays_get_a_sentence(lm: LanguageModel, tmp_path: Path) -> None:
     path, size = tmp_path / "a.npz", lm.vocab_size
     good = np.full(size, 1 / size)
     for array, says in (
-        (np.full(7, 1 / 7), rf"7 probabilities.*{size}"),
-        (good[None], "no row"),
+        (np.full(7, 1 / 7), rf"7 numbers.*{size}"),
+        (np.stack([good, good]), "no row"),
         (np.full(size, "x"), "no row"),
         (np.zeros(size, dtype=np.int64), "no row"),
         (np.where(np.arange(size) == 3, np.nan, good), "NaN"),
@@ -130,8 +130,9 @@ def test_bad_arrays_get_a_sentence(lm: LanguageModel, tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=says):
             file(npz(path, probs=array)).build(lm)
-    with pytest.raises(InputError, match="no array `probs`"):
-        file(npz(path, other=good)).build(lm)
+    with pytest.raises(InputError, match=r"holds 'a', 'b'; say which array"):
+        file(npz(path, a=good, b=good)).build(lm)
+    assert torch.equal(file(npz(path, a=good, b=good), array="b").build(lm).probs, torch.from_numpy(good))
 
 
 def test_pickles_are_never_read(lm: LanguageModel, tmp_path: Path) -> None:

@@ -1,0 +1,226 @@
+"""Tables of token and number as spreadsheets and programs write them: separators, decimal commas, headers, encodings.
+
+What is unambiguous is read; anything else is refused in one sentence that names the cure.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from dataclasses import dataclass
+
+from dpexplore.errors import InputError
+from dpexplore.targets.listed import Kind, Listed, Token
+
+SEPARATORS = (";", "\t", "|", ",")  # in order of trust: a decimal comma may make commas look like separators
+ID_NAMES = frozenset({"id", "ids", "token_id", "token_ids", "tokenid", "token id"})
+TEXT_NAMES = frozenset({"text", "token_text", "token text", "token_str", "word", "string", "piece", "decoded_token"})
+TOKEN_NAMES = frozenset({"token", "tokens"})
+VALUE_NAMES = frozenset(
+    {"p", "prob", "probs", "probability", "probabilities", "p(x)", "likelihood", "softmax"}
+    | {"weight", "weights", "share", "frequency", "freq", "count", "counts", "percent", "%"}
+)
+LOGPROB_NAMES = frozenset(
+    {"logprob", "logprobs", "log_prob", "log_probs", "log prob", "log-probability", "log_probability"}
+    | {"log probability", "logp", "log_p", "log p"}
+)
+LOGIT_NAMES = frozenset({"logit", "logits"})
+NUMBER_NAMES = VALUE_NAMES | LOGPROB_NAMES | LOGIT_NAMES
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|nan|[+-]?inf(?:inity)?", re.IGNORECASE)
+_COMMA_NUMBER = re.compile(r"[+-]?\d*,\d+(?:e[+-]?\d+)?", re.IGNORECASE)
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+")
+_WHOLE = re.compile(r"\d+(?:\.0*)?")
+_SHOWN = 40
+
+Row = tuple[int, list[str]]
+"""A line's number, from 1, and its cells."""
+
+
+@dataclass(frozen=True)
+class _Columns:
+    token: int
+    value: int
+    names: bool
+    """Whether the first row is a header."""
+    token_name: str = ""
+    kind: Kind | None = None
+
+
+class _Unreadable(Exception):
+    """A table that cannot be read with a separator; its text says why."""
+
+
+def read_table(name: str, data: bytes) -> Listed:
+    """The tokens and numbers of a CSV file. InputError for what is no table or reads in two ways."""
+    text = decoded(name, data)
+    separators = SEPARATORS
+    first, _, behind = text.partition("\n")
+    if (marked := re.fullmatch(r"sep=(.)\r?", first)) is not None:  # Excel's own line
+        separators, text = (marked[1],), behind
+    reasons: dict[str, str] = {}
+    for separator in separators:
+        try:
+            return _table(_rows(text, separator), separator)
+        except _Unreadable as reason:
+            reasons[separator] = str(reason)
+    raise InputError(f"{name!r} is no CSV file that can be read: {_reason(reasons, text)}.")
+
+
+def decoded(name: str, data: bytes) -> str:
+    """A file's text in UTF-8, or in UTF-16 with its mark as spreadsheets write it."""
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if utf16 else "utf-8-sig")
+        text.encode()  # UTF-16 can hold half characters
+    except UnicodeError:
+        raise InputError(f"{name!r} is no UTF-8 text; save it as UTF-8 (Excel: “CSV UTF-8”).") from None
+    return text
+
+
+def _reason(reasons: dict[str, str], text: str) -> str:
+    """Of the separators that were tried, the reason of the one that the text is written with."""
+    likeliest = max(reasons, key=lambda separator: (text.count(separator), separator == ","))
+    return reasons[likeliest]
+
+
+def _rows(text: str, separator: str) -> list[Row]:
+    """Rows with something in them, without columns that are empty throughout at the right."""
+    try:
+        rows = _split(text, separator, csv.QUOTE_MINIMAL)
+    except csv.Error as error:
+        rows = _split_unquoted(text, separator, error)
+    rows = [(line, cells) for line, cells in rows if any(cell.strip() for cell in cells)]
+    width = max(
+        (max((i + 1 for i, cell in enumerate(cells) if cell.strip()), default=0) for _, cells in rows), default=0
+    )
+    return [(line, cells[:width]) for line, cells in rows]
+
+
+def _split(text: str, separator: str, quoting: int) -> list[Row]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, quoting=quoting)  # type: ignore[arg-type]
+    return [(reader.line_num, cells) for cells in reader]
+
+
+def _split_unquoted(text: str, separator: str, error: csv.Error) -> list[Row]:
+    """Rows in which a quotation mark alone is a token, written as it is; any other open quotation is refused."""
+    try:
+        rows = _split(text, separator, csv.QUOTE_NONE)
+    except csv.Error:
+        raise _Unreadable(str(error)) from None
+    if any(cell.startswith('"') and cell != '"' for _, cells in rows for cell in cells):
+        raise _Unreadable(f'{error}; a quotation mark is written twice within quotes, as in """",0.5') from None
+    return rows
+
+
+def _table(rows: list[Row], separator: str) -> Listed:
+    if not rows:
+        return Listed([])
+    columns = _columns(rows, separator)
+    body = rows[1:] if columns.names else rows
+    width = len(rows[0][1])
+    for line, cells in body:
+        if len(cells) != width:
+            raise _Unreadable(_width_sentence(line, cells, width, separator))
+        if not cells[columns.token]:
+            raise _Unreadable(f"line {line} has a number and no token")
+    values = _numbers([(line, cells[columns.value]) for line, cells in body])
+    texts = [cells[columns.token] for _, cells in body]
+    whole = bool(texts) and all(_WHOLE.fullmatch(text.strip()) for text in texts)
+    tokens: list[Token] = list(texts)
+    if columns.token_name in ID_NAMES:
+        tokens = [_token_id(line, cells[columns.token]) for line, cells in body]
+    ambiguous = whole and columns.token_name not in ID_NAMES | TEXT_NAMES
+    if ambiguous:
+        tokens = [str(int(float(text))) if "." in text else text for text in texts]
+    return Listed(list(zip(tokens, values, strict=True)), columns.kind, ambiguous)
+
+
+def _width_sentence(line: int, cells: list[str], width: int, separator: str) -> str:
+    """Why a row does not fit; a decimal comma between comma-separated columns is the usual reason."""
+    said = f"line {line} has {len(cells)} columns, the first line {width}"
+    if separator == "," and len(cells) == width + 1 and all(cell.strip().isdigit() for cell in cells[-2:]):
+        cell = f"{cells[-2]},{cells[-1]}"
+        return f"{said}; a decimal comma needs quotes around the number, as in \"{cell}\", or ';' between the columns"
+    return f"{said}; a token and its probability are two, and a token that holds the separator is put in quotes"
+
+
+def _columns(rows: list[Row], separator: str) -> _Columns:
+    line, first = rows[0]
+    if len(first) < 2:
+        raise _Unreadable(
+            f"line {line} has 1 column; a token and its probability are two, separated by , or ; or a tab"
+        )
+    names = [cell.strip().casefold() for cell in first]
+    known = any(name in ID_NAMES | TEXT_NAMES | TOKEN_NAMES or name in NUMBER_NAMES for name in names)
+    if not known and _is_number(first[-1]):
+        if len(first) != 2:
+            raise _Unreadable(
+                f"line {line} has {len(first)} columns and no header; a token and its probability are two, or name "
+                "the columns `token` and `p` in a first line"
+            )
+        return _Columns(0, 1, names=False)
+    if not known and (len(rows) == 1 or any(character.isdigit() for character in first[-1])):
+        raise _Unreadable(f"line {line} has {first[-1][:_SHOWN]!r} where a probability should be")  # no header either
+    return _named_columns(rows, names)
+
+
+def _named_columns(rows: list[Row], names: list[str]) -> _Columns:
+    """Which columns a header names; an index that a program has put in front is left out."""
+    columns = [i for i in range(len(names)) if not (names[i] in ("", "unnamed: 0", "index") and _is_index(rows, i))]
+    by_kind = [next((i for i in columns if names[i] in group), None) for group in (ID_NAMES, TEXT_NAMES, TOKEN_NAMES)]
+    token = next((i for i in by_kind if i is not None), None)
+    values = [i for i in columns if names[i] in NUMBER_NAMES]
+    value = min(values, key=lambda i: names[i] not in VALUE_NAMES, default=None)
+    if len(columns) == 2:  # the other of two columns needs no name that is known
+        token = token if token is not None else next(i for i in columns if i != value)
+        value = value if value is not None else next(i for i in columns if i != token)
+    if token is None or value is None:
+        raise _Unreadable(
+            f"its columns are {', '.join(repr(name[:_SHOWN]) for name in names[:8])}; call the tokens' `token` (or "
+            "`id`) and the numbers' `p`"
+        )
+    kind: Kind | None = (
+        "logprobs" if names[value] in LOGPROB_NAMES else "logits" if names[value] in LOGIT_NAMES else None
+    )
+    return _Columns(token, value, True, names[token], kind)
+
+
+def _is_index(rows: list[Row], column: int) -> bool:
+    return all(len(cells) > column and cells[column] == str(i) for i, (_, cells) in enumerate(rows[1:]))
+
+
+def _plain(cell: str) -> str:
+    """A number's cell without what surrounds it: spaces of any kind, a percent sign, a typographic minus."""
+    return cell.replace("\N{NO-BREAK SPACE}", " ").replace("\N{MINUS SIGN}", "-").strip().removesuffix("%").strip()
+
+
+def _is_number(cell: str) -> bool:
+    return bool(_NUMBER.fullmatch(_plain(cell)) or _COMMA_NUMBER.fullmatch(_plain(cell)))
+
+
+def _numbers(cells: list[tuple[int, str]]) -> list[float]:
+    """A column of numbers, read one way throughout: decimal point or comma, percent or not."""
+    percent = [cell.strip().endswith("%") for _, cell in cells]
+    commas = [(line, _plain(cell)) for line, cell in cells if "," in cell]
+    points = any("." in cell for _, cell in cells)
+    if any(percent) and not all(percent):
+        line = cells[percent.index(not percent[0])][0]
+        raise _Unreadable(f"line {line} mixes percentages with other numbers; write all of them one way")
+    if commas and (points or all(_THOUSANDS.fullmatch(cell) for _, cell in commas)):
+        raise _Unreadable(f"line {commas[0][0]} has the number {commas[0][1]!r}; write it without commas for thousands")
+    scale = 0.01 if any(percent) else 1.0
+    return [scale * _number(line, cell) for line, cell in cells]
+
+
+def _number(line: int, cell: str) -> float:
+    if not _is_number(cell):
+        raise _Unreadable(f"line {line} has {cell[:_SHOWN]!r} where a probability should be")
+    return float(_plain(cell).replace(",", "."))
+
+
+def _token_id(line: int, cell: str) -> int:
+    if not _WHOLE.fullmatch(cell.strip()) or len(cell) > _SHOWN:
+        raise _Unreadable(f"line {line} has {cell[:_SHOWN]!r} where a token id should be")
+    return int(cell.strip().partition(".")[0])

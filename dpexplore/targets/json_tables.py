@@ -1,0 +1,194 @@
+"""Tables of token and number in JSON, and the likeliest next tokens as model servers answer them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from dpexplore.checks import check_text
+from dpexplore.errors import InputError
+from dpexplore.targets.listed import Kind, Listed, Token
+
+_EXAMPLE = '`[{"token": " the", "p": 0.6}, …]` or `{" the": 0.6, …}`'
+_VALUES: dict[str, Kind | None] = {
+    "p": None,
+    "prob": None,
+    "probability": None,
+    "weight": None,
+    "logprob": "logprobs",
+    "log_prob": "logprobs",
+    "logProbability": "logprobs",
+    "logit": "logits",
+}
+_IDS = ("id", "token_id", "tokenId")
+_TEXTS = ("token", "text", "tok_str", "decoded_token")
+_BYTES = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")  # OpenAI's completions write broken UTF-8 so
+_BY_ID = re.compile(r"token_id:(\d+)")  # vLLM's --return-tokens-as-token-ids
+MAX_DEPTH = 12  # of an answer within which the likeliest tokens are looked for
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as the pairs it was written in: a token given twice must be seen."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return next((value for name, value in self if name == key), default)
+
+    def has(self, *keys: str) -> bool:
+        return any(name in keys for name, _ in self)
+
+
+def read_json(name: str, text: str) -> Listed:
+    """Tokens and numbers of a JSON file. InputError in one sentence for what holds none.
+
+    An object `{token: p}`, a list of such pairs, a list of objects with `token` (or `id`) and `p`, `logprob` or
+    `logit`; or the answer of a server with the likeliest tokens, of which the first position counts.
+    """
+    try:
+        parsed = json.loads(text, object_pairs_hook=_Pairs)
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", "nested too deep")
+        raise InputError(f"{name!r} is no JSON file that can be read ({reason}).") from None
+    if (dump := _dump(name, parsed)) is not None:
+        return dump
+    if isinstance(parsed, _Pairs):
+        return _object(name, parsed)
+    if not isinstance(parsed, list):
+        raise InputError(f"{name!r} holds no tokens; write {_EXAMPLE}.")
+    kinds: set[Kind | None] = set()
+    entries: list[tuple[Token, float]] = []
+    for index, entry in enumerate(parsed, start=1):
+        token, value, kind = _entry(name, f"Entry {index}", entry)
+        entries.append((token, value))
+        kinds.add(kind)
+    if len(kinds) > 1:
+        raise InputError(f"{name!r} mixes probabilities with log-probabilities or logits; write all of them one way.")
+    texts = [entry for entry in parsed if isinstance(entry, list) and not isinstance(entry, _Pairs)]
+    ambiguous = bool(texts) and len(texts) == len(parsed) and all(str(token).isdecimal() for token, _ in entries)
+    return Listed(entries, kinds.pop() if kinds else None, ambiguous)
+
+
+def _object(name: str, pairs: _Pairs) -> Listed:
+    entries: list[tuple[Token, float]] = [
+        (check_text(f"token of {name}", token), _number(name, repr(token), value)) for token, value in pairs
+    ]
+    return Listed(entries, None, bool(entries) and all(token.isdecimal() for token, _ in pairs))
+
+
+def _entry(name: str, place: str, entry: Any) -> tuple[Token, float, Kind | None]:
+    """Token, number and what the number is, of one entry of a list."""
+    if isinstance(entry, list) and not isinstance(entry, _Pairs) and len(entry) == 2 and isinstance(entry[0], str):
+        return check_text(f"token of {name}", entry[0]), _number(name, place, entry[1]), None
+    fields: dict[str, Any] = dict(entry) if isinstance(entry, _Pairs) else {}
+    value = next((key for key in _VALUES if key in fields), None)
+    by_id = next((key for key in _IDS if fields.get(key) is not None), None)
+    text = next((fields[key] for key in _TEXTS if isinstance(fields.get(key), str)), None)
+    if value is None or (by_id is None and text is None):
+        raise InputError(f'{place} of {name!r} has no token and p; write {{"token": " the", "p": 0.6}}.')
+    # The id goes first: `target --json` writes both, and the text of a lone byte is no token's text.
+    token: Token = _token_id(name, place, fields[by_id]) if by_id else check_text(f"token of {name}", text)
+    return token, _number(name, place, fields[value]), _VALUES[value]
+
+
+def _token_id(name: str, place: str, value: object) -> int:
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer()
+    if whole or (isinstance(value, str) and value.isdecimal() and len(value) < 20):
+        return int(value)  # type: ignore[call-overload]
+    raise InputError(f"{place} of {name!r} has {str(value)[:40]!r} where a token id should be.")
+
+
+def _number(name: str, place: str, value: object) -> float:
+    try:
+        return float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else float("x")
+    except (ValueError, OverflowError):
+        raise InputError(f"{place} of {name!r} has {str(value)[:40]!r} where a probability should be.") from None
+
+
+# What servers answer.
+
+
+def _dump(name: str, parsed: Any) -> Listed | None:
+    """The first position's likeliest tokens in a server's answer; None if it is none."""
+    for server, alternatives in _positions(parsed, MAX_DEPTH):
+        entries = [_alternative(name, each) for each in alternatives]
+        kinds: set[Kind | None] = {kind for _, _, kind in entries}
+        if entries and len(kinds) == 1:
+            return Listed([(token, value) for token, value, _ in entries], kinds.pop(), False, server)
+    return None
+
+
+def _positions(node: Any, depth: int) -> Iterator[tuple[str, list[Any]]]:
+    """Server and alternatives of each position, the first one first, wherever they stand in the answer."""
+    if depth == 0 or not isinstance(node, list):
+        return
+    if not isinstance(node, _Pairs):
+        for item in node:
+            yield from _positions(item, depth - 1)
+        return
+    for key, server in (("top_logprobs", "OpenAI, llama.cpp or Ollama"), ("top_probs", "llama.cpp")):
+        found = node.get(key)
+        if isinstance(found, _Pairs):
+            yield server, [_Pairs([("token", token), ("logprob", value)]) for token, value in found]
+        elif isinstance(found, list) and found and isinstance(found[0], _Pairs) and found[0].has(*_TEXTS, *_IDS):
+            yield server, found
+        elif isinstance(found, list):  # one table for each position; the first token of a prompt has none
+            tables = [table for table in found if isinstance(table, _Pairs) and table]
+            if tables:
+                yield "OpenAI or vLLM", [_Pairs([("token", t), ("logprob", v)]) for t, v in tables[0]]
+    yield from _of_other_servers(node)
+    for _, child in node:
+        yield from _positions(child, depth - 1)
+
+
+def _of_other_servers(node: _Pairs) -> Iterator[tuple[str, list[Any]]]:
+    """Shapes that one server alone writes."""
+    prompt = [table for table in node.get("prompt_logprobs") or [] if isinstance(table, _Pairs) and table]
+    if prompt:  # the last one says what follows the prompt but for one token
+        raise InputError(
+            "vLLM's `prompt_logprobs` score the prompt's own tokens; ask for `logprobs` with max_tokens=1 instead."
+        )
+    tgi = node.get("top_tokens")
+    if isinstance(tgi, list) and tgi:
+        yield (
+            "text-generation-inference",
+            tgi[0] if isinstance(tgi[0], list) and not isinstance(tgi[0], _Pairs) else tgi,
+        )
+    if isinstance(node.get("probs"), list) and node.has("content", "token"):
+        yield "llama.cpp", node.get("probs")
+    sglang = node.get("output_top_logprobs")
+    if isinstance(sglang, list) and sglang and isinstance(sglang[0], list):
+        yield "SGLang", [_Pairs([("logprob", row[0]), ("id", row[1])]) for row in sglang[0] if len(row) >= 2]
+    gemini = node.get("topCandidates")
+    if isinstance(gemini, list) and gemini and isinstance(gemini[0], _Pairs):
+        yield "Gemini", gemini[0].get("candidates") or []
+    offline = node.get("logprobs")  # vLLM's own Logprob objects by token id
+    if isinstance(offline, list) and offline and isinstance(offline[0], _Pairs):
+        pairs = list(offline[0])
+        if pairs and all(key.isdecimal() and isinstance(value, _Pairs) for key, value in pairs):
+            yield "vLLM", [_Pairs([("id", key), ("logprob", value.get("logprob"))]) for key, value in pairs]
+
+
+def _alternative(name: str, entry: Any) -> tuple[Token, float, Kind | None]:
+    """One alternative; its bytes go before its text, which cannot write broken UTF-8."""
+    fields: dict[str, Any] = dict(entry) if isinstance(entry, _Pairs) else {}
+    if "prob" in fields and "tok_str" in fields:
+        fields["p"] = fields["prob"]
+    value = next((key for key in _VALUES if fields.get(key) is not None), None)
+    if value is None:
+        raise InputError(f"An alternative in {name!r} has no log-probability and no probability.")
+    number, kind = _number(name, "An alternative", fields[value]), _VALUES[value]
+    raw = fields.get("bytes")
+    if isinstance(raw, list) and raw and all(isinstance(each, int) and 0 <= each < 256 for each in raw):
+        return bytes(raw), number, kind
+    text = next((fields[key] for key in _TEXTS if isinstance(fields.get(key), str)), None)
+    if text is not None and (match := _BYTES.fullmatch(text)):
+        return bytes(int(each, 16) for each in match[1].split("\\x")[1:]), number, kind
+    if text is not None and (match := _BY_ID.fullmatch(text)):
+        return int(match[1]), number, kind
+    by_id = next((key for key in _IDS if fields.get(key) is not None), None)
+    if text is None and by_id is None:
+        raise InputError(f"An alternative in {name!r} names no token.")
+    if text is None:
+        return _token_id(name, "An alternative", fields[by_id]), number, kind  # type: ignore[index]
+    return check_text(f"token of {name}", text), number, kind
