@@ -11,7 +11,7 @@ import torch
 
 from dpexplore.errors import InputError
 from dpexplore.models.config import read_config
-from dpexplore.models.loading import RANDOM_PREFIX
+from dpexplore.models.loading import RANDOM_PREFIX, is_path
 from dpexplore.models.random_model import BYTES_LLAMA, bytes_llama_config
 from dpexplore.models.registry import REGISTRY, default_device, default_dtype, memory_needed
 from dpexplore.models.sizes import count_parameters
@@ -44,6 +44,8 @@ def model_size(name: str, device: str | None = None) -> ModelSize | None:
         config = bytes_llama_config() if bare == BYTES_LLAMA else read_config(Path(bare).expanduser(), bare)
         parameters = count_parameters(config, bare)
     except InputError:
+        if is_path(bare) and not bare.lower().endswith(".gguf"):
+            raise
         return None
     text = config.get_text_config()
     return ModelSize(parameters, text.vocab_size, text.hidden_size, memory_needed(parameters, dtype))

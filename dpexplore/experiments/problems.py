@@ -20,7 +20,7 @@ Kind = Literal["tune", "floor", "shape", "pos_counts"]
 tokens of each part of speech in the vocabulary."""
 KINDS: tuple[Kind, ...] = ("tune", "floor", "shape", "pos_counts")
 
-METHOD_VERSION = 1
+METHOD_VERSION = 2  # 2: random_prompt begins with the BOS
 """Part of every id: raised when a change of the code would change the numbers."""
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
-from typing import Any
-
-import yaml
+from typing import Any, NamedTuple
 
 from dpexplore.errors import InputError
 from dpexplore.experiments.problems import ModelFacts, Problem
+from dpexplore.experiments.spec_file import TEXT_SETTINGS, SpecFile, parse_spec
+from dpexplore.experiments.yaml_text import Plain, scalar
 from dpexplore.targets import parse_recipe
+from dpexplore.targets.recipe import literal
 from dpexplore.tuning import TuneConfig
 
 SHIPPED = Path(__file__).parent / "specs"
@@ -23,6 +24,17 @@ SIZES = ("paper", "small")
 MOST_PROBLEMS = 1_000_000
 
 Label = str | int | float
+
+_QUOTED = re.compile(r""" "(?:[^"\\]|\\.)*" | '(?:[^'\\]|\\.)*' """, re.VERBOSE)
+
+
+class Varied(NamedTuple):
+    """One value that a spec varies."""
+
+    label: Label
+    """What it is called in the results: a number where all values of its axis are numbers."""
+    written: str
+    """Its text, which takes the place of `$name`."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +74,21 @@ class Spec:
         for group in self.groups:
             if model.name not in group.models:
                 continue
-            for labels in _product(group, model.vocab_size):
-                recipe = str(parse_recipe(_fill(group.recipe, labels))) if group.recipe else ""
+            for values in _product(group, model.vocab_size):
+                labels = {name: value.label for name, value in values.items()}
+                recipe = str(parse_recipe(_fill_recipe(group.recipe, values))) if group.recipe else ""
                 for kind in group.kinds:
                     if kind != "tune":
                         yield Problem(kind, model, recipe), group.name, labels  # type: ignore[arg-type]
                         continue
-                    config = _config(group, labels)
+                    config = _config(group, values)
                     for restart in range(group.restarts):
                         yield Problem.tune(model, recipe, config, restart), group.name, labels
 
 
 def known_specs() -> dict[str, str]:
     """Name of each shipped spec -> its title."""
-    return {path.stem: _read(path)["title"] for path in sorted(SHIPPED.glob("*.yaml"), key=_order)}
+    return {path.stem: _read(path).title for path in sorted(SHIPPED.glob("*.yaml"), key=_order)}
 
 
 def load_spec(name: str, size: str | None = None) -> Spec:
@@ -95,14 +108,11 @@ def load_spec(name: str, size: str | None = None) -> Spec:
                 f"There is no spec {name!r}; a YAML file is accepted, or one of {', '.join(known_specs())}, "
                 "with -small or -paper after it."
             )
-    raw = _read(path)
+    spec = _read(path)
     size = size or ending or "small"
-    sizes = raw.get("sizes")
-    if not isinstance(sizes, dict) or size not in sizes:
-        has = ", ".join(sizes) if isinstance(sizes, dict) else "none"
-        raise InputError(f"The spec {path.name} has no size {size!r}; it has {has}.")
-    groups = _groups(path.name, sizes[size])
-    return Spec(f"{path.stem}-{size}", str(raw.get("figure", path.stem)), str(raw["title"]), size, groups)
+    if size not in spec.sizes:
+        raise InputError(f"The spec {path.name} has no size {size!r}; it has {', '.join(spec.sizes)}.")
+    return Spec(f"{path.stem}-{size}", spec.figure or path.stem, spec.title, size, _groups(spec, size))
 
 
 def _order(path: Path) -> tuple[int, str]:
@@ -110,97 +120,119 @@ def _order(path: Path) -> tuple[int, str]:
     return (int(digits) if digits else 10_000, path.stem)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> SpecFile:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"The spec {path} cannot be read: {' '.join(str(error).split())[:200]}.") from error
-    if not isinstance(raw, dict) or "title" not in raw or "sizes" not in raw:
-        raise InputError(f"The spec {path.name} lacks `title` or `sizes`; both are needed.")
-    return raw
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise InputError(f"The spec {path.name} cannot be read: {why}.") from error
+    return parse_spec(f"The spec {path.name}", text)
 
 
-def _groups(file: str, size: Any) -> tuple[Group, ...]:
+def _groups(spec: SpecFile, size: str) -> tuple[Group, ...]:
     """The groups of one size, with what stands beside them as their defaults."""
-    if not isinstance(size, dict) or not isinstance(size.get("groups"), dict) or not size["groups"]:
-        raise InputError(f"Each size of the spec {file} needs `groups`: names, each with a `recipe`.")
-    shared = {key: value for key, value in size.items() if key != "groups"}
-    known = {each.name for each in dataclasses.fields(Group)} - {"name"}
+    shared = spec.sizes[size]
     groups = []
-    for name, own in size["groups"].items():
-        merged = shared | (own if isinstance(own, dict) else {"recipe": own})
-        merged["tune"] = {**shared.get("tune", {}), **merged.get("tune", {})}
-        if unknown := sorted(set(merged) - known):
-            raise InputError(f"The spec {file} has the unknown field {unknown[0]!r}; accepted are {sorted(known)}.")
-        groups.append(_group(file, str(name), merged))
+    for name, own in shared.groups.items():
+        merged = shared.fields() | own.fields()
+        merged["tune"] = {**shared.tune, **own.tune}
+        groups.append(Group(name, **merged))
     return tuple(groups)
 
 
-def _group(file: str, name: str, raw: dict[str, Any]) -> Group:
-    models, kinds = raw.get("models", []), raw.get("kinds", ["tune"])
-    for field_name, values in (("models", models), ("kinds", kinds)):
-        if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
-            raise InputError(f"`{field_name}` of the spec {file} is {values!r}; a list of names is accepted.")
-    restarts = raw.get("restarts", 5)
-    if isinstance(restarts, bool) or not isinstance(restarts, int) or not 1 <= restarts <= 100_000:
-        raise InputError(f"`restarts` of the spec {file} is {restarts!r}; a whole number from 1 is accepted.")
-    for field_name in ("over", "tune"):
-        if not isinstance(raw.get(field_name, {}), dict):
-            raise InputError(f"`{field_name}` of the spec {file} is {raw[field_name]!r}; a table is accepted.")
-    if unknown := sorted(set(kinds) - {"tune", "floor", "shape", "pos_counts"}):
-        raise InputError(f"The spec {file} asks for {unknown[0]!r}; tune, floor, shape and pos_counts are accepted.")
-    return Group(
-        name,
-        str(raw.get("recipe", "")),
-        raw.get("over", {}),
-        tuple(kinds),
-        raw["tune"],
-        restarts,
-        tuple(models),
-    )
-
-
-def _config(group: Group, labels: dict[str, Label]) -> TuneConfig:
-    fields = {key: _fill(value, labels) if isinstance(value, str) else value for key, value in group.tune.items()}
-    for key, value in group.tune.items():  # a number stays a number: `length: $length`
-        if isinstance(value, str) and value.startswith("$") and value[1:] in labels:
-            fields[key] = labels[value[1:]]
+def _config(group: Group, values: dict[str, Varied]) -> TuneConfig:
+    fields = {name: _setting(name, value, values) for name, value in group.tune.items()}
     preset = fields.pop("preset", None)
     return TuneConfig.preset(preset, **fields) if preset else TuneConfig.from_dict(fields)
 
 
-def _fill(text: str, labels: dict[str, Label]) -> str:
+def _setting(name: str, value: Any, values: dict[str, Varied]) -> Any:
+    """A field of `TuneConfig`: text where it takes text, else what YAML 1.2 makes of it, a `$name` filled in."""
+    if isinstance(value, list):
+        read = [scalar(item) for item in value]
+        return [item if isinstance(item, int) and not isinstance(item, bool) else str(raw)
+                for item, raw in zip(read, value, strict=True)]  # fmt: skip
+    if not isinstance(value, str):
+        return value
+    filled = _fill(value, values) if "$" in value else value
+    if name in TEXT_SETTINGS:
+        return None if isinstance(value, Plain) and scalar(value) is None else str(filled)
+    return scalar(Plain(filled)) if isinstance(value, Plain) or "$" in value else filled
+
+
+def _fill(text: str, values: dict[str, Varied]) -> str:
     try:
-        return Template(text).substitute({key: f"{value:g}" if isinstance(value, float) else value
-                                          for key, value in labels.items()})  # fmt: skip
+        return Template(text).substitute({name: value.written for name, value in values.items()})
     except (KeyError, ValueError) as error:
         raise InputError(f"`{text}` uses {error}, which `over` does not vary.") from error
 
 
-def _product(group: Group, vocab_size: int) -> Iterator[dict[str, Label]]:
-    axes = {name: _values(name, spread, vocab_size) for name, spread in group.over.items()}
+def _fill_recipe(recipe: str, values: dict[str, Varied]) -> str:
+    """The recipe with every `$name` filled in; within quotes the value is escaped, so that it stays one text."""
+
+    def within_quotes(match: re.Match[str]) -> str:
+        quote = match[0][0]
+        inside = {name: Varied(value.label, _escaped(value.written, quote)) for name, value in values.items()}
+        return _fill(match[0], inside) if "$" in match[0] else match[0]
+
+    parts: list[str] = []
+    at = 0
+    for match in _QUOTED.finditer(recipe):
+        parts += [_fill(recipe[at : match.start()], values), within_quotes(match)]
+        at = match.end()
+    return "".join([*parts, _fill(recipe[at:], values)])
+
+
+def _escaped(text: str, quote: str) -> str:
+    inside = literal(text)[1:-1]
+    return inside if quote == '"' else inside.replace('\\"', '"').replace("'", "\\'")
+
+
+def _product(group: Group, vocab_size: int) -> Iterator[dict[str, Varied]]:
+    axes = {name: _values(group, name, spread, vocab_size) for name, spread in group.over.items()}
     size = math.prod(map(len, axes.values())) * group.restarts
     if size > MOST_PROBLEMS:
         raise InputError(f"The group {group.name!r} has {size:,} problems; at most {MOST_PROBLEMS:,} are accepted.")
-    for values in itertools.product(*axes.values()):
-        yield dict(zip(axes, values, strict=True))
+    for chosen in itertools.product(*axes.values()):
+        yield {
+            name: each
+            if isinstance(each, Varied)
+            else Varied(each, f"{each:g}" if isinstance(each, float) else str(each))
+            for name, each in zip(axes, chosen, strict=True)
+        }
 
 
-def _values(name: str, spread: Any, vocab_size: int) -> Sequence[Label]:
+def _values(group: Group, name: str, spread: Any, vocab_size: int) -> Sequence[Varied | int | float]:
     """A list as it is; {count} from 0; {from, to, step} with both ends, free of rounding's drift."""
     if isinstance(spread, list) and spread:
-        return spread
-    if isinstance(spread, dict) and set(spread) == {"count"} and isinstance(spread["count"], int):
-        return range(spread["count"])  # not yet counted out: it may be far too many
-    if isinstance(spread, dict) and set(spread) == {"from", "to", "step"}:
-        low, step = spread["from"], spread["step"]
-        high = math.log2(vocab_size) if spread["to"] == "max" else spread["to"]
-        if all(isinstance(value, int | float) for value in (low, high, step)) and step > 0 and high >= low:
-            count = math.floor((high - low) / step + 1e-9) + 1
-            if count > MOST_PROBLEMS:
-                raise InputError(f"`{name}` has {count:,} values; at most {MOST_PROBLEMS:,} problems are accepted.")
-            return [round(low + number * step, 9) for number in range(count)]
+        return _listed(group, name, spread)
+    if isinstance(spread, dict):
+        given = {key: scalar(value) for key, value in spread.items()}
+        count = given.get("count")
+        if set(given) == {"count"} and isinstance(count, int | float) and float(count).is_integer() and count > 0:
+            return range(int(count))  # not yet counted out: it may be far too many
+        if set(given) == {"from", "to", "step"}:
+            low, step = given["from"], given["step"]
+            high = math.log2(vocab_size) if given["to"] == "max" else given["to"]
+            numbers = [value for value in (low, high, step) if isinstance(value, int | float) and math.isfinite(value)]
+            if len(numbers) == 3 and step > 0 and high >= low:
+                count = math.floor((high - low) / step + 1e-9) + 1
+                if count > MOST_PROBLEMS:
+                    raise InputError(f"`{name}` has {count:,} values; at most {MOST_PROBLEMS:,} problems are accepted.")
+                return [round(low + number * step, 9) for number in range(count)]
     raise InputError(
-        f"`{name}` varies over {spread!r}; a list of values, {{count: 5}} or {{from: 0, to: max, step: 0.05}} "
-        "is accepted."
+        f"`{name}` varies over {str(spread)[:60]!r}; write a list of values, {{count: 5}} or "
+        "{from: 0, to: max, step: 0.05}."
     )
+
+
+def _listed(group: Group, name: str, values: list[Any]) -> list[Varied]:
+    """Listed values: numbers if all of them are, unless a recipe takes them as text."""
+    if any(isinstance(value, list | dict) for value in values):
+        raise InputError(f"`{name}` holds a list or a table; it varies over texts and numbers.")
+    read = [scalar(value) for value in values]
+    as_text = any(re.search(rf"\$(?:{name}\b|{{{name}}})", match[0]) for match in _QUOTED.finditer(group.recipe))
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in read)
+    if numbers and not as_text:
+        return [Varied(number, str(raw)) for number, raw in zip(read, values, strict=True)]
+    return [Varied(str(value), str(value)) for value in values]

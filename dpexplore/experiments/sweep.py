@@ -15,6 +15,9 @@ from dpexplore.experiments.problems import ModelFacts, Problem
 from dpexplore.experiments.spec import Spec
 from dpexplore.experiments.store import Listing, Store
 from dpexplore.experiments.worker import Failed, Progress, Results
+from dpexplore.targets import check_entropies, parse_recipe
+
+VOCABULARY_TO_PLAN_WITH = 2**17
 
 
 @dataclass
@@ -162,7 +165,11 @@ class ModelPlan:
 
 
 def plan_sweep(spec: Spec, store_folder: Path | str, device: str | None = None) -> list[ModelPlan]:
-    """How many problems, how much memory, roughly how long; nothing is loaded and nothing written."""
+    """How many problems, how much memory, roughly how long; nothing is loaded and nothing written.
+
+    InputError for everything that can be known to be wrong before a model is loaded: recipes, settings, files,
+    entropies out of range, model folders that are not there.
+    """
     from dpexplore.experiments.costs import model_size, seconds_of
 
     store = Store(store_folder)
@@ -171,16 +178,19 @@ def plan_sweep(spec: Spec, store_folder: Path | str, device: str | None = None) 
     plans = []
     for model in spec.models:
         size = model_size(model, device)
-        facts = ModelFacts(model, "", "", size.vocab_size if size else 2)
-        problems = {problem.id: problem for problem, _, _ in spec.problems(facts)}.values() if size else []
+        # A model that is still to be fetched has a vocabulary of unknown size; its recipes are read all the same.
+        facts = ModelFacts(model, "", "", size.vocab_size if size else VOCABULARY_TO_PLAN_WITH)
+        problems = {problem.id: problem for problem, _, _ in spec.problems(facts)}.values()
+        for recipe in {problem.recipe for problem in problems if problem.recipe and size}:
+            check_entropies(parse_recipe(recipe), facts.vocab_size)
         configs = [problem.config for problem in problems if problem.kind == "tune"]
         positions = sum(config.steps * _positions(config) for config in configs)
         plans.append(
             ModelPlan(
                 model,
-                len(problems),
+                len(problems) if size else 0,
                 len(finished.intersection(listed.get((spec.name, model), []))),
-                sum(config.steps for config in configs),
+                sum(config.steps for config in configs) if size else 0,
                 size.memory_bytes if size else None,
                 seconds_of(size, positions, sum(config.steps for config in configs), device) if size else None,
             )

@@ -89,7 +89,7 @@ class _Loader:
             name = entry.name
         if name == DEFAULT_MODEL:
             return self._from_folder(prepare_default_model(self.progress), name, IDENTITY)
-        if entry is None and _is_path(name):
+        if entry is None and is_path(name):
             folder = _existing_folder(name)
             return self._from_folder(folder, name, None)
         hub_id = name if entry is None else entry.hub_id
@@ -121,7 +121,7 @@ class _Loader:
         entry = REGISTRY.get(wanted.lower())
         if entry is not None and entry.name == DEFAULT_MODEL:
             folder = prepare_default_model(self.progress)
-        elif entry is None and _is_path(wanted):
+        elif entry is None and is_path(wanted):
             folder = _existing_folder(wanted)
         else:
             hub_id = wanted if entry is None else entry.hub_id
@@ -202,7 +202,7 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     """Whether the name is a path, not a Hub id (`owner/name` or `name`)."""
     return Path(name).expanduser().exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
 

@@ -11,6 +11,7 @@ from dpexplore.targets.preview import TopToken, top_tokens
 from dpexplore.targets.recipe import Recipe
 from dpexplore.targets.sources import (
     capture,
+    check_entropies,
     entropy,
     file,
     pos,
@@ -35,6 +36,7 @@ __all__ = [
     "TopToken",
     "build_many",
     "capture",
+    "check_entropies",
     "entropy",
     "entropy_nats",
     "exact_outlier_mass",

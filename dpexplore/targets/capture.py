@@ -61,12 +61,13 @@ def prompt_ids(lm: LanguageModel, text: str, *, chat: bool = False, bos: bool = 
     return ids
 
 
-def random_ids(lm: LanguageModel, length: int, seed: int) -> list[int]:
-    """`length` ids drawn evenly from the model's ordinary tokens, by their own generator."""
-    _check_length(lm, length)
+def random_ids(lm: LanguageModel, length: int, seed: int, *, bos: bool = True) -> list[int]:
+    """`length` ids drawn evenly from the model's ordinary tokens by their own generator, behind the BOS if asked."""
+    begin = lm.bos_ids if bos else []
+    _check_length(lm, len(begin) + length)
     ordinary = lm.ordinary_ids.cpu()
     generator = torch.Generator().manual_seed(seed)
-    return ordinary[torch.randint(len(ordinary), (length,), generator=generator)].tolist()
+    return begin + ordinary[torch.randint(len(ordinary), (length,), generator=generator)].tolist()
 
 
 def capture_ids(lm: LanguageModel, ids: list[int]) -> tuple[Tensor, Provenance]:

@@ -130,20 +130,24 @@ class RandomPrompt(Source):
     seed: int = 0
     model: str | None = None
     """The source model's name; None is the tuning model."""
+    bos: bool = True
+    """Begin with what the tokenizer itself puts before a text, as every preset's prompts do."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "length", check_whole("length", self.length, 1, 1_000_000))
         object.__setattr__(self, "seed", check_seed(self.seed))
         if self.model is not None:
             check_text("model", self.model)
+        check_flag("bos", self.bos)
 
     def __str__(self) -> str:
-        named = {"model": self.model} if self.model is not None else {}
+        named: dict[str, object] = {"model": self.model} if self.model is not None else {}
+        named |= {"bos": False} if not self.bos else {}
         return call_text("random_prompt", (), length=self.length, seed=self.seed, **named)
 
     def probabilities(self, context: BuildContext) -> tuple[Tensor, Provenance]:
         with source_model(context, self.model) as source:
-            ids = random_ids(source, self.length, self.seed)
+            ids = random_ids(source, self.length, self.seed, bos=self.bos)
             probs, provenance = capture_ids(source, ids)
             return migrate(probs, {"kind": "random_prompt", "seed": self.seed, **provenance}, source, context.lm)
 
@@ -268,9 +272,13 @@ def capture(text: str, model: str | None = None, chat: bool = False, bos: bool =
     return Capture(text, model, chat, bos)
 
 
-def random_prompt(length: int, seed: int = 0, model: str | None = None) -> RandomPrompt:
-    """The next-token distribution after `length` random token ids (§5.3), specials left out."""
-    return RandomPrompt(length, seed, model)
+def random_prompt(length: int, seed: int = 0, model: str | None = None, bos: bool = True) -> RandomPrompt:
+    """The next-token distribution after `length` random token ids (§5.3), specials left out.
+
+    They stand behind what the tokenizer puts before a text, as in `capture` and in every preset, so that the source
+    prompt itself scores 0; `bos=False` leaves that out.
+    """
+    return RandomPrompt(length, seed, model, bos)
 
 
 def pos(tag: str, n: int = 100, seed: int = 0, mode: Mode = "strict") -> Pos:
@@ -302,6 +310,13 @@ def file(
     names one of several arrays.
     """
     return File(fspath(path) if isinstance(path, PathLike) else path, kind, rest, tokens, array)
+
+
+def check_entropies(recipe: Recipe, vocab_size: int) -> None:
+    """InputError if a recipe asks for an entropy that no distribution over `vocab_size` tokens has."""
+    for part in recipe.walk():
+        if isinstance(part, Entropy):
+            check_bits(part.bits, vocab_size)
 
 
 def source_models(recipe: Recipe) -> list[str]:

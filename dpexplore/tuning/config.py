@@ -123,7 +123,7 @@ class TuneConfig:
             if knob.choices:
                 _one_of(name, value, knob.choices)
             elif knob.low is not None and knob.high is not None and not (knob.optional and value is None):
-                _whole(name, value, knob.low, knob.high)
+                object.__setattr__(self, name, _whole(name, value, knob.low, knob.high))
         for name in ("bos", "round_trip", "chat"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} is {getattr(self, name)!r}; accepted are True and False.")
@@ -203,9 +203,12 @@ def _one_of(name: str, value: object, accepted: tuple[str, ...]) -> None:
         raise InputError(f"{name} is {value!r}; accepted are {', '.join(map(repr, accepted))}.")
 
 
-def _whole(name: str, value: object, low: int, high: int) -> None:
+def _whole(name: str, value: object, low: int, high: int) -> int:
+    if isinstance(value, float) and value.is_integer():  # 2.0, as YAML, JSON and spreadsheets write numbers
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise InputError(f"{name} is {value!r}; it is a whole number from {low} to {high}.")
+    return value
 
 
 def _tokens(name: str, value: object) -> tuple[str | int, ...]:

@@ -13,8 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpexplore.errors import InputError
-from dpexplore.experiments import ModelFacts, Problem, known_specs, load_spec
+from dpexplore.experiments import ModelFacts, Problem, Spec, known_specs, load_spec, plan_sweep
 from dpexplore.experiments.problems import canonical_settings
+from dpexplore.experiments.spec import Group
+from dpexplore.experiments.yaml_text import Plain, read_yaml, scalar
+from dpexplore.targets import capture
 from dpexplore.tuning import TuneConfig
 
 MODEL = ModelFacts("m", "sha256:1", "float32", 49_152)
@@ -174,5 +177,104 @@ def test_unknown_specs_and_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no size 'large'"):
         load_spec("fig1", "large")
     (tmp_path / "broken.yaml").write_text("title: [")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="no YAML that can be read, line 1"):
         load_spec(str(tmp_path / "broken.yaml"))
+
+
+CASES = Path(__file__).parents[1] / "cases" / "yaml"
+
+
+def recipes(name: str) -> list[str]:
+    return [problem.recipe for problem, _, _ in asked_by(name)]
+
+
+def asked_by(name: str) -> list[tuple[Problem, str, dict[str, Any]]]:
+    return list(load_spec(str(CASES / f"{name}.yaml")).problems(facts("random:bytes-llama")))
+
+
+def test_words_stay_the_words_they_are() -> None:
+    words = ["yes", "no", "maybe", "on", "off", "null", "1e3", "012", "12:30", "~"]
+    assert recipes("words") == [f'capture("{word}")' for word in words]
+    assert recipes("date") == ['capture("2024-01-01")', 'capture("2024-01-02")']
+
+
+def test_numbers_are_read_as_people_write_them() -> None:
+    (problem, *_) = [problem for problem, _, _ in asked_by("lr")]
+    assert problem.config.learning_rate == 0.01
+    varied = asked_by("lr_over")
+    assert [problem.config.learning_rate for problem, _, _ in varied] == [0.1, 0.01, 0.001]
+    assert [labels["lr"] for _, _, labels in varied] == [0.1, 0.01, 0.001]
+    found = [problem for problem, _, _ in asked_by("steps_float")]
+    assert {problem.config.steps for problem in found} == {2}
+    assert [problem.recipe for problem in found] == [
+        f"entropy(bits={bits}, seed={seed})" for bits in ("1", "2.5") for seed in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize(("name", "key", "lines"), [("dup", "vanilla", "9 and 12"), ("dup2", "tune", "7 and 8")])
+def test_a_key_given_twice_is_refused_with_its_lines(name: str, key: str, lines: str) -> None:
+    with pytest.raises(InputError, match=rf"key '{key}' twice, in lines {lines}"):
+        load_spec(str(CASES / f"{name}.yaml"))
+
+
+PLAIN = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=12)
+SCALARS = st.sampled_from(
+    ["yes", "No", "0x1F", "0o17", "1_000", "+5", "-.5e3", ".inf", ".nan", "190:20:30", "2001-12-14t21:59:43-05:00"]
+)
+
+
+@given(PLAIN | SCALARS | st.integers().map(str) | st.floats().map(repr), st.sampled_from(['"', "'"]))
+def test_what_stands_in_a_recipes_quotes_is_the_text_as_written(word: str, quote: str) -> None:
+    """Whatever YAML lets stand as a plain scalar, and whatever it quotes, reaches the recipe unchanged."""
+    try:
+        raw = read_yaml("x", f"- {word}")[0]
+    except InputError:
+        return
+    if not isinstance(raw, Plain):
+        return
+    group = Group("g", f"capture({quote}a $w{quote})", {"w": [raw]}, models=("m",), restarts=1)
+    (problem,) = [problem for problem, _, _ in Spec("s", "f", "t", "small", (group,)).problems(MODEL)]
+    assert problem.recipe == str(capture(f"a {raw}"))
+
+
+@given(st.integers(-(10**9), 10**9) | st.floats(allow_nan=False) | st.booleans() | st.none())
+def test_a_json_value_is_the_yaml_value(value: object) -> None:
+    read = scalar(read_yaml("x", json.dumps([value]).replace("Infinity", ".inf"))[0])
+    assert read == value
+    assert type(read) is type(value)
+
+
+def test_bombs_and_depths_are_refused(tmp_path: Path) -> None:
+    bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(8)
+    )
+    with pytest.raises(InputError, match="more than"):
+        read_yaml("x", bomb)
+    with pytest.raises(InputError):
+        read_yaml("x", "[" * 5000)
+    with pytest.raises(InputError, match="half of a character"):
+        read_yaml("x", "a: \ud83d")
+
+
+def test_settings_that_are_text_stay_text(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(
+        "title: t\nsizes: {small: {models: [m], restarts: 1.0, groups: {g: {recipe: 'capture(\"a\")', "
+        "tune: {method: hard, init: text, init_text: no, allow: [yes, 12, 1e3], patience: null, length: 1e0}}}}}"
+    )
+    (problem,) = [problem for problem, _, _ in load_spec(str(tmp_path / "s.yaml")).problems(MODEL)]
+    config = problem.config
+    assert (config.init_text, config.allow, config.patience) == ("no", ("yes", 12, "1e3"), None)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"models": ["./nowhere"]}, "no config.json|no model"),
+        ({"groups": {"g": "entropy(bits=20, seed=0)"}}, "lies from 0 to"),
+        ({"groups": {"g": 'file("nowhere.npz")'}}, "cannot be read"),
+    ],
+)
+def test_a_dry_run_finds_what_can_be_found_without_a_model(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    spec = load_spec(write_spec(tmp_path, GOOD | {"models": ["random:bytes-llama"]} | change))
+    with pytest.raises(InputError, match=says):
+        plan_sweep(spec, tmp_path)

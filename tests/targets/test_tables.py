@@ -1,4 +1,4 @@
-"""Tables, arrays and server answers as people have them: each is read rightly, or refused in a sentence with the cure."""
+"""Tables, arrays and server answers as people have them: each is read rightly, or refused with the cure."""
 
 from __future__ import annotations
 

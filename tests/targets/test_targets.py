@@ -33,6 +33,8 @@ from dpexplore.targets import (
     vanilla_targets,
 )
 from dpexplore.targets.descent import Point
+from dpexplore.tuning import PRESETS, TuneConfig
+from dpexplore.tuning.init.layout import Layout
 
 PAPER_TOLERANCE_BITS = 0.01
 LANGUAGE_MODEL_VOCABULARY = 49_152
@@ -324,3 +326,15 @@ def test_light_imports() -> None:
     program = "import sys, dpexplore.targets; print({'spacy', 'gradio', 'scispacy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_source_prompt_scores_0_under_every_preset(tiny_lm: LoadTiny, preset: str) -> None:
+    lm = tiny_lm("llama")  # its tokenizer puts a BOS in front
+    target = random_prompt(4, seed=1).build(lm)
+    layout = Layout.of(lm, TuneConfig.preset(preset, method="hard", length=4, init="vocab"))
+    ids = layout.ids.clone()
+    ids[layout.hard] = torch.tensor(target.provenance["prompt_ids"][-4:])
+    log_q = lm.log_probs_of_ids(ids[None])[0].double()
+    assert float((torch.xlogy(target.probs, target.probs) - target.probs * log_q).sum()) == pytest.approx(0, abs=1e-5)
+    assert random_prompt(4, seed=1, bos=False).build(lm).provenance["prompt_ids"] == ids[-4:].tolist()
