@@ -11,7 +11,8 @@ from torch import Tensor
 from dpexplore.errors import InputError
 from dpexplore.floor.certificate import Certificate, certify, cross_entropy
 from dpexplore.floor.products import HeadProducts
-from dpexplore.floor.search import Search, sampled_hessian
+from dpexplore.floor.search import SMALLEST, Search, preconditioner
+from dpexplore.floor.subspace import quadratic_on_ball
 
 ROWS_AT_ONCE = 16
 UNCONSTRAINED_RADII = 16.0
@@ -42,6 +43,8 @@ class FloorResult:
     """log q at the best point of the ball, `(vocab,)` float32: where it falls short of p is what is unreachable."""
     point: Tensor = field(repr=False)
     """That u, `(hidden,)` float64: a good start for a similar target."""
+    head_point: Tensor | None = field(repr=False)
+    """The u with ‖u‖ = R at which the head has `head_optimum_nats`, `(hidden,)` float64; None if not asked for."""
 
 
 class FloorSolver:
@@ -140,10 +143,10 @@ class FloorSolver:
             iterations[wide] += more
             found = self.certify(probs, points)
             gaps = found.kl_nats - found.lower_bound_nats
-        unconstrained = sphere = [None] * len(points)
+        unconstrained = sphere = sphere_points = [None] * len(points)
         if ladder:
             unconstrained = self._unconstrained(probs, points, found)
-            sphere = self._head_optimum(probs, points, found)
+            sphere, sphere_points = self._head_optimum(probs, points, found)
         seconds = (time.perf_counter() - began) / len(points)
         return [
             FloorResult(
@@ -157,6 +160,7 @@ class FloorSolver:
                 seconds=seconds,
                 log_probs=found.log_probs[row].float(),
                 point=points[row],
+                head_point=sphere_points[row],
             )
             for row in range(len(points))
         ]
@@ -175,34 +179,44 @@ class FloorSolver:
             values[outside] = self._kl(probs[outside], far)
         return torch.minimum(values, found.lower_bound_nats).tolist()
 
-    def _head_optimum(self, probs: Tensor, points: Tensor, found: Certificate) -> list[float | None]:
+    def _head_optimum(self, probs: Tensor, points: Tensor, found: Certificate) -> tuple[list[float], list[Tensor]]:
+        """The smallest KL found on the sphere, and where."""
         values = found.kl_nats.clone()
+        ends = points * (self.radius / points.norm(dim=1, keepdim=True).clamp_min(SMALLEST))
         for row in (~self._on_sphere(points)).nonzero()[:, 0].tolist():
+            target = probs[row : row + 1]
             starts = self._sphere_starts(points[row], found.log_probs[row].exp())
-            targets = probs[row].expand(len(starts), -1)
-            ends, _ = Search(self.products, self.bias, targets, self.radius, sphere=True).run(
-                starts, LADDER_GAP, LADDER_ITERATIONS
-            )
-            values[row] = self._kl(targets, ends).min()
-        return torch.maximum(values, found.kl_nats).tolist()
+            # One after the other: on a processor the searches of a batch wait for each other's slowest step.
+            tried = [self._descend_sphere(target, start) for start in starts]
+            best = min(tried, key=lambda end: end[1])[0]
+            # A search can stall in the span it has built up; a fresh one from its end costs little.
+            ends[row], values[row] = self._descend_sphere(target, best)
+        return torch.maximum(values, found.kl_nats).tolist(), list(ends)
+
+    def _descend_sphere(self, target: Tensor, start: Tensor) -> tuple[Tensor, float]:
+        """From a point `(hidden,)` of the sphere to one that no step betters, and the KL there; target `(1 vocab)`."""
+        search = Search(self.products, self.bias, target, self.radius, sphere=True)
+        end, _ = search.run(start[None], LADDER_GAP, LADDER_ITERATIONS)
+        return end[0], float(self._kl(target, end))
 
     def _sphere_starts(self, point: Tensor, q: Tensor) -> Tensor:
-        """The ball's optimum pushed out to the sphere, both ways along the Hessian's two flattest directions."""
-        hessian = sampled_hessian(self.products, q)
+        """The sphere's minimum of the quadratic around the ball's optimum, and its mirror image, `(2 hidden)`.
+
+        The flattest direction of the Hessian leads to the sphere both ways, and either end may be the better one
+        (Moré and Sorensen 1983 for the minimum; the mirror is across that direction).
+        """
+        hessian = preconditioner(self.products, q).double()
         if self.products.zero_mean:
             # Away from the constant vector, which the head does not see and u may not use.
             hessian = hessian + hessian.trace()
+        nearest = quadratic_on_ball(hessian[None], -(hessian @ point)[None], self.radius, sphere=True)[0] - point
         _, vectors = torch.linalg.eigh(hessian)
-        flattest = self.products.centre(vectors[:, :2].T.double())
-        flattest = flattest / flattest.norm(dim=1, keepdim=True)
-        along = flattest @ point
-        reach = (along.square() + self.radius**2 - point.square().sum()).clamp_min(0).sqrt()
-        return torch.cat(
-            [
-                point + (-along + reach)[:, None] * flattest,
-                point + (-along - reach)[:, None] * flattest,
-            ]
-        )
+        flattest = vectors[:, 0]
+        moves = self.products.centre(torch.stack([nearest, nearest - 2 * (nearest @ flattest) * flattest]))
+        moves = moves / moves.norm(dim=1, keepdim=True).clamp_min(SMALLEST)
+        along = moves @ point
+        reach = (along.square() + self.radius**2 - point.square().sum()).clamp_min(0).sqrt() - along
+        return point + reach[:, None] * moves
 
     def _kl(self, probs: Tensor, points: Tensor) -> Tensor:
         log_probs = (self.products.forward(points) + self.bias).log_softmax(-1)

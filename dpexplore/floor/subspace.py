@@ -16,6 +16,8 @@ SMALLEST_DECREMENT = 1e-20
 VALUE_ROUNDING = 1e-14
 SECULAR_STEPS = 12
 STIFFNESS = 0.05
+SMALLEST_LENGTH = 1e-150
+"""Its square is still above 0."""
 
 
 def quadratic_on_ball(hessian: Tensor, linear: Tensor, radius: float, sphere: bool) -> Tensor:
@@ -35,16 +37,16 @@ def quadratic_on_ball(hessian: Tensor, linear: Tensor, radius: float, sphere: bo
     for _ in range(SECULAR_STEPS):
         shifted = values + shift
         w = -linear / shifted
-        length = w.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        length = w.norm(dim=1, keepdim=True).clamp_min(SMALLEST_LENGTH)
         slope = (w.square() / shifted).sum(1, keepdim=True) / length**2
         shift = shift + ((length / radius - 1) / slope.clamp_min(1e-300)).clamp_min(0)
     w = -linear / (values + shift)
-    length = w.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    length = w.norm(dim=1, keepdim=True).clamp_min(SMALLEST_LENGTH)
     if sphere:
         # Moré and Sorensen's hard case: w stays short for every λ, and the flattest direction makes up for it.
         short = (radius**2 - length.square()).clamp_min(0).sqrt() * (length < radius)
         w = torch.cat([w[:, :1] + short * torch.where(w[:, :1] < 0, -1.0, 1.0), w[:, 1:]], 1)
-        length = w.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        length = w.norm(dim=1, keepdim=True).clamp_min(SMALLEST_LENGTH)
     w = w * (radius / length if sphere else (radius / length).clamp_max(1))
     return (vectors @ w[..., None])[..., 0]
 

@@ -148,6 +148,9 @@ def test_ladder_is_in_order_and_no_point_of_the_ball_is_below_the_floor(
         on_sphere = in_ball(solver, 2000, seed)[::3]
         # An estimate from a few starts: a local minimum, so better than nearly all of the sphere.
         assert floor.head_optimum_nats <= kl(solver, probs, on_sphere).quantile(0.02) + 1e-3
+        assert floor.head_point is not None
+        assert float(floor.head_point.norm()) == pytest.approx(solver.radius, rel=1e-9)
+        assert float(kl(solver, probs, floor.head_point[None])) == pytest.approx(floor.head_optimum_nats, abs=1e-6)
 
 
 def test_gradient_of_the_certificate_by_finite_differences() -> None:
