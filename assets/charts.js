@@ -24,7 +24,7 @@
   const show = (token) => plain(JSON.stringify(token).slice(1, -1).replace(/\\"/g, '"').replace(/ /g, "␣"));
   const fixed = (x, digits = 2) => (x == null ? "–" : x.toFixed(digits));
 
-  const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
+  const CONFIG = { responsive: true, displaylogo: false, showSendToCloud: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
 
   function layout(xTitle, yTitle, extra = {}) {
     const grid = css("--dpx-grid"), ink = css("--body-text-color"), soft = css("--body-text-color-subdued");
@@ -290,5 +290,5 @@
     new ResizeObserver(schedule).observe(root);
   }
 
-  window.dpxCharts = { mount, kit: { plotly: P, layout, note, colour, plain, config: CONFIG } };
+  window.dpxCharts = { mount, kit: { units, plotly: P, layout, note, colour, plain, config: CONFIG } };
 })();

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import plotly.graph_objects as go
@@ -23,6 +24,9 @@ COLOURS: dict[str, tuple[str, str]] = {
     "head": ("#00735A", "#3CCBA6"),
     "adapter": ("#6F6400", "#E5D75C"),
     "restart": ("#8C8A84", "#8A8F98"),
+    "follow-1": ("#B0005E", "#FF8FC7"),
+    "follow-2": ("#3B3BB3", "#A9A9FF"),
+    "follow-3": ("#4E6B00", "#B5D65C"),
 }
 
 ON_DARK = dict(COLOURS.values())
@@ -35,6 +39,9 @@ DASHES = {
     "head": "dash",
     "adapter": "dashdot",
     "restart": "solid",
+    "follow-1": "solid",
+    "follow-2": "dash",
+    "follow-3": "dashdot",
 }
 """Each role's line style, so that a print in grey can be read as well."""
 
@@ -124,6 +131,34 @@ def kl_parts(target: np.ndarray, log_achieved: np.ndarray, count: int = 10) -> K
     above = rows(np.argsort(-extra, kind="stable"), extra > 0)
     told = sum(row.kl_nats for row in below + above)
     return KlParts(below, above, len(target) - len(below) - len(above), float(shares.sum()) - told)
+
+
+@dataclass(frozen=True)
+class RankBand:
+    """Tokens of neighbouring ranks in the target."""
+
+    first: int
+    """Rank of its likeliest token in the target, 1 for the likeliest of all."""
+    last: int
+    target: float
+    """Probability that p gives to them together."""
+    achieved: float
+    kl_nats: float
+    """Σ p log(p/q) over them; over all bands this sums to KL(p‖q)."""
+
+
+def kl_bands(target: np.ndarray, log_achieved: np.ndarray) -> list[RankBand]:
+    """KL(p‖q) by powers of ten of the rank in the target: 1, 2 to 10, 11 to 100, and so on.
+
+    Shapes: target `(vocab,)` probabilities; log_achieved `(vocab,)` log-probabilities in nats.
+    """
+    target, achieved, shares = _shares(target, log_achieved)
+    order = np.argsort(-target, kind="stable")
+    edges = [0, *(10**power for power in range(len(str(len(target)))) if 10**power < len(target)), len(target)]
+    return [
+        RankBand(first + 1, last, *(float(values[order[first:last]].sum()) for values in (target, achieved, shares)))
+        for first, last in pairwise(edges)
+    ]
 
 
 def token_shares(target: np.ndarray, log_achieved: np.ndarray, count: int = 12) -> list[TokenShare]:

@@ -16,6 +16,7 @@ from dpexplore.plots import (
     colour,
     figure_json,
     floor_curve,
+    kl_bands,
     kl_parts,
     log_grid,
     rank_curve,
@@ -89,6 +90,19 @@ def test_the_microscopes_parts_sum_to_the_kl_and_go_both_ways(size: int, count: 
     assert all(share.target < share.achieved and share.kl_nats <= 0 for share in parts.above)
     assert len(parts.below) + len(parts.above) + parts.other_tokens == size
     assert not {share.token_id for share in parts.below} & {share.token_id for share in parts.above}
+
+
+@given(st.integers(1, 250), st.integers(0, 2**31))
+def test_rank_bands_cover_the_vocabulary_once_and_sum_to_the_kl(size: int, seed: int) -> None:
+    target, achieved = np.random.default_rng(seed).dirichlet(np.ones(size), 2)
+    bands = kl_bands(target, np.log(achieved))
+    assert [rank for band in bands for rank in range(band.first, band.last + 1)] == [*range(1, size + 1)]
+    assert [band.last for band in bands[:-1]] == [10**power for power in range(len(bands) - 1)]
+    assert sum(band.kl_nats for band in bands) == pytest.approx(
+        float((target * np.log(target / achieved)).sum()), abs=1e-9
+    )
+    assert bands[0].target == target.max()
+    assert sum(band.achieved for band in bands) == pytest.approx(1)
 
 
 def test_shares_hold_the_costliest_token_though_it_is_not_likely() -> None:

@@ -27,8 +27,8 @@ def _line(item: object) -> str:
     return json.dumps(item, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _number(value: float | None) -> float | None:
-    short = math.nan if value is None else float(f"{value:.5g}")
+def _number(value: float | None, digits: int = 5) -> float | None:
+    short = math.nan if value is None else float(f"{value:.{digits}g}")
     return short if math.isfinite(short) else None
 
 
@@ -43,7 +43,8 @@ class LiveStream:
     def __init__(self, run: str, restarts: int, steps: int, target_entropy_nats: float) -> None:
         self.rows = 0
         self._shown = min(restarts, SHOWN_RESTARTS)
-        self.text = _line({"run": run, "restarts": restarts, "steps": steps, "entropy": _number(target_entropy_nats)})
+        entropy = _number(target_entropy_nats, digits=9)  # converted to bits, it must round as it does elsewhere
+        self.text = _line({"run": run, "restarts": restarts, "steps": steps, "entropy": entropy})
 
     def add_step(
         self, step: int, kl_nats: Sequence[float | None], entropy_nats: Sequence[float | None], best: int

@@ -10,6 +10,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import pytest
 import torch
 from hypothesis import given
@@ -32,7 +33,7 @@ from dpexplore.ui.components.floor_panel import follow_floor
 from dpexplore.ui.components.lesson_steps import LESSONS, Desk, Lesson
 from dpexplore.ui.components.markup import probability, progress_bar, quantity, token
 from dpexplore.ui.components.model_panel import use_model
-from dpexplore.ui.components.recipes import entropy_recipe, prompt_recipe
+from dpexplore.ui.components.recipes import entropy_recipe
 from dpexplore.ui.components.result_view import result_html
 from dpexplore.ui.components.settings import (
     ADVANCED,
@@ -55,9 +56,11 @@ from dpexplore.ui.components.target_panel import (
     read_recipe,
     set_base,
     set_stack,
+    set_tab,
     show_target,
 )
-from dpexplore.ui.components.tune_panel import start_run, tune
+from dpexplore.ui.components.target_tabs import Tab, build_tabs
+from dpexplore.ui.components.tune_panel import READY, check_settings, start_run, tune
 from dpexplore.ui.context import AppContext
 from dpexplore.ui.tabs.lessons import answer, look
 
@@ -84,6 +87,12 @@ def app(tiny_lm: Callable[[str], LanguageModel]) -> Iterator[AppContext]:
     context.pool.load("tiny")
     yield context
     context.close()
+
+
+def tab_of(key: str) -> Tab:
+    """A tab of the target designer."""
+    with gr.Blocks(), gr.Tabs():
+        return next(tab for tab in build_tabs() if tab.key == key)
 
 
 def last(values: Iterator[list[Any]]) -> list[Any]:
@@ -271,6 +280,40 @@ def test_a_control_writes_the_recipe_and_the_preview(app: AppContext) -> None:
     assert changes["problem"] == ""
 
 
+@pytest.mark.parametrize(
+    ("key", "values", "recipe", "held", "said"),
+    [
+        (
+            "entropy",
+            (99, 0, ""),
+            "entropy(bits=8.4, seed=0)",
+            {"bits": 8.4},
+            "from 0 to 8.4: 99",
+        ),
+        ("entropy", (-5, 0, ""), "entropy(bits=0, seed=0)", {"bits": 0}, "-5 became 0"),
+        ("outliers", (3, 500, 0, []), None, {"count": 100}, "Outlier tokens goes from 1 to 100: 500 became 100"),
+        ("hand", ("#70 1", 2.5), None, {"rest": 0.99}, "2.5 became 0.99"),
+        ("entropy", (None, 0, ""), None, {}, "Entropy is empty"),
+        ("entropy", (3, 1.5, ""), None, {}, "Seed is 1.5; type a whole number, 0 or more"),
+        ("pos", ("NOUN", 0, 0, "strict"), None, {}, "Tokens is 0; type a whole number, 1 or more"),
+    ],
+)
+def test_a_number_out_of_range_is_put_to_the_end_in_words_or_refused_by_the_name_of_its_field(
+    app: AppContext, key: str, values: tuple[Any, ...], recipe: str | None, held: dict[str, float], said: str
+) -> None:
+    changes = set_tab(app, tab_of(key), "tiny", "entropy(bits=3, seed=0)", *values)
+    assert said in changes["problem"]
+    assert {name: changes[name] for name in held} == held
+    assert recipe is None or changes["recipe"] == recipe
+
+
+def test_settings_are_judged_as_they_are_typed_and_a_mended_one_is_ready_again(app: AppContext) -> None:
+    values = control_values(TuneConfig())
+    assert "restarts is 0" in (check_settings(app, "typing", values | {"restarts": 0}) or "")
+    assert "seed is 1.5" in (check_settings(app, "typing", values | {"seed": 1.5}) or "")
+    assert check_settings(app, "typing", values) == READY
+
+
 def test_the_text_sets_tab_and_controls(app: AppContext) -> None:
     changes = read_recipe(app, "tiny", "entropy(bits=2, seed=9).shuffle(seed=1)")
     assert changes["tabs"].selected == "entropy"
@@ -303,10 +346,9 @@ def test_a_dragged_bar_writes_its_line_and_the_recipe(app: AppContext) -> None:
 
 
 def test_a_tab_that_opens_because_the_text_says_so_writes_nothing(app: AppContext) -> None:
-    tab: Any = SimpleNamespace(key="entropy", recipe=entropy_recipe)
+    tab = tab_of("entropy")
     assert open_tab(app, tab, "tiny", "entropy(bits=3.25, seed=0).top_k(20)", 7, 0, "") == {}
-    other: Any = SimpleNamespace(key="prompt", recipe=prompt_recipe)
-    changes = open_tab(app, other, "tiny", "entropy(bits=3)", "I love", "", ["start token"])
+    changes = open_tab(app, tab_of("prompt"), "tiny", "entropy(bits=3)", "I love", "", ["start token"])
     assert changes["recipe"] == 'capture("I love")'
 
 

@@ -16,6 +16,7 @@ from dpexplore.models import LanguageModel
 from dpexplore.tuning.continuation import continue_prompt
 from dpexplore.tuning.record.capsule import decode_array
 from dpexplore.ui.components.markup import message, token
+from dpexplore.ui.components.recipes import whole
 from dpexplore.ui.components.widgets import view
 from dpexplore.ui.context import AppContext, sentence
 
@@ -56,11 +57,10 @@ def continuations(
     try:
         if not capsule:
             raise InputError("There is no prompt yet; press Tune first.")
-        if tokens is None or seed is None or not 1 <= tokens <= MOST_TOKENS or seed < 0:
-            raise InputError(f"From 1 to {MOST_TOKENS} tokens and a seed from 0 are accepted.")
+        length, start = whole("Tokens", tokens, 1, MOST_TOKENS), whole("Seed", seed)
         yield message("The model is writing …", "busy")
         lm = app.pool.get(model).lm
-        yield continuations_html(lm, continue_prompt(lm, prompt_of(lm, capsule), int(tokens), SAMPLES, int(seed)))
+        yield continuations_html(lm, continue_prompt(lm, prompt_of(lm, capsule), length, SAMPLES, start))
     except Exception as error:
         yield message(sentence(error), "error")
 
@@ -78,8 +78,8 @@ def continuations_html(lm: LanguageModel, samples: list[list[int]]) -> str:
 def build_continuation() -> ContinuationPanel:
     with gr.Row(elem_classes="dpx-inline", elem_id="continue-row"):
         go = gr.Button("Let the model continue", elem_id="continue", scale=2, min_width=170)
-        tokens = gr.Number(12, label="Tokens", precision=0, minimum=1, elem_id="continue-tokens", scale=1, min_width=60)
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="continue-seed", scale=1, min_width=60)
+        tokens = gr.Number(12, label="Tokens", elem_id="continue-tokens", scale=1, min_width=60)
+        seed = gr.Number(0, label="Seed", elem_id="continue-seed", scale=1, min_width=60)
     return ContinuationPanel(go, tokens, seed, view(EMPTY, live=True, elem_id="continuation"))
 
 

@@ -34,43 +34,43 @@ EXAMPLES = (
         "die",
         "A fair die",
         'tokens({"1": 1, "2": 1, "3": 1, "4": 1, "5": 1, "6": 1})',
-        "Six tokens, one sixth each. The floor is 0, and KL falls all the way: a fair die can be had from a model "
-        "that was never asked for one.",
+        "Six tokens, one sixth each. Does the floor on the left stand at 0? Then nothing in the model’s last layers "
+        "forbids a fair die: watch how far KL falls.",
     ),
     Example(
         "love",
         "“I love”",
         'capture("I love")',
-        "What the model itself says after “I love”, so the floor is 0. Free vectors find their way back, though the "
-        "target is as spread out as those that fail.",
+        "What the model itself says after “I love”: the floor is 0, since a prompt for it exists. See whether free "
+        "vectors find their way back, though the target is as spread out as those that fail.",
     ),
     Example(
         "shuffled",
         "“I love”, shuffled",
         'capture("I love").shuffle(seed=1)',
-        "The same probabilities on other tokens: same entropy, but the floor has risen and KL stays above it. Which "
+        "The same probabilities on other tokens, so the same entropy. Compare the floor with the example before: which "
         "tokens go together matters, not only how spread out they are.",
     ),
     Example(
         "moderate",
         "Moderate entropy",
         "entropy(bits=9, seed=0)",
-        "Hundreds of arbitrary tokens at once: the hardest kind of target. Compare the run with the violet floor: most "
-        "of the distance is out of reach for every prompt.",
+        "Hundreds of arbitrary tokens at once. Compare the run with the violet floor: how much of the distance is out "
+        "of reach for every prompt?",
     ),
     Example(
         "outlier",
         "One outlier",
         "entropy(bits=9, outliers=1, seed=0)",
-        "The entropy of the example before, but one token stands out: floor and KL are a fraction of what they were. "
-        "Peaks are easy, broad plateaus are not.",
+        "The entropy of the example before, but one token stands out. Compare floor and KL with it: is a peak easier "
+        "to say than a broad plateau?",
     ),
     Example(
         "uniform",
         "Near-uniform",
         "entropy(bits=15.55, seed=0)",
-        "All tokens nearly alike. A hidden vector near 0 would do, so the floor is low; but the final norm makes every "
-        "vector equally long, and the head optimum (green) stays well above it.",
+        "All tokens nearly alike. A hidden vector near 0 would say that, but the final norm makes every vector equally "
+        "long. How far apart do floor (violet) and head optimum (green) stand?",
     ),
 )
 

@@ -110,7 +110,8 @@ def follow_floor(app: AppContext, session: str, model: str, recipe: str) -> Iter
         return
     future = app.floors.start(lm, target)
     if not future.done():
-        yield [message("Computing the certified floor …", "busy"), gr.skip(), gr.skip()]
+        # The rungs of the target before go at once: an old number beside a new target looks like its answer.
+        yield [message("Computing the certified floor …", "busy"), "", ""]
     try:
         floor = future.result()
     except Exception as error:

@@ -21,6 +21,7 @@ from dpexplore.ui.context import AppContext, check_single_tokens, sentence
 SHOWN_TOKENS = 8
 MOST_MATCHES = 50
 """Matches of a search that are offered at once."""
+PICKS_LABEL = "Chosen (none: random)"
 MOST_BARS = 12
 """Weights by hand that get a bar; further ones are edited as text."""
 
@@ -40,7 +41,7 @@ def preview(lm: LanguageModel, target: Target) -> Preview:
     check_single_tokens(target)
     name = hashlib.sha256(f"{lm.identity} {target.recipe}".encode()).hexdigest()[:12]
     stream = RankStream(name, target.probs.numpy(), lm.token_text).text
-    return Preview(stream, tokens_html(lm, target), facts_html(target))
+    return Preview(stream, tokens_html(lm, target), facts_html(lm, target))
 
 
 def tokens_html(lm: LanguageModel, target: Target) -> str:
@@ -53,7 +54,8 @@ def tokens_html(lm: LanguageModel, target: Target) -> str:
     return f"<ol class='dpx-top' aria-label='Most probable tokens of the target'>{rows}</ol>"
 
 
-def facts_html(target: Target) -> str:
+def facts_html(lm: LanguageModel, target: Target) -> str:
+    """Entropy in both units, what was lost on the way, and the prompt where it was drawn at random."""
     bits, nats = target.entropy_bits, target.entropy_nats
     choices = 2**bits
     among = f"{choices:,.0f}" if choices >= 10 else f"{choices:.2f}".rstrip("0").rstrip(".")
@@ -64,18 +66,22 @@ def facts_html(target: Target) -> str:
             f"<p class='dpx-note'>Migrated: {moved['mass_kept']:.0%} of the probability and "
             f"{moved['tokens_kept']:.0%} of the tokens exist here.</p>{warnings}"
         )
+    drawn = target.provenance.get("kind") == "random_prompt" and target.provenance.get("identity") == lm.identity
+    if drawn:
+        words = "".join(token(lm.token_text(i)) for i in target.provenance["prompt_ids"])
+        warnings = f"<p class='dpx-note dpx-drawn'>Prompt drawn: {words}</p>{warnings}"
     return (
         f"<p class='dpx-facts-line'><b data-bits='{bits:.6f}'>{bits:.2f} bits</b> = <b>{nats:.2f} nats</b>, "
         f"a fair choice of <b>{escape(among)}</b></p>{warnings}"
     )
 
 
-def outlier_line(app: AppContext, model: str, bits: float, count: float, picks: list[str] | None) -> Any:
+def outlier_line(app: AppContext, model: str, bits: float | None, count: float | None, picks: list[str] | None) -> Any:
     """What k outliers can hold at this entropy, and up to where they stand out (App. A)."""
-    if not model:
+    if not model or bits is None or count is None:
         return gr.skip()
-    k = len(picks) if picks else int(count)
     try:
+        k = len(picks) if picks else int(count)
         size = app.pool.get(model).lm.vocab_size
         mass, span = outlier_mass(size, k, bits), outlier_range(size, k)
     except Exception as error:
@@ -98,7 +104,8 @@ def token_choices(app: AppContext, model: str, query: str, picks: list[str] | No
         (f"{item.token.replace(' ', '␣')}  (id {item.token_id})", _unique_value(lm, item.token_id, item.token))
         for item in search_tokens(lm, query, MOST_MATCHES)
     ]
-    return gr.update(choices=[*kept, *(choice for choice in found if choice[1] not in (picks or ()))])
+    label = f"No token contains “{query[:20]}”" if query and not found else PICKS_LABEL
+    return gr.update(choices=[*kept, *(choice for choice in found if choice[1] not in (picks or ()))], label=label)
 
 
 def _unique_value(lm: LanguageModel, i: int, text: str) -> str:

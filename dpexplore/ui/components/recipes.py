@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,13 +77,13 @@ def _sources(recipe: Recipe) -> Iterator[Recipe]:
 
 def entropy_recipe(bits: float, seed: float, method: str) -> Recipe:
     name = "temperature" if method == METHOD_NAMES["temperature"] else "gradient"
-    return Entropy(_number("Entropy", bits), _whole("Seed", seed), method=name)
+    return Entropy(_number("Entropy", bits), whole("Seed", seed), method=name)
 
 
 def outliers_recipe(bits: float, count: float, seed: float, picks: list[str] | None) -> Recipe:
     """`picks` as `token_value` writes them; without any, `count` tokens are drawn with the seed."""
-    outliers = tuple(_picked(pick) for pick in picks or ()) or _whole("Outlier tokens", count)
-    return Entropy(_number("Entropy", bits), _whole("Seed", seed), outliers=outliers)
+    outliers = tuple(_picked(pick) for pick in picks or ()) or whole("Outlier tokens", count, 1)
+    return Entropy(_number("Entropy", bits), whole("Seed", seed), outliers=outliers)
 
 
 def prompt_recipe(text: str, model: str, options: list[str]) -> Recipe:
@@ -93,11 +94,11 @@ def prompt_recipe(text: str, model: str, options: list[str]) -> Recipe:
 
 
 def random_prompt_recipe(length: float, seed: float, model: str) -> Recipe:
-    return RandomPrompt(_whole("Random tokens", length), _whole("Seed", seed), model=model.strip() or None)
+    return RandomPrompt(whole("Random tokens", length, 1), whole("Seed", seed), model=model.strip() or None)
 
 
 def pos_recipe(tag: str, count: float, seed: float, mode: str) -> Recipe:
-    return Pos(tag, _whole("Tokens", count), _whole("Seed", seed), "paper" if mode == "paper" else "strict")
+    return Pos(tag, whole("Tokens", count, 1), whole("Seed", seed), "paper" if mode == "paper" else "strict")
 
 
 def hand_recipe(lines: str, rest: float) -> Recipe:
@@ -203,8 +204,10 @@ def _number(name: str, value: object) -> float:
     return float(value)
 
 
-def _whole(name: str, value: object) -> int:
+def whole(name: str, value: object, low: int = 0, high: int | None = None) -> int:
+    """A field's value as a whole number from `low` to `high`. InputError that names the field and its range."""
     number = _number(name, value)
-    if number != int(number) or number < 0:
-        raise InputError(f"{name} is {number:g}; a whole number, 0 or more, is needed.")
+    if not math.isfinite(number) or number != int(number) or number < low or (high is not None and number > high):
+        span = f"{low} or more" if high is None else f"from {low} to {high}"
+        raise InputError(f"{name} is {number:g}; type a whole number, {span}.")
     return int(number)

@@ -71,8 +71,7 @@ def build_control(name: str) -> Component:
         return gr.Checkbox(value, **shared)
     if isinstance(value, str):
         return gr.Textbox(value, **shared)
-    whole = {} if isinstance(value, float) else {"precision": 0, "minimum": 0 if _may_be_off(knob) else knob.low}
-    return gr.Number(value, **whole, **shared)
+    return gr.Number(value, **shared)
 
 
 def to_control(name: str, value: Any) -> Any:

@@ -16,7 +16,7 @@ from dpexplore.targets import Recipe
 from dpexplore.ui.components import recipes
 from dpexplore.ui.components.markup import message
 from dpexplore.ui.components.preview import hand_bars, outlier_line, pos_bars, preview, token_choices
-from dpexplore.ui.components.target_tabs import Tab, build_tabs
+from dpexplore.ui.components.target_tabs import Limit, Tab, build_tabs
 from dpexplore.ui.components.widgets import card_title, chart, view
 from dpexplore.ui.context import AppContext, sentence
 
@@ -100,6 +100,35 @@ def set_base(app: AppContext, make: Callable[..., Recipe], model: str, text: str
     return {**told, **show_target(app, model, changed)}
 
 
+def set_tab(app: AppContext, tab: Tab, model: str, text: str, *values: Any) -> Changes:
+    """A tab's control moved. A number outside its slider's range is put to the nearest end, and the page says so."""
+    held, notes = dict(zip(tab.controls, values, strict=True)), []
+    moved: Changes = {}
+    try:
+        for name, limit in tab.limits.items():
+            value, high = held[name], _end_of(app, model, limit)
+            if isinstance(value, int | float) and not limit.low <= value <= high:
+                moved[name] = held[name] = min(max(value, limit.low), high)
+                notes.append(f"{limit.label} goes from {limit.low:g} to {high:g}: {value:g} became {held[name]:g}.")
+    except Exception as error:
+        return _trouble(error)
+    changes = {**set_base(app, tab.recipe, model, text, *held.values()), **moved}
+    if notes and not changes.get("problem"):
+        changes["problem"] = message(" ".join(notes), "info")
+    return changes
+
+
+def _end_of(app: AppContext, model: str, limit: Limit) -> float:
+    if limit.high is not None:
+        return limit.high
+    return _most_bits(app, model) if model else math.inf
+
+
+def _most_bits(app: AppContext, model: str) -> float:
+    """Entropy of the uniform distribution over a model's vocabulary, bits, rounded down to a slider's hundredths."""
+    return math.floor(100 * math.log2(app.pool.get(model).lm.vocab_size)) / 100
+
+
 def open_tab(app: AppContext, tab: Tab, model: str, text: str, *values: Any) -> Changes:
     """A tab was opened, by hand or because the text now says so; then there is nothing to do."""
     try:
@@ -109,7 +138,7 @@ def open_tab(app: AppContext, tab: Tab, model: str, text: str, *values: Any) -> 
         pass
     if tab.key == "file" and not values[0]:
         return {"problem": message("Drop a file into the field: the target stays as it is until then.", "info")}
-    return set_base(app, tab.recipe, model, text, *values)
+    return set_tab(app, tab, model, text, *values)
 
 
 def read_recipe(app: AppContext, model: str, text: str) -> Changes:
@@ -171,8 +200,7 @@ def entropy_limits(app: AppContext, model: str) -> list[Any]:
     """The entropy sliders end at log2|V| of the model in use. Values for (bits, outlier_bits)."""
     if not model:
         return [gr.skip()] * 2
-    limit = math.floor(100 * math.log2(app.pool.get(model).lm.vocab_size)) / 100
-    return [gr.update(maximum=limit)] * 2
+    return [gr.update(maximum=_most_bits(app, model))] * 2
 
 
 def build_target_panel() -> TargetPanel:
@@ -200,8 +228,12 @@ def build_target_panel() -> TargetPanel:
 def wire_target_panel(app: AppContext, panel: TargetPanel, model: gr.Textbox) -> None:
     outputs = panel.outputs
 
-    def on(events: list[Any], action: Callable[..., Changes], names: list[str]) -> None:
-        """`action(model, recipe, *values of names)` follows the events; answers that are overtaken are dropped."""
+    def on(events: list[Any], action: Callable[..., Changes], names: list[str], *, raw: bool = False) -> None:
+        """`action(model, recipe, *values of names)` follows the events; answers that are overtaken are dropped.
+
+        With `raw` values come as they were typed: Gradio's own check of a slider answers with a toast that names no
+        field.
+        """
 
         def follow(request: gr.Request, *values: Any) -> dict[Component, Any]:
             session = request.session_hash or ""
@@ -212,11 +244,12 @@ def wire_target_panel(app: AppContext, panel: TargetPanel, model: gr.Textbox) ->
             return {panel.problem: gr.skip(), **{outputs[name]: value for name, value in changes.items()}}
 
         inputs = [model, panel.recipe, *(outputs[name] for name in names)]
-        gr.on(events, follow, inputs, list(outputs.values()), **QUIET)
+        gr.on(events, follow, inputs, list(outputs.values()), preprocess=not raw, **QUIET)
 
     for tab in panel.all_tabs:
-        on(list(tab.follows), partial(set_base, app, tab.recipe), list(tab.controls))
-        on([tab.item.select], partial(open_tab, app, tab), list(tab.controls))
+        raw = bool(tab.limits)
+        on(list(tab.follows), partial(set_tab, app, tab), list(tab.controls), raw=raw)
+        on([tab.item.select], partial(open_tab, app, tab), list(tab.controls), raw=raw)
     on([panel.recipe.input], partial(read_recipe, app), [])
     on([panel.stack.input], partial(set_stack, app), ["stack"])
     on([panel.add.click], partial(add_transform, app), ["kind", "value"])
@@ -254,7 +287,7 @@ def _wire_extras(app: AppContext, panel: TargetPanel, model: gr.Textbox) -> None
         control["picks"].change,
         by_key["outliers"].item.select,
     ]
-    gr.on(moved, partial(outlier_line, app), inputs, control["mass"], **QUIET)
+    gr.on(moved, partial(outlier_line, app), inputs, control["mass"], preprocess=False, **QUIET)
     control["query"].input(
         partial(token_choices, app), [model, control["query"], control["picks"]], control["picks"], **QUIET
     )

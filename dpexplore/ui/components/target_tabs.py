@@ -12,9 +12,21 @@ from gradio.components import Component
 from dpexplore.targets import Recipe
 from dpexplore.targets.by_pos import MODES, TAGS
 from dpexplore.ui.components import recipes
+from dpexplore.ui.components.preview import PICKS_LABEL
 from dpexplore.ui.components.widgets import sliders, view
 
 MOST_OUTLIERS = 100
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The range of a slider."""
+
+    label: str
+    low: float
+    high: float | None
+    """None where the model's vocabulary sets it: log2 of its size, bits."""
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -30,6 +42,8 @@ class Tab:
     """The events that set the target."""
     extras: dict[str, Component] = field(default_factory=dict)
     """What the tab shows or asks beside its recipe."""
+    limits: dict[str, Limit] = field(default_factory=dict)
+    """Ranges of its sliders, by the name of the control."""
 
 
 def build_tabs() -> list[Tab]:
@@ -37,12 +51,18 @@ def build_tabs() -> list[Tab]:
 
 
 def _seed(elem_id: str, **settings: Any) -> gr.Number:
-    return gr.Number(0, label="Seed", precision=0, minimum=0, elem_id=elem_id, min_width=60, scale=1, **settings)
+    return gr.Number(0, label="Seed", elem_id=elem_id, min_width=60, scale=1, **settings)
+
+
+def _slider(limit: Limit, value: float, step: float, elem_id: str) -> gr.Slider:
+    high = 15.58 if limit.high is None else limit.high
+    return gr.Slider(limit.low, high, value, step=step, label=f"{limit.label}{limit.unit}", elem_id=elem_id)
 
 
 def _entropy_tab() -> Tab:
     with gr.Tab("Entropy", id="entropy", elem_id="tab-entropy") as item:
-        bits = gr.Slider(0, 15.58, 7, step=0.01, label="Entropy of the target (bits)", elem_id="entropy-bits")
+        limit = Limit("Entropy of the target", 0, None, " (bits)")
+        bits = _slider(limit, 7, 0.01, "entropy-bits")
         with gr.Row(elem_classes="dpx-inline"):
             seed = _seed("entropy-seed")
             method = gr.Dropdown(
@@ -53,25 +73,30 @@ def _entropy_tab() -> Tab:
                 scale=3,
             )
     controls: dict[str, Component] = {"bits": bits, "seed": seed, "method": method}
-    return Tab("entropy", item, controls, recipes.entropy_recipe, [bits.input, seed.input, method.input])
+    follows = [bits.input, seed.input, method.input]
+    return Tab("entropy", item, controls, recipes.entropy_recipe, follows, limits={"bits": limit})
 
 
 def _outliers_tab() -> Tab:
     with gr.Tab("Outliers", id="outliers", elem_id="tab-outliers") as item:
-        bits = gr.Slider(0, 15.58, 7, step=0.01, label="Entropy (bits)", elem_id="outlier-bits")
-        count = gr.Slider(1, MOST_OUTLIERS, 5, step=1, label="Outlier tokens", elem_id="outlier-count")
+        limits = {
+            "outlier_bits": Limit("Entropy", 0, None, " (bits)"),
+            "count": Limit("Outlier tokens", 1, MOST_OUTLIERS),
+        }
+        bits = _slider(limits["outlier_bits"], 7, 0.01, "outlier-bits")
+        count = _slider(limits["count"], 5, 1, "outlier-count")
         with gr.Row(elem_classes="dpx-inline"):
             query = gr.Textbox(
                 "", label="Find tokens", placeholder="yes", elem_id="outlier-search", scale=2, min_width=80
             )
             picks = gr.Dropdown(
-                [], multiselect=True, label="Chosen (none: random)", elem_id="outlier-picks", scale=4, min_width=120
+                [], multiselect=True, label=PICKS_LABEL, elem_id="outlier-picks", scale=4, min_width=120
             )
             seed = _seed("outlier-seed")
         mass = view(elem_id="outlier-range")
     controls: dict[str, Component] = {"outlier_bits": bits, "count": count, "outlier_seed": seed, "picks": picks}
     follows = [bits.input, count.input, seed.input, picks.input]
-    return Tab("outliers", item, controls, recipes.outliers_recipe, follows, {"query": query, "mass": mass})
+    return Tab("outliers", item, controls, recipes.outliers_recipe, follows, {"query": query, "mass": mass}, limits)
 
 
 def _prompt_tab() -> Tab:
@@ -97,9 +122,7 @@ def _prompt_tab() -> Tab:
                 scale=2,
             )
         with gr.Row(elem_classes="dpx-inline"):
-            length = gr.Number(
-                5, label="Random tokens", precision=0, minimum=1, elem_id="prompt-length", min_width=60, scale=2
-            )
+            length = gr.Number(5, label="Random tokens", elem_id="prompt-length", min_width=60, scale=2)
             seed = _seed("prompt-seed")
             random = gr.Button("Use a random prompt", elem_id="prompt-random", scale=3, min_width=120)
     controls: dict[str, Component] = {"text": text, "source": source, "options": options}
@@ -115,7 +138,7 @@ def _pos_tab() -> Tab:
             tag = gr.Dropdown(
                 list(TAGS), value="NOUN", label="Part of speech", elem_id="pos-tag", scale=3, min_width=100
             )
-            count = gr.Number(100, label="Tokens", precision=0, minimum=1, elem_id="pos-count", min_width=60, scale=2)
+            count = gr.Number(100, label="Tokens", elem_id="pos-count", min_width=60, scale=2)
             seed = _seed("pos-seed")
             mode = gr.Radio(list(MODES), value=MODES[0], label="Tagging", elem_id="pos-mode", scale=3, min_width=120)
         histogram = view(elem_id="pos-histogram")
@@ -137,9 +160,10 @@ def _hand_tab() -> Tab:
                 min_width=120,
             )
             bars = sliders(elem_id="hand-bars", min_width=140)
-        rest = gr.Slider(0, 0.99, 0, step=0.01, label="Share of all other tokens", elem_id="hand-rest")
+        limit = Limit("Share of all other tokens", 0, 0.99)
+        rest = _slider(limit, 0, 0.01, "hand-rest")
     controls: dict[str, Component] = {"lines": lines, "rest": rest}
-    return Tab("hand", item, controls, recipes.hand_recipe, [lines.input, rest.input], {"bars": bars})
+    return Tab("hand", item, controls, recipes.hand_recipe, [lines.input, rest.input], {"bars": bars}, {"rest": limit})
 
 
 def _file_tab() -> Tab:

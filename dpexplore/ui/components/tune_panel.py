@@ -33,6 +33,7 @@ from dpexplore.ui.watch import RunView
 DEFAULT_SLOTS = "soft*3 hard*2"
 FIG4 = "Fig. 4"
 TUNE, STOP = "Tune", "Stop"
+READY = message("Ready. Set a target, then press Tune.", "ready")
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,18 @@ def _finished(app: AppContext, model: str, recipe: str, view: RunView) -> list[A
     return [*shown, gr.update(value=capsule_file(view.result), interactive=True)]
 
 
+def check_settings(app: AppContext, session: str, settings: dict[str, Any]) -> str | None:
+    """The status line after a setting changed: what is wrong with it, else READY; None while a run has the line."""
+    live = app.sessions.current(session)
+    if live is not None and not live.ended:
+        return None
+    try:
+        make_config(settings)
+    except Exception as error:
+        return message(sentence(error), "error")
+    return READY
+
+
 def show_method(method: str) -> list[Any]:
     """Hybrid asks for slots, the others for a number of tokens. Values for (slots row, length)."""
     return [gr.update(visible=method == "hybrid"), gr.update(visible=method != "hybrid")]
@@ -125,15 +138,14 @@ def read_chips(chips: Any) -> list[Any]:
 
 def build_tune_panel() -> TunePanel:
     paper = TuneConfig()
-    number: dict[str, Any] = {"precision": 0, "scale": 1, "min_width": 66}
+    number: dict[str, Any] = {"scale": 1, "min_width": 66}
     controls: dict[str, Component] = {}
     with gr.Row(elem_classes="dpx-inline", elem_id="tune-row"):
         controls["method"] = gr.Radio(
             list(METHODS), value="soft", label="Method", elem_id="method", scale=3, min_width=214
         )
         for name, label in (("length", "Tokens"), ("restarts", "Restarts"), ("steps", "Steps"), ("seed", "Seed")):
-            least = 0 if name == "seed" else 1
-            controls[name] = gr.Number(getattr(paper, name), label=label, minimum=least, elem_id=name, **number)
+            controls[name] = gr.Number(getattr(paper, name), label=label, elem_id=name, **number)
         presets = [*PRESETS, CUSTOM]  # a fixed list: Gradio's own script fails where it changes as the list closes
         preset = gr.Dropdown(presets, value="paper", label="Preset", elem_id="preset", scale=1, min_width=118)
         go = gr.Button(TUNE, variant="primary", interactive=False, elem_id="tune", scale=1, min_width=104)
@@ -195,7 +207,7 @@ def wire_tune_panel(
     run_after(panel.tune.click)
     panel.stop.click(halt, None, None, queue=False, api_visibility="private")
     demo.unload(leave)
-    _wire_settings(panel)
+    _wire_settings(app, panel)
     return run_after
 
 
@@ -205,15 +217,22 @@ def run_outputs(panel: TunePanel, shown: ResultPanel) -> list[Component]:
     return [*charts, shown.result, shown.microscope, shown.capsule, panel.tune, panel.stop]
 
 
-def _wire_settings(panel: TunePanel) -> None:
+def _wire_settings(app: AppContext, panel: TunePanel) -> None:
     control: dict[str, Any] = panel.controls
+    names = list(control)
     settings = [control[name] for name in PRESET_FIELDS]
 
-    def follow(*values: Any) -> str:
-        return preset_of(dict(zip(PRESET_FIELDS, values, strict=True)))
+    def follow(request: gr.Request, *values: Any) -> list[Any]:
+        """Values for (preset, status)."""
+        named = dict(zip(names, values, strict=True))
+        told = check_settings(app, request.session_hash or "", named)
+        return [preset_of(named), gr.skip() if told is None else told]
 
     panel.preset.input(apply_preset, panel.preset, settings, **QUIET)
-    gr.on([setting.input for setting in settings], follow, settings, panel.preset, **QUIET)
+    changed = [
+        control[name].input for name in names if name not in ("method", "slots")
+    ]  # these have answers of their own
+    gr.on(changed, follow, [*control.values()], [panel.preset, panel.status], **QUIET)
     control["method"].change(show_method, control["method"], [panel.slots_row, control["length"]], **QUIET)
 
     def from_chips(event: gr.EventData) -> list[Any]:

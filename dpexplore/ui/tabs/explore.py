@@ -12,7 +12,6 @@ import gradio as gr
 from dpexplore.ui.components.continuation import ContinuationPanel, build_continuation, wire_continuation
 from dpexplore.ui.components.examples import build_examples, wire_examples
 from dpexplore.ui.components.floor_panel import build_floor_card, build_why_card, wire_floor_panel
-from dpexplore.ui.components.markup import message
 from dpexplore.ui.components.microscope import MICROSCOPE_EMPTY
 from dpexplore.ui.components.model_panel import ModelPanel, build_model_panel, use_model
 from dpexplore.ui.components.result_view import EMPTY_RESULT
@@ -25,6 +24,7 @@ from dpexplore.ui.components.target_panel import (
     wire_target_panel,
 )
 from dpexplore.ui.components.tune_panel import (
+    READY,
     ResultPanel,
     achieved_chart,
     build_tune_panel,
@@ -142,5 +142,5 @@ def _model_ready(app: AppContext, starts: int, model: str, arrived: str) -> list
     if not model:
         return [gr.skip()] * (starts + 3)
     # What is about to be shown has a status of its own.
-    told = gr.skip() if arrived else message("Ready. Set a target, then press Tune.", "ready")
+    told = gr.skip() if arrived else READY
     return [*[gr.update(interactive=True)] * starts, told, *entropy_limits(app, model)]
