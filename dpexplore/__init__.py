@@ -14,55 +14,9 @@ An implementation of *Distribution Prompting* (arXiv 2505.12244):
 Everything is computed in nats.
 """
 
-from dpexplore.errors import InputError
-from dpexplore.floor import FloorResult
-from dpexplore.floor.of_model import softmax_floor
-from dpexplore.models import DEFAULT_MODEL, LanguageModel, describe_models, load_model
-from dpexplore.targets import (
-    Recipe,
-    Target,
-    build_many,
-    capture,
-    entropy,
-    file,
-    parse_recipe,
-    pos,
-    random_prompt,
-    save_target,
-    strings,
-    tokens,
-    top_tokens,
-)
-from dpexplore.tuning import Engine, EngineServer, Run, TuneConfig, TuneResult, TuneStep, tune
+import lazy_loader
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "DEFAULT_MODEL",
-    "Engine",
-    "EngineServer",
-    "FloorResult",
-    "InputError",
-    "LanguageModel",
-    "Recipe",
-    "Run",
-    "Target",
-    "TuneConfig",
-    "TuneResult",
-    "TuneStep",
-    "build_many",
-    "capture",
-    "describe_models",
-    "entropy",
-    "file",
-    "load_model",
-    "parse_recipe",
-    "pos",
-    "random_prompt",
-    "save_target",
-    "softmax_floor",
-    "strings",
-    "tokens",
-    "top_tokens",
-    "tune",
-]
+# The public names stand in `__init__.pyi` and are imported when first used: `dpexplore --help` needs no torch.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

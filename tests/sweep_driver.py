@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from dpexplore.__main__ import main
+from dpexplore.cli import main
 from dpexplore.experiments import worker
 
 if __name__ == "__main__":

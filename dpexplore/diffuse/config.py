@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from dpexplore.errors import InputError
+
+Size = Literal["small", "full"]
+"""How long the families' lists of outcomes are."""
+SIZES: tuple[Size, ...] = get_args(Size)
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Forcing Diffuse Distributions, §4 and its repository; meant for models of 7 to 13 billion parameters.

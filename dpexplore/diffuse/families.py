@@ -10,16 +10,15 @@ import calendar
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from dpexplore.diffuse.biographies import Biography
+from dpexplore.diffuse.config import SIZES, Size
 from dpexplore.errors import InputError
 from dpexplore.targets import Strings, strings
 
-Size = Literal["small", "full"]
-SIZES: tuple[Size, ...] = ("small", "full")
 SMALL_OUTCOMES = 12
 """Outcomes of a request in `small` size that are trained on, at most."""
 FULL_OUTCOMES = 200

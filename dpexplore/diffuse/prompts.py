@@ -11,8 +11,8 @@ from dpexplore.models import LanguageModel
 from dpexplore.targets import Strings
 from dpexplore.targets.strings import has_chat
 from dpexplore.tuning import TuneConfig
+from dpexplore.tuning.knobs import METHODS
 
-METHODS = ("soft", "hard", "hybrid")
 DEFAULT_SLOTS = {"soft": "request soft*5", "hard": "request hard*5", "hybrid": "request soft*3 hard*2"}
 """Where the tuned tokens stand; the word `request` is the request as it is written."""
 

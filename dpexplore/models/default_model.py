@@ -19,8 +19,7 @@ from platformdirs import user_cache_dir
 
 from dpexplore.errors import InputError
 from dpexplore.models.gguf import dequantise, read_tokenizer
-
-DEFAULT_MODEL = "smollm2-135m-instruct"
+from dpexplore.models.names import DEFAULT_MODEL
 
 Progress = Callable[[str, float | None], None]
 """Called with what is being done and the fraction done, None if that is not known."""

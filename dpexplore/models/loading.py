@@ -20,8 +20,9 @@ from transformers import (
 from dpexplore.errors import InputError
 from dpexplore.models import gguf, hub
 from dpexplore.models.config import check_causal, check_fits, read_config
-from dpexplore.models.default_model import DEFAULT_MODEL, IDENTITY, Progress, prepare_default_model
+from dpexplore.models.default_model import IDENTITY, Progress, prepare_default_model
 from dpexplore.models.language_model import LanguageModel
+from dpexplore.models.names import DEFAULT_MODEL
 from dpexplore.models.quiet import quiet_libraries
 from dpexplore.models.random_model import BYTES_LLAMA, bytes_llama_config, bytes_tokenizer, initialise
 from dpexplore.models.registry import REGISTRY, default_device, default_dtype

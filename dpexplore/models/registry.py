@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from dpexplore.models.default_model import DEFAULT_MODEL
+from dpexplore.models.names import DEFAULT_MODEL
 
 
 @dataclass(frozen=True)

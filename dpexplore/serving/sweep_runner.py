@@ -26,7 +26,7 @@ class SweepState:
     name: str = ""
     running: bool = False
     progress: dict[str, Any] = field(default_factory=dict)
-    """The last progress event (`dpexplore.experiments.commands.progress_event`)."""
+    """The last progress event (`dpexplore.experiments.progress.progress_event`)."""
     failed: tuple[str, ...] = ()
     end: str = ""
     """How the last sweep ended, in one sentence."""

@@ -11,7 +11,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 
 from dpexplore.errors import InputError
-from dpexplore.models.default_model import DEFAULT_MODEL
+from dpexplore.models.names import DEFAULT_MODEL
 from dpexplore.models.registry import REGISTRY
 from dpexplore.space.manifest import Manifest, load_manifest
 

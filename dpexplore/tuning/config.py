@@ -9,9 +9,7 @@ from typing import Any, Literal
 
 from dpexplore.checks import check_text
 from dpexplore.errors import InputError
-from dpexplore.tuning.init.policy import TokenPolicy
-from dpexplore.tuning.knobs import KNOBS
-from dpexplore.tuning.objectives.next_token import Divergence
+from dpexplore.tuning.knobs import KNOBS, Divergence, TokenPolicy
 from dpexplore.tuning.slots import Slots
 
 SCREENED_SHARE = 0.05

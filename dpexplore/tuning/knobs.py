@@ -1,12 +1,14 @@
-"""Every setting of a run, described once: the config checks by it, pages and help texts show it."""
+"""Every setting of a run, described once: `TuneConfig` checks by it, page and command line are built from it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-from dpexplore.tuning.init.policy import POLICIES
-from dpexplore.tuning.objectives.next_token import DIVERGENCES
-
+TokenPolicy = Literal["any", "no_special", "printable", "ascii", "words"]
+POLICIES: tuple[TokenPolicy, ...] = get_args(TokenPolicy)
+Divergence = Literal["kl", "reverse_kl", "js", "tv"]
+DIVERGENCES: tuple[Divergence, ...] = get_args(Divergence)
 METHODS = ("soft", "hard", "hybrid")
 INITS = ("vocab", "lookup", "soft", "gaussian", "text")
 SOFT_RULES = ("adamw", "lbfgs")
@@ -27,78 +29,139 @@ class Knob:
     """The range of a whole number."""
     optional: bool = False
     """Whether None, the knob's being off, is accepted."""
+    group: str = "Search"
+    """The heading it stands under in the command line's help."""
     rules: tuple[str, ...] = ()
     """The rules (`SOFT_RULES`, `HARD_RULES`) that it is a knob of; empty: of every run."""
 
 
 _ALL = (
-    Knob("method", "Soft tokens are free vectors, hard ones words of the vocabulary, hybrid is both.", METHODS),
-    Knob("length", "Number of tuned tokens, where the slots do not say it.", low=1, high=100_000),
-    Knob("slots", 'The prompt\'s slots in order, such as "Q:" soft*3 hard*2.', optional=True),
-    Knob("restarts", "Independent beginnings; the result is the best of them.", low=1, high=1_000_000),
-    Knob("steps", "Most steps of a restart: a loss with its gradient, and candidates if any.", low=1, high=10_000_000),
-    Knob("seed", "The same seed gives the same prompt, another one another draw.", low=0, high=2**63 - 1),
-    Knob("learning_rate", "AdamW's learning rate, constant.", rules=("adamw",)),
+    Knob(
+        "method",
+        "soft: tuned tokens are free vectors; hard: tokens of the vocabulary; hybrid: some of each.",
+        METHODS,
+        group="Prompt",
+    ),
+    Knob("length", "Number of tuned tokens, unless slots are given.", low=1, high=100_000, group="Prompt"),
+    Knob("slots", 'The prompt\'s slots in order, such as "Q:" soft*3 hard*2.', optional=True, group="Prompt"),
+    Knob("restarts", "Independent initialisations; the best one is the result.", low=1, high=1_000_000),
+    Knob(
+        "steps",
+        "Most steps of a restart; a step is one loss with its gradient, and its candidates if any.",
+        low=1,
+        high=10_000_000,
+    ),
+    Knob(
+        "seed",
+        "Seeds the initialisations and the search: the same seed gives the same prompt.",
+        low=0,
+        high=2**63 - 1,
+    ),
+    Knob("learning_rate", "AdamW's learning rate, constant.", rules=("adamw",), group="Update rules"),
     Knob(
         "patience",
-        "A restart ends after so many steps in a row without improvement.",
+        "Steps in a row without improvement after which a restart ends.",
         low=1,
         high=10**12,
         optional=True,
     ),
     Knob(
         "init",
-        "Where restarts begin: random vocabulary tokens; the same with a last hard token after which alone the model "
-        "comes close to the target (its first use runs the vocabulary through the model once, a minute or two on a "
-        "processor); the hard tokens nearest, by cosine, to a soft prompt tuned before, which takes a tenth of the "
-        "evaluations; a Gaussian at the embeddings' mean and spread; or a text.",
+        "Where restarts start. vocab: random tokens; lookup: the same, with a last hard token after which the "
+        "model already comes close to the target (the first use runs the whole vocabulary through the model, a "
+        "minute or two on a CPU); soft: the hard tokens nearest, by cosine, to a soft prompt tuned first with a "
+        "tenth of the evaluations; gaussian: the embeddings' mean and spread; text: init_text.",
         INITS,
+        group="Initialisation",
     ),
-    Knob("bos", "Put in front what the tokenizer itself puts in front of a text (nothing for GPT-2 and SmolLM2)."),
+    Knob(
+        "bos",
+        "Begin the prompt with what the tokenizer itself puts in front of a text (nothing for GPT-2 and SmolLM2).",
+        group="Prompt",
+    ),
     Knob(
         "objective",
         "What is minimised: KL(p‖q), KL(q‖p) or Jensen-Shannon in nats, or total variation from 0 to 1.",
         DIVERGENCES,
     ),
-    Knob("soft_rule", "How soft tokens move: AdamW, or limited-memory BFGS with a line search.", SOFT_RULES),
+    Knob(
+        "soft_rule",
+        "How soft tokens move: AdamW, or limited-memory BFGS with a line search.",
+        SOFT_RULES,
+        group="Update rules",
+    ),
     Knob(
         "hard_rule",
-        "How hard tokens are swapped: Eq. 4, Greedy Coordinate Gradient, or the search that betters it.",
+        "How hard tokens are swapped: the paper's Eq. 4, Greedy Coordinate Gradient, or token search, which scores"
+        " its candidates exactly.",
         HARD_RULES,
+        group="Update rules",
     ),
-    Knob("candidates", "Prompts scored in a step.", low=1, high=1_000_000, rules=("gcg", "search")),
+    Knob(
+        "candidates",
+        "Prompts scored in each step.",
+        low=1,
+        high=1_000_000,
+        rules=("gcg", "search"),
+        group="Update rules",
+    ),
     Knob(
         "top",
-        "Candidates come from so many best-ranked tokens of a position.",
+        "Candidates are drawn from this many best-ranked tokens of each position.",
         low=1,
         high=10_000_000,
         rules=("gcg", "search"),
+        group="Update rules",
     ),
-    Knob("memory", "Pairs of step and gradient change that L-BFGS remembers.", low=1, high=1000, rules=("lbfgs",)),
+    Knob(
+        "memory",
+        "History of L-BFGS: pairs of step and change of gradient that it keeps.",
+        low=1,
+        high=1000,
+        rules=("lbfgs",),
+        group="Update rules",
+    ),
     Knob(
         "screen",
-        "Random prompts scored to choose each restart's beginning; at most a twentieth of its evaluations.",
+        "Random prompts scored to choose each restart's initialisation; at most a twentieth of its evaluations.",
         low=1,
         high=1_000_000,
+        group="Initialisation",
     ),
-    Knob("init_text", "The text that restarts begin with, repeated or cut to the number of tokens.", optional=True),
+    Knob(
+        "init_text",
+        "The text to start from, repeated or cut to the number of tokens; needs init text.",
+        optional=True,
+        group="Initialisation",
+    ),
     Knob(
         "policy",
-        "What hard tokens may be: any, those that stand for text, printable text, printable ASCII, or words.",
+        "Which tokens hard slots may hold: any, those that stand for text, printable text, printable ASCII, or words.",
         POLICIES,
+        group="Hard tokens",
     ),
-    Knob("allow", "The only tokens that hard slots may hold, as texts or ids, in the policy's place."),
-    Knob("forbid", "Tokens that hard slots may not hold, as texts or ids."),
-    Knob("round_trip", "Search only prompts whose text encodes to the same tokens again."),
-    Knob("chat", "Put the slots into the user's turn of the model's chat template."),
+    Knob(
+        "allow",
+        "The only tokens that hard slots may hold, as texts or ids; replaces the policy.",
+        group="Hard tokens",
+    ),
+    Knob("forbid", "Tokens that hard slots may not hold, as texts or ids.", group="Hard tokens"),
+    Knob("round_trip", "Search only prompts whose text encodes to the same tokens again.", group="Hard tokens"),
+    Knob("chat", "Put the slots into the user's turn of the model's chat template.", group="Prompt"),
     Knob(
         "evaluations",
-        "A restart ends after so many prompts scored, gradients and candidates counted alike.",
+        "Most prompts scored by a restart; gradients and candidates count alike.",
         low=1,
         high=10**12,
         optional=True,
     ),
-    Knob("seconds", "The run ends after so many seconds, with its best so far.", low=1, high=10**9, optional=True),
+    Knob(
+        "seconds",
+        "Most seconds a run may take; it ends with its best prompt so far.",
+        low=1,
+        high=10**9,
+        optional=True,
+    ),
 )
 
 KNOBS: dict[str, Knob] = {knob.name: knob for knob in _ALL}

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpexplore.__main__ import main
+from dpexplore.cli import main
 from dpexplore.models import LanguageModel
 from tests.tiny_models import ARCHITECTURES
 

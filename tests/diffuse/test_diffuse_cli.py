@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import dpexplore as dp
-from dpexplore.__main__ import main
-from dpexplore.diffuse.commands import collect
+from dpexplore.cli import main
+from dpexplore.diffuse.collect import collect
 from dpexplore.diffuse.families import Task
 from dpexplore.targets import strings
 from tests.tiny_models import save_tiny_model

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kaleido.errors import ChromeNotFoundError
 
-from dpexplore.__main__ import main
+from dpexplore.cli import main
 from dpexplore.errors import InputError
 from dpexplore.experiments import Store, export, known_specs
 from dpexplore.experiments.claims import claims_of

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import dpexplore as dp
-from dpexplore.__main__ import main
+from dpexplore.cli import main
 from dpexplore.experiments import Problem, Spec, Store, load_spec, plan_sweep, run_sweep, worker
 from dpexplore.experiments.executors import LocalExecutor
 from dpexplore.models import LanguageModel

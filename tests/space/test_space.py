@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dpexplore.__main__ import main
+from dpexplore.cli import main
 from dpexplore.errors import InputError
 from dpexplore.models.registry import REGISTRY
 from dpexplore.space.check import disagreements, front_matter, write_front_matter

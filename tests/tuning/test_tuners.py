@@ -22,7 +22,8 @@ from dpexplore.tuning import KNOBS, Engine, TuneConfig, fig4_slots, load_capsule
 from dpexplore.tuning.engine.passes import Batch, Evaluation
 from dpexplore.tuning.engine.rows import Row, RowStack, rules_of
 from dpexplore.tuning.init.layout import NO_TOKEN, Layout, initial_prompt
-from dpexplore.tuning.init.policy import POLICIES, allowed_ids, survives
+from dpexplore.tuning.init.policy import allowed_ids, survives
+from dpexplore.tuning.knobs import POLICIES
 from dpexplore.tuning.objectives.next_token import (
     DIVERGENCES,
     NextTokenObjective,

@@ -123,7 +123,7 @@ def test_mcp_is_a_flag_that_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) 
     code = (
         "import importlib.util as u, sys; f = u.find_spec; u.find_spec = lambda n, *a: None if n == 'mcp' else f(n, *a)"
     )
-    program = f"{code}; sys.argv = ['app.py', '--mcp', '--port', '7958']; import app; sys.exit(app.main())"
+    program = f"{code}; from dpexplore.cli import main; sys.exit(main(['app', '--mcp', '--port', '7958']))"
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2
     assert "pip install 'gradio[mcp]'" in done.stderr

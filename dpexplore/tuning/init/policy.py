@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
-
-TokenPolicy = Literal["any", "no_special", "printable", "ascii", "words"]
-POLICIES: tuple[TokenPolicy, ...] = ("any", "no_special", "printable", "ascii", "words")
+from dpexplore.tuning.knobs import TokenPolicy
 
 
 def allowed_ids(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,10 +14,8 @@ from torch import Tensor
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target
+from dpexplore.tuning.knobs import DIVERGENCES, Divergence
 from dpexplore.tuning.objectives.prefix import Prefix, next_log_probs
-
-Divergence = Literal["kl", "reverse_kl", "js", "tv"]
-DIVERGENCES: tuple[Divergence, ...] = ("kl", "reverse_kl", "js", "tv")
 
 # Stands in for log 0: finite, so that 0 · log 0 is 0 and not NaN, and its exponential is 0 even in float64.
 LOG_ZERO = -1e4

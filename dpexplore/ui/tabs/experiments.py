@@ -10,8 +10,8 @@ from typing import Any
 import gradio as gr
 
 from dpexplore.experiments import Store, known_specs, load_spec, plan_sweep
-from dpexplore.experiments.commands import duration
 from dpexplore.experiments.gallery import Shown, gallery_of, shipped_gallery
+from dpexplore.experiments.progress import duration
 from dpexplore.serving.sweep_runner import SweepRunner, SweepState
 from dpexplore.ui.components.markup import message, progress_bar
 from dpexplore.ui.components.widgets import card_title, chart, view

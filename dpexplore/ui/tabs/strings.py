@@ -10,9 +10,10 @@ import gradio as gr
 
 from dpexplore.diffuse.config import PRESETS
 from dpexplore.diffuse.families import FAMILIES, family
-from dpexplore.diffuse.prompts import DEFAULT_SLOTS, METHODS
+from dpexplore.diffuse.prompts import DEFAULT_SLOTS
 from dpexplore.errors import InputError
 from dpexplore.targets import Strings, parse_recipe
+from dpexplore.tuning.knobs import METHODS
 from dpexplore.ui.components.markup import message
 from dpexplore.ui.components.string_runs import NOTHING, RUN, STOP, Running, reach, target_of
 from dpexplore.ui.components.string_uploads import read_uploads, uploads_html

@@ -1,0 +1,182 @@
+"""`dpexplore tune`, with `--replay` and `--resume`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dpexplore.cli.common import DeviceOption, JsonOption, ModelOption, emit, load, progress, say, stoppable
+from dpexplore.cli.settings import with_settings
+from dpexplore.errors import InputError
+from dpexplore.models.names import DEFAULT_MODEL
+from dpexplore.tuning.config import PRESETS, TuneConfig
+
+if TYPE_CHECKING:
+    import dpexplore as dp
+
+
+@with_settings
+def tune(
+    context: typer.Context,
+    target: Annotated[str | None, typer.Option(help="The target's recipe; --replay and --resume bring theirs.")] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    preset: Annotated[str, typer.Option(help=f"Sets what no option sets: {', '.join(PRESETS)}.")] = "paper",
+    out: Annotated[Path | None, typer.Option(help="Write the capsule (JSON) to this file.")] = None,
+    replay: Annotated[Path | None, typer.Option(help="Score this capsule's prompt again, and tune nothing.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue this capsule's restarts.")] = None,
+    as_json: JsonOption = False,
+    device: DeviceOption = None,
+    **settings: Any,
+) -> None:
+    """Search for a prompt whose next-token distribution comes close to a target.
+
+    Ctrl-C and SIGTERM stop the run and keep the best prompt so far, --out included.
+    """
+    import dpexplore as dp
+
+    asked = {name: value for name, value in settings.items() if value is not None}
+    named = {name for name in ("target", "model", "preset") if _was_given(context, name)}
+    if out is not None and not out.absolute().parent.is_dir():
+        raise InputError(f"The folder of {out} does not exist; create it, or give --out a file in another folder.")
+    path = replay or resume
+    if path is not None:
+        _replay_or_resume(path, named | set(asked), asked, model, device, out, as_json, only_score=replay is not None)
+        return
+    if target is None:
+        raise InputError("Missing option --target; give it a recipe such as 'entropy(bits=7, seed=0)'.")
+    config = TuneConfig.preset(preset, **asked)
+    recipe = dp.parse_recipe(target)
+    lm = load(model, device)
+    _tune_and_show(dp.tune(lm, recipe.build(lm), config), out, as_json)
+
+
+def _was_given(context: typer.Context, option: str) -> bool:
+    """Whether an option stands on the command line, rather than its default."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _replay_or_resume(
+    path: Path,
+    given: set[str],
+    asked: dict[str, Any],
+    model: str,
+    device: str | None,
+    out: Path | None,
+    as_json: bool,
+    *,
+    only_score: bool,
+) -> None:
+    """--replay and --resume: the capsule says what is tuned, on its own model unless another is named."""
+    fixed = given - {"model"} if only_score else given & {"target", "method", "preset", "slots", "length", "restarts"}
+    if fixed:
+        name = sorted(fixed)[0].replace("_", "-")
+        raise InputError(
+            f"--{name} cannot be changed for a capsule; --model, --device and, to resume, limits such as --steps can."
+        )
+    from dpexplore.tuning import load_capsule
+    from dpexplore.tuning import replay as replay_capsule
+    from dpexplore.tuning import resume as resume_capsule
+
+    capsule = load_capsule(path)
+    lm = load(model if "model" in given else capsule["model"]["name"], device)
+    if not only_score:
+        _tune_and_show(resume_capsule(lm, capsule, **asked), out, as_json)
+        return
+    found = replay_capsule(lm, capsule)
+    if as_json:
+        emit({"event": "replay", **dataclasses.asdict(found), "agrees": found.agrees})
+        return
+    say(f"KL(p‖q) {found.kl_nats:.6f} nats; the capsule says {found.recorded_kl_nats:.6f}")
+    say("the two agree within 0.001" if found.agrees else "the two differ by more than 0.001")
+    say(f"the weights are {'the same' if found.same_weights else 'others'}")
+    say(f"the libraries are {'the same' if found.same_libraries else 'of other versions'}")
+
+
+def _tune_and_show(run: dp.Run, out: Path | None, as_json: bool) -> None:
+    """Follow a run to its end, show its result and write its capsule."""
+    _follow(run, _emit_step if as_json else _show_step)
+    result = run.result
+    if out is not None:
+        out.write_text(json.dumps(result.capsule, indent=1, allow_nan=False), encoding="utf-8")
+    if as_json:
+        emit(_result_event(result))
+    else:
+        _show_result(result)
+
+
+def _follow(run: dp.Run, show: Callable[[dp.TuneStep], None]) -> None:
+    """Show every step; a first signal stops the run and keeps its best, a second one leaves."""
+    with stoppable(run.cancel):
+        for told in run.preparing():
+            progress(told)
+        for step in run:
+            show(step)
+
+
+def _emit_step(step: dp.TuneStep) -> None:
+    emit({"event": "step", **{name: getattr(step, name) for name in _STEP_FIELDS}})
+
+
+_STEP_FIELDS = ("step", "kl_nats", "entropy_nats", "evaluations")
+
+
+def _show_step(step: dp.TuneStep) -> None:
+    running = sum(kl is not None for kl in step.kl_nats)
+    progress(
+        f"step {step.step}: best KL {step.best_kl_nats:.4f} nats, {running} of {len(step.kl_nats)} restarts running"
+    )
+
+
+def _result_event(result: dp.TuneResult) -> dict[str, Any]:
+    return {
+        "event": "result",
+        "status": result.status,
+        "kl_nats": result.kl_nats,
+        "kl_nats_per_restart": result.kl_nats_per_restart,
+        "entropy_bits": _bits(result.entropy_nats),
+        "target_entropy_bits": _bits(result.target_entropy_nats),
+        "slots": result.slots,
+        "prompt_ids": result.prompt_ids,
+        "prompt_text": result.prompt_text,
+        "kl_reencoded_nats": result.kl_reencoded_nats,
+        "objective": result.objective,
+        "distances": {kind: value if math.isfinite(value) else None for kind, value in result.distances.items()},
+        "top_overlap": result.top_overlap,
+        "kl_float32_nats": result.kl_float32_nats,
+        "evaluations": result.evaluations,
+        "capsule": result.capsule,
+    }
+
+
+def _bits(nats: float) -> float:
+    return nats / math.log(2)
+
+
+def _show_result(result: dp.TuneResult) -> None:
+    say(f"KL(p‖q) {result.kl_nats:.4f} nats after {result.steps} steps ({result.status}), slots {result.slots}")
+    say(
+        f"entropy of q {_bits(result.entropy_nats):.3f} bits, "
+        f"of the target {_bits(result.target_entropy_nats):.3f} bits"
+    )
+    low, mean, high = result.spread_nats
+    say(f"over the restarts {low:.4f} to {high:.4f} nats, mean {mean:.4f}; {result.evaluations:,} prompts scored")
+    others = ", ".join(f"{kind} {value:.4f}" for kind, value in result.distances.items() if kind != "kl")
+    say(f"other distances: {others}; {result.top_overlap:.0%} of the target's ten likeliest tokens are the prompt's")
+    if result.precision_warning:
+        say(result.precision_warning)
+    if result.prompt_ids is not None:
+        say(f"prompt {result.prompt_text!r}, ids {result.prompt_ids}")
+        again = result.kl_reencoded_nats
+        say("the text cannot be encoded again" if again is None else f"KL of the text encoded again {again:.4f} nats")
+        return
+    for position, near in enumerate(result.nearest):
+        if near is not None:
+            words = ", ".join(f"{token.token!r} {token.cosine:.2f}" for token in near)
+            say(f"soft token at position {position}, nearest by cosine: {words}")
