@@ -3,44 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from threading import Lock
 from typing import overload
-from weakref import WeakKeyDictionary
 
 import torch
 
 from dpexplore.errors import InputError
-from dpexplore.floor import FloorResult, FloorSolver
-from dpexplore.models.head import NoHead, extract_head
+from dpexplore.floor import FloorResult
+from dpexplore.floor.prepared import floor_solver
 from dpexplore.models.language_model import LanguageModel
 from dpexplore.targets.target import Target
-
-_prepared: WeakKeyDictionary[LanguageModel, FloorSolver | NoHead] = WeakKeyDictionary()
-_preparing = Lock()
-
-
-def floor_solver(lm: LanguageModel) -> FloorSolver:
-    """The model's head, extracted and verified on the first call and kept as long as the model.
-
-    NoHead (an InputError), with the reason in one sentence, if the model has no head that a floor could be
-    computed for.
-    """
-    with _preparing:
-        if lm not in _prepared:
-            try:
-                head = extract_head(lm)
-            except NoHead as refusal:
-                _prepared[lm] = refusal
-            else:
-                # Apple's GPUs have no float64; there the head is worked on by the processor.
-                matrix = head.matrix.cpu() if head.matrix.device.type == "mps" else head.matrix
-                _prepared[lm] = FloorSolver(
-                    matrix, head.bias, head.radius, zero_mean=head.zero_mean, rounding=head.rounding
-                )
-        prepared = _prepared[lm]
-    if isinstance(prepared, NoHead):
-        raise NoHead(str(prepared))
-    return prepared
 
 
 @overload

@@ -15,7 +15,7 @@ import torch
 
 from dpexplore.errors import InputError
 from dpexplore.floor import FloorSolver
-from dpexplore.floor.of_model import floor_solver
+from dpexplore.floor.prepared import floor_solver
 from dpexplore.floor.sweep import sweep
 from dpexplore.models.default_model import cache_folder
 from dpexplore.models.language_model import LanguageModel

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from dpexplore.errors import InputError
-from dpexplore.floor.of_model import floor_solver
+from dpexplore.floor.prepared import floor_solver
 from dpexplore.models import LanguageModel, describe_models, load_model
 from dpexplore.models.registry import default_device, memory_present
 from dpexplore.space.zero import SlicedServer

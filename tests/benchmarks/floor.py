@@ -26,7 +26,7 @@ from torch import Tensor
 
 import dpexplore as dp
 from dpexplore.floor import FloorResult, FloorSolver
-from dpexplore.floor.of_model import floor_solver
+from dpexplore.floor.prepared import floor_solver
 from dpexplore.floor.sweep import sweep
 from dpexplore.models.head import extract_head
 from dpexplore.targets import vanilla_targets

@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from dpexplore.errors import InputError
-from dpexplore.floor.of_model import floor_solver, softmax_floor
+from dpexplore.floor.of_model import softmax_floor
+from dpexplore.floor.prepared import floor_solver
 from dpexplore.models import LanguageModel
 from dpexplore.models.head import NoHead, extract_head
 from dpexplore.targets.target import Target
