@@ -382,4 +382,6 @@ def _largest_margin_biased(rows: np.ndarray, leads: np.ndarray, radius: float) -
     low, high = middle - KAPPA_RANGE, middle + KAPPA_RANGE
     if excess(low) <= 0:
         return solve(low)
-    return solve(brentq(excess, low, high, xtol=KAPPA_TOLERANCE)) if excess(high) < 0 else solve(high)
+    if excess(high) >= 0:
+        return solve(high)
+    return solve(float(brentq(excess, low, high, xtol=KAPPA_TOLERANCE)))  # pyright: ignore[reportArgumentType]

@@ -67,6 +67,7 @@ def check(solver: RankingSolver, found: Ranking) -> None:
     if found.can is False:
         assert found.kind == "ball"
         assert found.proof is not None
+        assert found.margin_bound_nats is not None
         assert found.margin_bound_nats <= found.resolution_nats
 
 
@@ -91,6 +92,7 @@ def test_the_largest_margin_of_a_disc_agrees_with_linear_programmes(bias: float)
         # The disc holds the polygon with corners on it, which is the one around it, smaller by cos(π/sides).
         inside = largest_margin_in_polygon(rows, leads, solver.radius * math.cos(math.pi / sides), sides)
         if found.can:
+            assert found.margin_bound_nats is not None
             assert inside - 1e-6 <= found.margin_bound_nats
             assert found.margin_nats <= outside + 1e-9
             if not bias:
