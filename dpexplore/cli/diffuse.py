@@ -13,6 +13,7 @@ import typer
 from dpexplore.cli.common import DeviceOption, JsonOption, ModelOption, emit, load, progress, say, stoppable
 from dpexplore.diffuse.config import PRESETS, SIZES, AdapterConfig
 from dpexplore.errors import InputError
+from dpexplore.files import write_file
 from dpexplore.models.names import DEFAULT_MODEL
 from dpexplore.tuning.knobs import METHODS
 
@@ -203,7 +204,7 @@ def _tune(
         out.mkdir(parents=True, exist_ok=True)
         for i, result in enumerate(results):
             text = json.dumps(result.capsule, indent=1, allow_nan=False)
-            (out / f"capsule-{i}.json").write_text(text, encoding="utf-8")
+            write_file(out / f"capsule-{i}.json", text)
         summary["capsules"] = str(out)
     return _measure(lm, tasks, targets, samples, seed, "after", prompts)
 

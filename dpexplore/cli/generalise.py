@@ -12,6 +12,7 @@ from dpexplore.cli.common import DeviceOption, JsonOption, ModelOption, emit, lo
 from dpexplore.cli.diffuse import SizeOption
 from dpexplore.diffuse.config import PRESETS, AdapterConfig
 from dpexplore.errors import InputError
+from dpexplore.files import append_line
 from dpexplore.models.names import DEFAULT_MODEL
 
 MODES = ("untuned", "leave-one-out", "leave-one-in")
@@ -63,8 +64,7 @@ def generalise(
     ):  # fmt: skip
         records.append(cell_record(cell, settings))
         if out is not None:
-            with out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(records[-1], ensure_ascii=False) + "\n")
+            append_line(out, json.dumps(records[-1], ensure_ascii=False))
         _show_cell(records[-1], as_json)
     if not as_json:
         say(matrix_table(records))

@@ -14,6 +14,7 @@ import typer
 from dpexplore.cli.common import DeviceOption, JsonOption, ModelOption, emit, load, progress, say, stoppable
 from dpexplore.cli.settings import with_settings
 from dpexplore.errors import InputError
+from dpexplore.files import reason, write_file
 from dpexplore.models.names import DEFAULT_MODEL
 from dpexplore.tuning.config import PRESETS, TuneConfig
 
@@ -104,7 +105,10 @@ def _tune_and_show(run: dp.Run, out: Path | None, as_json: bool) -> None:
     _follow(run, _emit_step if as_json else _show_step)
     result = run.result
     if out is not None:
-        out.write_text(json.dumps(result.capsule, indent=1, allow_nan=False), encoding="utf-8")
+        try:
+            write_file(out, json.dumps(result.capsule, indent=1, allow_nan=False))
+        except OSError as error:
+            raise InputError(f"The capsule could not be written to {out} ({reason(error)}).") from error
     if as_json:
         emit(_result_event(result))
     else:

@@ -15,6 +15,7 @@ from dpexplore.diffuse.metrics import outcome_fit
 from dpexplore.diffuse.report import Answers
 from dpexplore.diffuse.training import AdapterRun
 from dpexplore.errors import InputError
+from dpexplore.files import replacing_folder, write_file
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Strings, parse_recipe
 from dpexplore.tuning.record.capsule import library_versions
@@ -52,9 +53,11 @@ def make_capsule(run: AdapterRun, told: Sequence[Answers]) -> dict[str, Any]:
 
 def save_run(run: AdapterRun, told: Sequence[Answers], folder: Path) -> None:
     """Write the adapter in PEFT's format, and the capsule beside it."""
-    run.adapter.save(folder)
-    text = json.dumps(make_capsule(run, told), indent=1, ensure_ascii=False)
-    (folder / CAPSULE_FILE).write_text(text, encoding="utf-8")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with replacing_folder(folder) as beside:
+        run.adapter.save(beside)
+        text = json.dumps(make_capsule(run, told), indent=1, ensure_ascii=False)
+        write_file(beside / CAPSULE_FILE, text)
 
 
 def load_adapter_capsule(folder: Path) -> dict[str, Any]:

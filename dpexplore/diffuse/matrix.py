@@ -9,6 +9,7 @@ from typing import Any
 
 from dpexplore.diffuse.generalise import Cell, Place
 from dpexplore.errors import InputError
+from dpexplore.files import write_file
 
 ROWS = {"untuned": "nothing (untuned)", "leave-one-out": "all the others"}
 
@@ -32,7 +33,7 @@ def read_cells(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     try:
         whole, _, torn = path.read_text(encoding="utf-8").rpartition("\n") if path.exists() else ("", "", "")
         if torn:
-            path.write_text(whole + "\n" if whole else "", encoding="utf-8")
+            write_file(path, whole + "\n" if whole else "")
         records = [json.loads(line) for line in whole.splitlines()]
         found = [record for record in records if record["settings"] == settings]
         matrix_table(found)  # refuses what is no cell

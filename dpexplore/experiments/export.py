@@ -16,6 +16,7 @@ from dpexplore.errors import InputError
 from dpexplore.experiments.claims import claims_markdown, claims_table
 from dpexplore.experiments.figures import DrawnFigure, draw_all
 from dpexplore.experiments.store import Store
+from dpexplore.files import write_file
 from dpexplore.plots import figure_json
 
 WIDTH, HEIGHT, TALL = 900, 520, 760
@@ -65,25 +66,25 @@ def write_figures(store: Store, out: Path, formats: Sequence[str] = FORMATS) -> 
 def _write_all(drawn: Sequence[DrawnFigure], out: Path, formats: Sequence[str]) -> Written:
     written = Written()
     for figure in drawn:
-        figure.drawn.table.to_csv(out / f"{figure.name}.csv", index=False, float_format="%.6g")
+        write_file(out / f"{figure.name}.csv", figure.drawn.table.to_csv(index=False, float_format="%.6g"))
         if "html" in formats:
             page = on_white(figure.drawn.figure).to_html(include_plotlyjs="directory", full_html=True)
-            (out / f"{figure.name}.html").write_text(page, encoding="utf-8")
+            write_file(out / f"{figure.name}.html", page)
         if "json" in formats:
-            (out / f"{figure.name}.json").write_text(figure_json(figure.drawn.figure), encoding="utf-8")
+            write_file(out / f"{figure.name}.json", figure_json(figure.drawn.figure))
         written.figures.append(describe(figure))
         written.claims += written.figures[-1]["claims"]
     pictures = [kind for kind in ("png", "svg") if kind in formats]
     if pictures:
         written.note = write_pictures({each.name: on_white(each.drawn.figure) for each in drawn}, out, pictures)
     claims = [claim for figure in drawn for claim in figure.claims]
-    claims_table(claims).to_csv(out / "claims.csv", index=False, float_format="%.6g")
-    (out / "claims.md").write_text(claims_markdown(claims), encoding="utf-8")
+    write_file(out / "claims.csv", claims_table(claims).to_csv(index=False, float_format="%.6g"))
+    write_file(out / "claims.md", claims_markdown(claims))
     record = {"figures": written.figures}
-    (out / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_file(out / RECORD, json.dumps(record, indent=1, ensure_ascii=False))
     if "html" in formats:
         shown = "svg" in formats and not written.note
-        (out / "index.html").write_text(_index(written, pictures=shown), encoding="utf-8")
+        write_file(out / "index.html", _index(written, pictures=shown))
     return written
 
 
@@ -120,7 +121,7 @@ def write_pictures(figures: dict[str, go.Figure], out: Path, kinds: Sequence[str
             for name, figure in figures.items():
                 for kind in kinds:
                     options = {"format": kind, "scale": SCALE if kind == "png" else 1}
-                    kaleido.write_fig_sync(figure, path=out / f"{name}.{kind}", opts=options)
+                    write_file(out / f"{name}.{kind}", kaleido.calc_fig_sync(figure, opts=options))
         finally:
             kaleido.stop_sync_server(silence_warnings=True)
     except ChromeNotFoundError:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
-import os
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 
 from dpexplore.errors import InputError
 from dpexplore.experiments.problems import Problem, content_id
+from dpexplore.files import reason, remove_leftovers, write_file
 
 SCHEMA = pa.schema(
     [
@@ -48,7 +48,6 @@ SCHEMA = pa.schema(
         ("host", pa.string()),
     ]
 )
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,8 @@ class Store:
                 raise InputError(
                     f"Another sweep is writing to {self.folder}; wait for it, or give another --store."
                 ) from error
-            for left in self.folder.glob("*/.*.tmp"):  # what a killed driver had begun
-                left.unlink()
+            for folder in (self.results, self.sweeps):
+                remove_leftovers(folder)
             yield
 
     def commit(self, rows: Sequence[dict[str, Any]]) -> Path:
@@ -128,7 +127,7 @@ class Store:
             if _read_shard(path, None) is None:
                 self.set_aside.mkdir(exist_ok=True)
                 place = self.set_aside / f"{path.stem}-{uuid.uuid4().hex[:8]}.parquet"
-                os.replace(path, place)
+                shutil.move(path, place)
                 moved.append(place)
         return moved
 
@@ -185,26 +184,13 @@ def _read_shard(path: Path, columns: list[str] | None) -> pa.Table | None:
 
 
 def _write_whole(path: Path, table: pa.Table) -> None:
-    """Temporary file, fsync, rename, fsync of the folder: after a crash the file is there whole, or not at all."""
-    temporary = path.parent / f".{path.stem}.{uuid.uuid4().hex}.tmp"
+    """After a crash the file is there whole, or not at all."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
     try:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        with temporary.open("wb") as file:
-            file.write(sink.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_file(path, memoryview(sink.getvalue()))
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        why = "the disk is full" if error.errno in _FULL else str(error.strerror or error)
         raise InputError(
-            f"Results could not be written to {path.parent} ({why}); what was committed before is kept, and the same "
-            "command continues from there."
+            f"Results could not be written to {path.parent} ({reason(error)}); what was committed before is kept, and "
+            "the same command continues from there."
         ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from dpexplore.experiments.problems import ModelFacts, Problem
 from dpexplore.experiments.spec import Spec
 from dpexplore.experiments.store import Listing, Store
 from dpexplore.experiments.worker import Failed, Progress, Results
+from dpexplore.files import write_file
 from dpexplore.targets import check_entropies, parse_recipe
 
 VOCABULARY_TO_PLAN_WITH = 2**17
@@ -141,11 +141,10 @@ def _compute(
 def _write_failures(store: Store, report: SweepReport) -> None:
     """What this sweep's last run could not compute, beside the results; no file if there is nothing."""
     path = store.folder / f"failed-{report.sweep}.json"
-    path.unlink(missing_ok=True)
-    if report.failed:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(report.failed, indent=1, ensure_ascii=False), encoding="utf-8")
-        os.replace(temporary, path)
+    if not report.failed:
+        path.unlink(missing_ok=True)
+    else:
+        write_file(path, json.dumps(report.failed, indent=1, ensure_ascii=False))
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import torch
 
 from dpexplore.errors import InputError
+from dpexplore.files import write_file
 from dpexplore.floor import FloorSolver
 from dpexplore.floor.prepared import floor_solver
 from dpexplore.floor.sweep import sweep
@@ -148,11 +147,9 @@ def _read(file: Path) -> list[CurvePoint] | None:
 
 
 def _write(file: Path, points: list[CurvePoint]) -> None:
-    """Whole or not at all; a folder that cannot be written to only costs time."""
+    """A folder that cannot be written to only costs time."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=file.parent, suffix=".part", delete=False, encoding="utf-8") as part:
-            json.dump([asdict(point) for point in points], part)
-        os.replace(part.name, file)
+        write_file(file, json.dumps([asdict(point) for point in points]))
     except OSError:
         return

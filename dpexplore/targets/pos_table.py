@@ -10,12 +10,11 @@ version of the rules, since its name and first line say which made it.
 from __future__ import annotations
 
 import gzip
-import os
-import tempfile
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from dpexplore.files import write_file
 from dpexplore.targets.pos_tagger import WordTags, chosen_pipeline, load_tagger, table_key
 
 SHIPPED_TABLE = Path(__file__).resolve().parents[2] / "assets" / "pos_words.tsv.gz"
@@ -59,13 +58,9 @@ def read_table(path: Path, key: str) -> dict[str, WordTags]:
 
 
 def write_table(path: Path, table: Mapping[str, WordTags], key: str) -> None:
-    """Write a table, the same bytes for the same tags, in one step."""
+    """Write a table, the same bytes for the same tags."""
     lines = [f"# {key}", *(f"{word}\t{tags.paper}\t{tags.strict}" for word, tags in sorted(table.items()))]
-    data = gzip.compress("\n".join(lines).encode(), mtime=0)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as stream:
-        stream.write(data)
-    os.chmod(stream.name, 0o644)
-    os.replace(stream.name, path)
+    write_file(path, gzip.compress("\n".join(lines).encode(), mtime=0))
 
 
 def _cached_table(key: str) -> Path:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpexplore import files
 from dpexplore.errors import InputError
 from dpexplore.experiments import ModelFacts, Problem, Store
 from dpexplore.experiments.store import Listing, result_row
@@ -90,16 +91,19 @@ def die_at(name: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
-def test_killed_within_a_commit_the_store_is_as_before_it(tmp_path: Path, moment: str) -> None:
+def test_killed_within_a_commit_the_store_is_as_before_it(
+    tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     child = multiprocessing.get_context("spawn").Process(target=die_at, args=(moment, tmp_path))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
-    assert len(list(tmp_path.glob("results/.*.tmp"))) == 1  # it died with a temporary file open
+    assert len(list(tmp_path.glob("results/.*.part"))) == 1  # it died with a temporary file open
+    monkeypatch.setattr(files, "LEFTOVER_SECONDS", 0)
     store = Store(tmp_path)
     assert store.done() == ids(0)
     with store.locked():
-        assert not list(tmp_path.glob("results/.*.tmp"))
+        assert not list(tmp_path.glob("results/.*.part"))
         store.commit(rows(1))
     assert store.done() == ids(0, 1)
 
@@ -125,7 +129,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_committed(tmp_pa
     assert done.stdout.strip().count("\n") == 0
     store = Store(tmp_path)
     assert store.done() == ids(0)
-    assert not list(tmp_path.glob("results/.*.tmp"))
+    assert not list(tmp_path.glob("results/.*.part"))
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1000
 
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from dpexplore import files
 from dpexplore.errors import InputError
+from dpexplore.files import leftovers
 from dpexplore.models import DEFAULT_MODEL, LanguageModel, default_model, load_model
 from dpexplore.models.gguf import dequantise
 from tests.tiny_gguf import write_tiny_gguf, write_wheel
@@ -100,9 +102,10 @@ def test_interrupted_first_start_leaves_nothing_half_done(
         with pytest.raises(KeyboardInterrupt):
             load()
     assert not default_model.prepared_folder().exists()
-    assert list(package.cache.glob(".preparing-*"))
+    assert bool(leftovers(package.cache)) == (step != "_fetch_gguf")
+    monkeypatch.setattr(files, "LEFTOVER_SECONDS", 0)
     torch.testing.assert_close(load().log_probs_of_ids(IDS), expected(package, IDS), atol=1e-4, rtol=0)
-    assert not list(package.cache.glob(".preparing-*"))
+    assert not leftovers(package.cache)
 
 
 def test_damaged_gguf_in_the_cache_is_fetched_again(package: Package) -> None:

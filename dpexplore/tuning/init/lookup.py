@@ -8,8 +8,6 @@ the whole vocabulary for any target by one matrix-vector product.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, get_ident
@@ -20,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dpexplore.errors import InputError
+from dpexplore.files import replacing
 from dpexplore.models import LanguageModel
 from dpexplore.models.default_model import cache_folder
 
@@ -186,12 +185,11 @@ def _read(lm: LanguageModel) -> TokenStates | None:
 
 
 def _keep(lm: LanguageModel, table: TokenStates) -> None:
-    """Written whole or not at all; a full disk loses nothing but time."""
+    """A full disk loses nothing but time."""
     file = _file(lm)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            save_file(vars(table), Path(folder) / file.name)
-            os.replace(Path(folder) / file.name, file)
+        with replacing(file) as beside:
+            save_file(vars(table), beside)
     except OSError:
         return

@@ -13,6 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from dpexplore.errors import InputError
+from dpexplore.files import replacing, write_file
 from dpexplore.plots import NATS_PER_BIT, base_layout, colour
 from dpexplore.serving.journal import Record
 
@@ -171,8 +172,9 @@ def write_tables(runs: Sequence[KeptRun], folder: Path) -> dict[str, Path]:
         files[f"{name} csv"], files[f"{name} parquet"] = (
             folder / f"dpexplore-{name}.{kind}" for kind in ("csv", "parquet")
         )
-        table.to_csv(files[f"{name} csv"], index=False)
-        table.to_parquet(files[f"{name} parquet"], index=False)
+        write_file(files[f"{name} csv"], table.to_csv(index=False))
+        with replacing(files[f"{name} parquet"]) as beside:
+            table.to_parquet(beside, index=False)
     return files
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dpexplore.files import write_file
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target
 from dpexplore.tuning import TuneResult
@@ -44,7 +45,7 @@ def capsule_file(result: TuneResult) -> str:
     label = f"dpexplore-{capsule['model']['name']}-{capsule['config']['method']}-{result.kl_nats:.3f}nats"
     folder = Path(tempfile.mkdtemp(prefix="dpexplore-"))
     path = folder / (re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-")[:100] + ".json")
-    path.write_text(json.dumps(capsule, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_file(path, json.dumps(capsule, indent=1, ensure_ascii=False))
     return str(path)
 
 
