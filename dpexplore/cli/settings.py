@@ -41,7 +41,7 @@ def _parsed_as(hint: Any) -> Any:
     )
     if get_origin(hint) is tuple:
         return list[str] | None
-    for kind in (bool, int, float):
+    for kind in (str, bool, int, float):  # text first: a norm budget is a number or such as 1x
         if kind in kinds:
             return kind | None
     return str | None

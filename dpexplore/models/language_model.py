@@ -84,6 +84,11 @@ class LanguageModel:
         """Lengths of the embeddings in `embedding_table`, `(vocab,)` float32, above zero."""
         return torch.linalg.vector_norm(self.embedding_table, dim=-1, dtype=torch.float32).clamp_min(1e-12)
 
+    @cached_property
+    def median_token_norm(self) -> float:
+        """Median length of the embeddings of ordinary tokens, as they enter the first layer."""
+        return float(self.embedding_norms[self.ordinary_ids.to(self.embedding_norms.device)].median())
+
     def log_probs(self, embeds: Tensor) -> Tensor:
         """Next-token log-probabilities (nats) at the last position.
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from dpexplore.checks import check_text
 from dpexplore.errors import InputError
 from dpexplore.tuning.knobs import KNOBS, Divergence, TokenPolicy
+from dpexplore.tuning.norm_budget import NormBudget
 from dpexplore.tuning.slots import Slots
 
 SCREENED_SHARE = 0.05
@@ -31,6 +32,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "init": "vocab",
         "soft_rule": "adamw",
         "hard_rule": "eq4",
+        "screen": 1,
+    },
+    # The softmax head's optimum, in one soft token and one forward pass where the model lets it through.
+    "direct": {
+        "length": 1,
+        "steps": 300,
+        "patience": 40,
+        "restarts": 1,
+        "init": "vocab",
+        "soft_rule": "direct",
+        "hard_rule": "search",
         "screen": 1,
     },
     # Best KL in little time.
@@ -78,7 +90,8 @@ class TuneConfig:
     init: Literal["vocab", "lookup", "soft", "gaussian", "text"] = "vocab"
     bos: bool = True
     objective: Divergence = "kl"
-    soft_rule: Literal["adamw", "lbfgs"] = "adamw"
+    soft_rule: Literal["adamw", "lbfgs", "direct"] = "adamw"
+    norm_budget: float | str | None = None
     hard_rule: Literal["eq4", "gcg", "search"] = "eq4"
     candidates: int = 64
     top: int = 128
@@ -103,10 +116,21 @@ class TuneConfig:
                 f"Method {self.method!r} does not tune the slots {slots}; use method 'hybrid' for both kinds."
             )
         soft, hard = slots.free("soft") > 0, slots.free("hard") > 0
-        if soft and hard and self.soft_rule == "lbfgs" and self.hard_rule == "eq4":
+        if self.soft_rule == "direct" and not soft:
+            raise InputError(f"soft_rule 'direct' fills a soft slot, and the slots {slots} hold none; add soft*1.")
+        if self.soft_rule == "direct" and self.objective != "kl":
             raise InputError(
-                "soft_rule 'lbfgs' cannot follow the unchecked swaps of hard_rule 'eq4' in one prompt; accepted beside "
-                "it are 'gcg' and 'search'."
+                f"soft_rule 'direct' solves the softmax head for KL(p‖q), not for the objective {self.objective!r}; "
+                "use 'lbfgs' for it."
+            )
+        if self.norm_budget is not None:
+            NormBudget.parse(self.norm_budget)
+            if not soft:
+                raise InputError(f"norm_budget bounds soft tokens, and the slots {slots} hold none; leave it out.")
+        if soft and hard and self.soft_rule != "adamw" and self.hard_rule == "eq4":
+            raise InputError(
+                f"soft_rule {self.soft_rule!r} cannot follow the unchecked swaps of hard_rule 'eq4' in one prompt; "
+                "accepted beside it are 'gcg' and 'search'."
             )
         if soft and self.round_trip:
             raise InputError(f"round_trip asks for text, but the slots {slots} hold soft tokens; hard slots have text.")

@@ -11,7 +11,7 @@ Divergence = Literal["kl", "reverse_kl", "js", "tv"]
 DIVERGENCES: tuple[Divergence, ...] = get_args(Divergence)
 METHODS = ("soft", "hard", "hybrid")
 INITS = ("vocab", "lookup", "soft", "gaussian", "text")
-SOFT_RULES = ("adamw", "lbfgs")
+SOFT_RULES = ("adamw", "lbfgs", "direct")
 HARD_RULES = ("eq4", "gcg", "search")
 
 
@@ -86,8 +86,16 @@ _ALL = (
     ),
     Knob(
         "soft_rule",
-        "How soft tokens move: AdamW, or limited-memory BFGS with a line search.",
+        "How soft tokens move. adamw: the paper's; lbfgs: limited-memory BFGS with a line search; direct: solves the "
+        "softmax head, puts its closest point into the last soft slot, and stops there if the model follows, else it "
+        "continues by L-BFGS.",
         SOFT_RULES,
+        group="Update rules",
+    ),
+    Knob(
+        "norm_budget",
+        "Longest a soft token may be: a number, or a multiple of the model's median token norm such as 1x.",
+        optional=True,
         group="Update rules",
     ),
     Knob(
@@ -118,7 +126,7 @@ _ALL = (
         "History of L-BFGS: pairs of step and change of gradient that it keeps.",
         low=1,
         high=1000,
-        rules=("lbfgs",),
+        rules=("lbfgs", "direct"),
         group="Update rules",
     ),
     Knob(

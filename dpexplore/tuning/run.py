@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,9 @@ from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.engine.capacity import Capacity
 from dpexplore.tuning.engine.parked import ParkedRow
 from dpexplore.tuning.init.layout import NO_TOKEN, Layout, Start, initial_prompt
+from dpexplore.tuning.norm_budget import NormBudget
 from dpexplore.tuning.objectives.sequences import objective_for
+from dpexplore.tuning.record.bounds import Bounds
 from dpexplore.tuning.record.build import build_result
 from dpexplore.tuning.record.outcome import BestPrompt, RowOutcome
 from dpexplore.tuning.record.steps import Status, TuneResult, TuneStep
@@ -91,6 +94,12 @@ class Run:
         self.cancel_requested = False
         self.queue_position = 0
         """Place of this run's first row in the queue, 1 for the next one; 0 until it is queued and once a row runs."""
+        self.norm_budget = math.inf
+        """The longest that a soft token may be; infinite where there is no bound."""
+        if config.norm_budget is not None:
+            self.norm_budget = NormBudget.parse(config.norm_budget).length(lm.median_token_norm)
+        self.bounds = Bounds()
+        """What is known of the target; nothing unless the run solves its head."""
         self.begun = 0
         """Restarts whose rows have joined the engine."""
         self.parked: list[ParkedRow] = []
@@ -222,6 +231,11 @@ class Run:
         return ending or (self.part_of is not None and self.part_of.ending)
 
     @property
+    def reached(self) -> bool:
+        """Whether its best prompt is at the head's optimum, so that no restart has anything left to find."""
+        return self.best is not None and self.bounds.reached(self.best.kl_nats)
+
+    @property
     def best_loss(self) -> float:
         """Lowest value of the objective so far."""
         return torch.inf if self.best is None else self.best.loss
@@ -233,10 +247,10 @@ class Run:
         ids, embeds = self.starts[restart]
         return ids.to(self.lm.device), embeds.to(self.lm.device, torch.float32)
 
-    def begin_at(self, starts: Sequence[Start], before: Run) -> None:
-        """Let the restarts begin here; what `before` has scored to find the beginnings is theirs."""
+    def begin_at(self, starts: Sequence[Start], evaluations: Sequence[int]) -> None:
+        """Let the restarts begin here; `evaluations` prompts were scored to find each beginning."""
         self.starts = starts
-        self._evaluations = [before.outcomes[restart].evaluations for restart in range(self.config.restarts)]
+        self._evaluations = list(evaluations)
 
     def evaluations_of(self, restart: int) -> int:
         """Prompts scored for a restart so far."""
@@ -288,12 +302,13 @@ class Run:
             elapsed,
             self.cancel_requested,
             self.error,
+            self.bounds,
         )
 
     @told.setter
     def told(self, told: Told) -> None:
         self.begun, self.outcomes, self._evaluations = told.begun, told.outcomes, told.evaluations
-        self.cancel_requested, self.error = told.cancelled, told.error
+        self.cancel_requested, self.error, self.bounds = told.cancelled, told.error, told.bounds
         self.started = time.monotonic() - told.seconds
         self.follow(told.steps[len(self._steps) :], self.best)
 
@@ -321,6 +336,7 @@ class Told(NamedTuple):
     seconds: float
     cancelled: bool
     error: InputError | None
+    bounds: Bounds
 
 
 class Best(NamedTuple):

@@ -1,6 +1,7 @@
 """What a run does before its restarts begin, a part at a time: between two parts others move on, and it can be stopped.
 
-For `init` "lookup" the model's table of tokens is measured, for "soft" a run of soft tokens is made.
+For `init` "lookup" the model's table of tokens is measured, for "soft" a run of soft tokens is made; for the soft rule
+`direct` the head is solved (`dpexplore.tuning.engine.direct`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from dpexplore.errors import InputError
 from dpexplore.tuning.engine.capacity import Capacity, is_out_of_memory
+from dpexplore.tuning.engine.direct import DirectToken
 from dpexplore.tuning.init.layout import projected_prompt
 from dpexplore.tuning.init.lookup import BATCH, closest_tokens, measure_more
 from dpexplore.tuning.run import Run
@@ -73,7 +75,9 @@ class SoftPart:
             return False
         if self.soft.error is not None:
             raise self.soft.error
-        self._run.begin_at([self._start(restart) for restart in range(self._run.config.restarts)], self.soft)
+        restarts = range(self._run.config.restarts)
+        spent = [self.soft.outcomes[restart].evaluations for restart in restarts]
+        self._run.begin_at([self._start(restart) for restart in restarts], spent)
         return True
 
     def _start(self, restart: int) -> tuple[Tensor, Tensor]:
@@ -84,11 +88,13 @@ class SoftPart:
         return found or run.beginning(restart)
 
 
-def preparation_of(run: Run) -> LookUp | SoftPart | None:
+def preparation_of(run: Run) -> LookUp | SoftPart | DirectToken | None:
     """What a new run does first; None where its restarts can begin at once. InputError as `Run`."""
     probs = run.objective.token_probs
     if run.starts is not None:
         return None
     if run.config.init == "lookup" and probs is not None and run.layout.hard[-1]:
         return LookUp(run, probs)
+    if run.config.rules[0] == "direct":
+        return DirectToken(run)
     return SoftPart(run) if run.config.soft_steps else None

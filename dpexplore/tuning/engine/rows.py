@@ -15,6 +15,8 @@ from dpexplore.tuning.engine.passes import Batch, Evaluation
 from dpexplore.tuning.init.layout import initial_prompt
 from dpexplore.tuning.record.outcome import RowOutcome, StopReason
 from dpexplore.tuning.rules.adamw import AdamW
+from dpexplore.tuning.rules.ball import within
+from dpexplore.tuning.rules.direct import Direct
 from dpexplore.tuning.rules.hard import GCG, Eq4, HardRule, Search, SearchMemory
 from dpexplore.tuning.rules.lbfgs import LBFGS
 from dpexplore.tuning.rules.soft import SoftRule
@@ -38,7 +40,7 @@ class Row:
 def rules_of(run: Run) -> Rules:
     """Rows of runs that agree in this and in their length are stepped together."""
     soft, hard = run.config.rules
-    return soft, hard, run.config.memory if soft == "lbfgs" else 0
+    return soft, hard, run.config.memory if soft in ("lbfgs", "direct") else 0
 
 
 def soft_rule(name: str | None, history_size: int) -> SoftRule:
@@ -48,6 +50,8 @@ def soft_rule(name: str | None, history_size: int) -> SoftRule:
             return AdamW()
         case "lbfgs":
             return LBFGS(history_size)
+        case "direct":
+            return Direct(history_size)
     raise ValueError(f"There is no rule {name!r} for soft slots.")
 
 
@@ -92,8 +96,9 @@ class RowStack:
             torch.stack([getattr(row.run.layout, kind) for row in rows]).to(device) for kind in ("soft", "hard")
         )
         spent = torch.tensor([row.run.evaluations_of(row.restart) for row in rows], device=device)
-        state = self.soft_rule.begin(embeds, [row.run.config for row in rows])
-        self._append(rows, PromptState.of(ids, embeds, soft, hard, spent), state)
+        budget = torch.tensor([row.run.norm_budget for row in rows], device=device)
+        prompts = PromptState.of(ids, embeds, soft, hard, budget, spent)
+        self._append(rows, prompts, self.soft_rule.begin(prompts.embeds, [row.run.config for row in rows]))
 
     def resume(self, run: Run, parked: list[ParkedRow]) -> None:
         """Let parked rows of a run go on from where they stood."""
@@ -199,6 +204,7 @@ class RowStack:
             return
         owners = torch.tensor([i for i, starts in drawn.items() for _ in starts], device=self.lm.device)
         ids, embeds = (torch.stack(parts) for parts in zip(*chain.from_iterable(drawn.values()), strict=True))
+        embeds = within(embeds, prompts.soft[owners], prompts.budget[owners])
         layouts = [self.rows[i].run.layout for i in drawn]
         alike = min(int((layout.soft | layout.hard).long().argmax()) for layout in layouts)
         found = yield Batch(ids, owners, embeds, grad=False, alike=alike)
@@ -221,7 +227,7 @@ class RowStack:
             return "cancelled"
         if lost:
             return "nonfinite"
-        if stopped or (config.patience is not None and steps_since_best >= config.patience):
+        if row.run.reached or stopped or (config.patience is not None and steps_since_best >= config.patience):
             return "converged"
         spent = config.evaluations is not None and evaluations >= config.evaluations
         return "max_steps" if spent or step >= config.steps else None

@@ -58,6 +58,7 @@ def build_result(run: RecordedRun) -> TuneResult:
         distances=all_divergences(run.target.probs, scores.log_q[0].cpu()),
         top_overlap=top_overlap(run.target.probs, scores.log_q[0].cpu()),
         kl_float32_nats=kl_in_float32(run.lm, run.target, outcome.embeds, ids),
+        bounds=run.bounds,
         steps=max(outcome.steps for outcome in run.outcomes.values()),
         evaluations=sum(outcome.evaluations for outcome in run.outcomes.values()),
         seconds=run.seconds,

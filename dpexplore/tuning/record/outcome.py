@@ -12,6 +12,7 @@ from dpexplore.targets import Target
 from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.init.layout import Layout
 from dpexplore.tuning.objectives.next_token import Objective
+from dpexplore.tuning.record.bounds import Bounds
 from dpexplore.tuning.record.steps import Status, TuneStep
 
 StopReason = Literal["converged", "max_steps", "nonfinite", "cancelled"]
@@ -55,6 +56,7 @@ class RecordedRun(Protocol):
     layout: Layout
     objective: Objective
     resumed_from: dict[str, Any] | None
+    bounds: Bounds
     outcomes: dict[int, RowOutcome]
     started: float
     seconds: float

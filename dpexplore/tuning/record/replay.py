@@ -18,6 +18,7 @@ from dpexplore.tuning.engine.server import EngineServer
 from dpexplore.tuning.init.layout import Layout, Start
 from dpexplore.tuning.objectives.next_token import Scores, all_divergences, entropy_of, top_overlap
 from dpexplore.tuning.objectives.sequences import objective_for
+from dpexplore.tuning.record.bounds import Bounds
 from dpexplore.tuning.record.build import encode_again, nearest_to_soft
 from dpexplore.tuning.record.capsule import FORMAT, FORMAT_VERSION, decode_array, finite, library_versions
 from dpexplore.tuning.record.steps import TuneResult
@@ -139,6 +140,7 @@ def _restore(lm: LanguageModel, capsule: dict[str, Any], target: Target) -> Tune
         distances=distances,
         top_overlap=result["top_overlap"],
         kl_float32_nats=result["kl_float32_nats"],
+        bounds=Bounds(result.get("floor_nats"), result.get("head_optimum_nats"), note=result.get("direct_note")),
         steps=result["steps"],
         evaluations=result["evaluations"],
         seconds=result["seconds"],

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from dpexplore.tuning.record.bounds import Bounds, bounds_sentence
+
 PRECISION_TOLERANCE = 0.02
 """Low precision is spoken of where it moves the KL by more than this share."""
 
@@ -77,6 +79,8 @@ class TuneResult:
     """Share of p's ten likeliest tokens that are among q's."""
     kl_float32_nats: float | None
     """KL of the same prompt in float32, where the model runs in less; None in float32, or if it does not fit beside."""
+    bounds: Bounds
+    """Floor and head optimum of the target, where the run solved its head (soft rule `direct`)."""
     steps: int
     """Steps of the longest restart."""
     evaluations: int
@@ -90,6 +94,12 @@ class TuneResult:
         """Lowest, mean and highest KL over the restarts that stayed finite."""
         values = [kl for kl in self.kl_nats_per_restart if kl is not None]
         return min(values), sum(values) / len(values), max(values)
+
+    @property
+    def bounds_sentence(self) -> str | None:
+        """What the certified floor and this prompt say together: the question closed, or the interval that is left."""
+        kl = self.kl_nats if self.kl_float32_nats is None else self.kl_float32_nats
+        return bounds_sentence(self.bounds.floor_nats, kl)
 
     @property
     def precision_warning(self) -> str | None:

@@ -42,7 +42,7 @@ class AdamW:
         mean = state.mean / (1 - BETA1**step)
         square = state.square / (1 - BETA2**step)
         moved = prompts.embeds * (1 - rate * WEIGHT_DECAY) - rate * mean / (square.sqrt() + EPS)
-        prompts.embeds = torch.where(prompts.soft[..., None], moved, prompts.embeds)
+        prompts.move_soft(moved)
         return torch.ones_like(prompts.finite)
 
     def rebase(self, state: AdamWState, prompts: PromptState, embeds: Tensor, rows: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dpexplore.tuning.config import TuneConfig
+from dpexplore.tuning.rules.ball import inward
 from dpexplore.tuning.rules.state import PromptState, RowState
 
 # Line search of Lewis and Overton (2013): an interval that shrinks around a point of sufficient decrease.
@@ -53,6 +54,8 @@ class LBFGSState(RowState):
     """`(rows history)` 1 / sᵀy."""
     pairs: Tensor
     """`(rows,)` pairs kept so far; the ring holds the latest."""
+    first_step: Tensor
+    """`(rows,)` length of the first step of a search."""
     scale: Tensor
     """`(rows,)` sᵀy / yᵀy of the latest pair, the first guess of the inverse Hessian."""
 
@@ -87,6 +90,7 @@ class LBFGS:
             y=history.clone(),
             rho=torch.zeros(history.shape[:2], device=point.device),
             pairs=count,
+            first_step=number + FIRST_STEP,
             scale=number + 1,
         )
 
@@ -94,10 +98,14 @@ class LBFGS:
         finite = torch.isfinite(loss) & torch.isfinite(grad).flatten(1).all(1)
         loss = torch.where(finite, loss, torch.inf)
         grad = torch.where(finite.view(-1, 1, 1) & prompts.soft[..., None], grad, 0.0).flatten(1)
+        # Where the budget holds a token, only what moves it along its sphere or inward counts as slope.
+        grad = -inward(-grad.view_as(prompts.embeds), prompts.embeds, prompts.budget).flatten(1)
         trial = prompts.embeds.flatten(1)
         first = ~state.placed
         steepness = (state.point_grad * state.direction).sum(1)
-        enough = loss <= state.point_loss + SUFFICIENT_DECREASE * state.rate * steepness
+        moved = trial - state.point  # rate · direction, less what the budget cut off
+        promised = (state.point_grad * moved).sum(1)
+        enough = loss <= state.point_loss + SUFFICIENT_DECREASE * promised.clamp_max(0)
         flat = (grad * state.direction).sum(1) >= CURVATURE * steepness
         state.trials = state.trials + 1
         spent = state.trials >= MAX_TRIALS
@@ -109,9 +117,9 @@ class LBFGS:
         state.assign(failed, pairs=0)
         state.assign(accepted, point=trial, point_grad=grad, point_loss=loss)
         state.placed = state.placed | accepted
-        self._aim(state, accepted | failed)
+        self._aim(state, accepted | failed, prompts.budget, prompts.embeds.shape)
         ahead = state.point + state.rate[:, None] * state.direction
-        prompts.embeds = torch.where(prompts.soft[..., None], ahead.view_as(prompts.embeds), prompts.embeds)
+        prompts.move_soft(ahead.view_as(prompts.embeds))
         return accepted
 
     def rebase(self, state: LBFGSState, prompts: PromptState, embeds: Tensor, rows: Tensor) -> None:
@@ -158,16 +166,16 @@ class LBFGS:
         state.assign(kept, scale=product / y.square().sum(1))
         state.pairs = state.pairs + kept
 
-    def _aim(self, state: LBFGSState, rows: Tensor) -> None:
+    def _aim(self, state: LBFGSState, rows: Tensor, budget: Tensor, shape: torch.Size) -> None:
         """A new line for some rows: along the quasi-Newton direction, or down the gradient where nothing is known."""
-        direction = self._quasi_newton(state)
+        direction = inward(self._quasi_newton(state).view(shape), state.point.view(shape), budget).flatten(1)
         grad = state.point_grad
         downhill = (direction * grad).sum(1) < 0
         state.assign(rows & ~downhill, pairs=0)
         fresh = state.pairs == 0
         direction = torch.where(fresh[:, None], -grad, direction)
         # After a failed search the gradient's own direction is tried with a tenth of the usual first step.
-        reach = torch.where(state.trials >= MAX_TRIALS, 0.1 * FIRST_STEP, FIRST_STEP)
+        reach = torch.where(state.trials >= MAX_TRIALS, 0.1 * state.first_step, state.first_step)
         rate = torch.where(fresh, reach / torch.linalg.vector_norm(grad, dim=1).clamp_min(1e-12), 1.0)
         state.assign(rows, direction=direction, rate=rate, low=0.0, high=torch.inf, trials=0)
 

@@ -9,6 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from dpexplore.tuning.rules.ball import within
+
 
 @dataclass(eq=False)
 class RowState:
@@ -43,6 +45,8 @@ class PromptState(RowState):
     """`(rows pos)` bool."""
     hard: Tensor
     """`(rows pos)` bool."""
+    budget: Tensor
+    """`(rows,)` the longest that a soft token may be; infinite where there is no bound."""
     step: Tensor
     """`(rows,)` steps made."""
     evaluations: Tensor
@@ -66,12 +70,17 @@ class PromptState(RowState):
     best_embeds: Tensor
     """`(rows pos hidden)` there."""
 
+    def move_soft(self, embeds: Tensor) -> None:
+        """Move the soft positions to `embeds` `(rows pos hidden)`, or as near as the budget lets them."""
+        self.embeds = within(torch.where(self.soft[..., None], embeds, self.embeds), self.soft, self.budget)
+
     @classmethod
-    def of(cls, ids: Tensor, embeds: Tensor, soft: Tensor, hard: Tensor, evaluations: Tensor) -> Self:
+    def of(cls, ids: Tensor, embeds: Tensor, soft: Tensor, hard: Tensor, budget: Tensor, evaluations: Tensor) -> Self:
         """Rows that have not made a step; `evaluations` `(rows,)` were spent to find where they begin."""
         zeros, nothing = torch.zeros_like(evaluations), torch.full(evaluations.shape, torch.nan, device=ids.device)
         infinite, false = torch.full_like(nothing, torch.inf), torch.zeros_like(evaluations, dtype=torch.bool)
         counts = {"step": zeros, "evaluations": evaluations, "steps_since_best": zeros}
         flags = {"finite": ~false, "improved": false}
         reports = {"kl": nothing, "entropy": nothing, "best_loss": infinite, "best_kl": infinite}
-        return cls(ids, embeds, soft, hard, **counts, **flags, **reports, best_ids=ids, best_embeds=embeds)
+        embeds = within(embeds, soft, budget)
+        return cls(ids, embeds, soft, hard, budget, **counts, **flags, **reports, best_ids=ids, best_embeds=embeds)
