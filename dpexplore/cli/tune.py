@@ -154,6 +154,10 @@ def _result_event(result: dp.TuneResult) -> dict[str, Any]:
         "distances": {kind: value if math.isfinite(value) else None for kind, value in result.distances.items()},
         "top_overlap": result.top_overlap,
         "kl_float32_nats": result.kl_float32_nats,
+        "floor_nats": result.bounds.floor_nats,
+        "head_optimum_nats": result.bounds.head_optimum_nats,
+        "direct_note": result.bounds.note,
+        "bounds": result.bounds_sentence,
         "evaluations": result.evaluations,
         "capsule": result.capsule,
     }
@@ -173,8 +177,9 @@ def _show_result(result: dp.TuneResult) -> None:
     say(f"over the restarts {low:.4f} to {high:.4f} nats, mean {mean:.4f}; {result.evaluations:,} prompts scored")
     others = ", ".join(f"{kind} {value:.4f}" for kind, value in result.distances.items() if kind != "kl")
     say(f"other distances: {others}; {result.top_overlap:.0%} of the target's ten likeliest tokens are the prompt's")
-    if result.precision_warning:
-        say(result.precision_warning)
+    for sentence in (result.bounds_sentence, result.bounds.note, result.precision_warning):
+        if sentence is not None:
+            say(sentence)
     if result.prompt_ids is not None:
         say(f"prompt {result.prompt_text!r}, ids {result.prompt_ids}")
         again = result.kl_reencoded_nats

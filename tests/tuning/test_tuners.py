@@ -125,10 +125,11 @@ def test_nan_ends_every_rules_row_alone(
 # L-BFGS.
 
 
-def begun(starts: torch.Tensor) -> PromptState:
+def begun(starts: torch.Tensor, budget: float = torch.inf) -> PromptState:
     """Rows of soft tokens alone, starts `(rows pos hidden)`."""
     soft = torch.ones(starts.shape[:2], dtype=torch.bool)
-    return PromptState.of(torch.full(soft.shape, NO_TOKEN), starts, soft, ~soft, torch.zeros(len(starts)).long())
+    ids, budgets = torch.full(soft.shape, NO_TOKEN), torch.full((len(starts),), budget)
+    return PromptState.of(ids, starts, soft, ~soft, budgets, torch.zeros(len(starts)).long())
 
 
 def quadratic_rows(curvatures: torch.Tensor, starts: torch.Tensor, steps: int) -> torch.Tensor:
@@ -152,6 +153,26 @@ def test_lbfgs_solves_quadratics_row_by_row() -> None:
     for row in range(4):
         alone = quadratic_rows(curvatures[row : row + 1], starts[row : row + 1], 80)
         assert torch.allclose(alone[:40, 0], together[:40, row], rtol=1e-3, atol=1e-6)
+
+
+def test_lbfgs_finds_the_minimum_of_a_quadratic_over_a_ball() -> None:
+    """½ xᵀDx − bᵀx over ‖x‖ ≤ 1: x = (D + λ)⁻¹b, λ by bisection (Moré and Sorensen 1983)."""
+    rng = torch.Generator().manual_seed(2)
+    curvature, slope = 10 ** (2 * torch.rand(8, generator=rng)), 60 * torch.randn(8, generator=rng)
+    low, high = 0.0, 1e4
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (slope / (curvature + middle)).norm() > 1 else (low, middle)
+    wanted = slope / (curvature + low)
+    rule, prompts = LBFGS(10), begun(torch.randn(1, 1, 8, generator=rng), budget=1.0)
+    state, best = rule.begin(prompts.embeds, [TuneConfig()]), torch.inf
+    for _ in range(80):
+        x = prompts.embeds[0, 0]
+        assert x.norm() <= 1 + 1e-5
+        loss = (curvature * x.square()).sum() / 2 - slope @ x
+        best = min(best, float(loss))
+        rule.update(state, prompts, loss[None], (curvature * x - slope)[None, None])
+    assert best == pytest.approx(float((curvature * wanted.square()).sum() / 2 - slope @ wanted), rel=1e-5)
 
 
 def test_lbfgs_needs_no_more_evaluations_than_torchs() -> None:

@@ -20,6 +20,8 @@ ADVANCED = tuple(name for name in KNOBS if name not in MAIN)
 """The others, behind the fold."""
 PRESET_FIELDS = tuple(name for name in KNOBS if name not in ("method", "slots", "seed"))
 """What a preset sets: everything but the question that is asked."""
+TEXTS = ("init_text", "slots", "norm_budget")
+"""Settings that are written; an empty field is their being off."""
 CUSTOM = "custom"
 """Stands in the list of presets for settings that are no preset's."""
 
@@ -80,8 +82,8 @@ def to_control(name: str, value: Any) -> Any:
         return " ".join(
             f"#{entry}" if isinstance(entry, int) else json.dumps(entry, ensure_ascii=False) for entry in value
         )
-    if name in ("init_text", "slots"):
-        return value or ""
+    if name in TEXTS:
+        return str(value or "")
     return 0 if value is None and _may_be_off(KNOBS[name]) else value
 
 
@@ -89,7 +91,7 @@ def from_control(name: str, value: Any) -> Any:
     """A control's value as the setting it stands for. InputError for what it cannot be."""
     if name in ("allow", "forbid"):
         return _read_tokens(name, value or "")
-    if name in ("init_text", "slots"):
+    if name in TEXTS:
         return value or None
     knob = KNOBS[name]
     if _may_be_off(knob):
