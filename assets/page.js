@@ -34,10 +34,11 @@
   }
 
   document.addEventListener("click", (event) => {
-    const button = event.target.closest("button[data-units],button[data-switch],button[data-copy],button[data-dark]");
+    const button = event.target.closest("button[data-units],button[data-switch],button[data-copy],button[data-dark],button[data-present]");
     if (!button) return;
     if (button.dataset.units) setUnits(button.dataset.units);
     else if (button.dataset.copy !== undefined) copy(button);
+    else if (button.dataset.present !== undefined) present(!document.body.classList.contains("dpx-present"));
     else if (button.dataset.dark !== undefined) setDark(!document.body.classList.contains("dark"));
     else {
       const [target, key, value] = button.dataset.switch.split(":");
@@ -81,7 +82,40 @@
       setTimeout(() => box.dispatchEvent(new KeyboardEvent("keypress", { key: "Unidentified", bubbles: true })), 0);
   }, true);
 
+  /* In front of a class, or inside another page: `?view=lesson-3` opens one lesson alone (or a tab by its name),
+   * `?hide=examples,model` takes controls away, `?present=1` makes everything readable from the back row. */
+  const PARTS = {
+    header: "#header", tabs: "#nav > .tab-wrapper", examples: "#examples", model: "#model-card", target: "#target-card",
+    floor: "#floor-card", why: "#why-card", tune: "#tune-card", live: "#live-card", achieved: "#achieved-card",
+    result: "#result-card", next: "#onward-card", microscope: "#microscope-card", teacher: ".dpx-teacher", footer: "footer",
+  };
+  const query = new URLSearchParams(location.search);
+  const present = (on) => {
+    document.body.classList.toggle("dpx-present", on);
+    document.querySelector("[data-present]")?.setAttribute("aria-pressed", String(on));
+    const address = new URL(location.href);
+    if (on) address.searchParams.set("present", "1"); else address.searchParams.delete("present");
+    if (address.href !== location.href) history.replaceState(history.state, "", address);
+  };
+  function arrange() {
+    const hidden = (query.get("hide") || "").split(",").map((name) => PARTS[name.trim()]).filter(Boolean);
+    const view = query.get("view") || "", lesson = /^lesson-(\d+)$/.exec(view);
+    if (lesson) hidden.push(PARTS.header, PARTS.tabs, PARTS.teacher, ".dpx-lead", `#lessons > .dpx-lesson:not(.is-number-${lesson[1]})`);
+    if (hidden.length) document.head.append(Object.assign(document.createElement("style"), { textContent: `${hidden.join(", ")} { display: none !important; }` }));
+    if (query.get("present") === "1") present(true);
+    const name = lesson ? "lessons" : view.toLowerCase();
+    if (!name) return;
+    const open = () => {
+      const tab = [...document.querySelectorAll("#nav > .tab-wrapper button[role=tab]")].find((button) => button.textContent.trim().toLowerCase() === name);
+      if (tab) tab.click();
+      return Boolean(tab);
+    };
+    const waiting = new MutationObserver(() => { if (open()) waiting.disconnect(); });
+    if (!open()) waiting.observe(document.documentElement, { childList: true, subtree: true });
+  }
+
   const start = () => {
+    arrange();
     setUnits(store.get("dpx-units") || "mixed");
     if (store.get("dpx-dark") && !location.search.includes("__theme")) setDark(store.get("dpx-dark") === "1");
   };

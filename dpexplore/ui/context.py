@@ -14,6 +14,7 @@ from dpexplore.errors import InputError
 from dpexplore.models import DEFAULT_MODEL, LanguageModel, ModelInfo, describe_models
 from dpexplore.models.default_model import cache_folder
 from dpexplore.serving.floors import Floors
+from dpexplore.serving.guesses import Guesses
 from dpexplore.serving.journal import Journal, new_run_id
 from dpexplore.serving.model_pool import INTERNAL_ERROR, ModelPool
 from dpexplore.space import VisitorRules
@@ -35,6 +36,8 @@ class AppContext:
     pool: ModelPool = field(default_factory=ModelPool)
     sessions: Sessions = field(default_factory=Sessions)
     floors: Floors = field(default_factory=Floors)
+    guesses: Guesses = field(default_factory=Guesses)
+    """Pupils' guesses in the lessons."""
     journal: Journal = field(default_factory=lambda: Journal(cache_folder() / "runs"))
     grace_seconds: float = 15.0
     """How long a run goes on when its page is closed or reloaded."""

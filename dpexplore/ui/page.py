@@ -21,6 +21,8 @@ UNITS = [("KL nats, H bits", "mixed"), ("nats", "nats"), ("bits", "bits")]
 HEADER = (
     "<header class='dpx-header'><h1>dpexplore</h1>"
     f"<div class='dpx-tools'>{segmented('Units', UNITS, 'units', 'mixed')}"
+    "<button type='button' class='dpx-round' data-present aria-pressed='false' aria-label='Presenter&#39;s view: text "
+    "for the back row' title='Presenter&#39;s view'>▣</button>"
     "<button type='button' class='dpx-round' data-dark aria-label='Light or dark'>◐</button></div></header>"
 )
 

@@ -352,6 +352,19 @@ def test_a_tab_that_opens_because_the_text_says_so_writes_nothing(app: AppContex
     assert changes["recipe"] == 'capture("I love")'
 
 
+# Lessons in front of a class.
+
+
+def test_a_class_sees_what_it_guessed_before_the_answer(app: AppContext) -> None:
+    lesson = next(lesson for lesson in LESSONS if lesson.key == "kl")
+    first = list(answer(Desk(app, "one pupil", "tiny"), lesson, lesson.options[0], 0.2))
+    assert not any("data-guesses" in told for told in first)  # one guess is nobody else's business
+    second = list(answer(Desk(app, "another pupil", "tiny"), lesson, lesson.options[1], 0.2))
+    assert "data-guesses='2'" in second[0]  # before the answer
+    assert "dpx-answer" not in second[0]
+    assert "dpx-answer" in second[-1]
+
+
 # The floor.
 
 

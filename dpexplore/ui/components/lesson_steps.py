@@ -49,6 +49,19 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Notes:
+    """For whoever teaches the lesson to a class."""
+
+    minutes: int
+    goal: str
+    """What pupils can say afterwards."""
+    guess: str
+    """What they usually predict, and why."""
+    say: str
+    """What connects the answer to the next step."""
+
+
+@dataclass(frozen=True)
 class Lesson:
     key: str
     title: str
@@ -63,6 +76,7 @@ class Lesson:
     """Desk and the controls' values -> HTML while it works, then the answer."""
     lesson: str
     """What to take along, as HTML."""
+    notes: Notes
 
 
 def bars(rows: Sequence[tuple[str, float, str]], role: str, top: float | None = None, label: str = "") -> str:
@@ -297,6 +311,13 @@ LESSONS = (
         ("They stay the same", "The largest one grows", "They become more equal"),
         _answer_softmax,
         "A distribution is a list of logit <b>differences</b>.",
+        Notes(
+            5,
+            "Say why only differences between logits matter, and what adding 1 to one of them does to its odds.",
+            "“The largest one grows”: adding to everything feels like turning up the volume.",
+            "e³ multiplies every numerator and the denominator alike, so it cancels. Let pupils find logits that make "
+            "the three words equally likely, then ask for a second way.",
+        ),
     ),
     Lesson(
         "model",
@@ -309,6 +330,13 @@ LESSONS = (
         (f"“{SURE}”", f"“{UNSURE}”", "About the same"),
         _answer_model,
         "You choose the prompt; the model chooses the distribution. Can it be turned round?",
+        Notes(
+            8,
+            "Read entropy as the number of equally likely choices, and see that the prompt decides it.",
+            "Most get it right for these two prompts. Ask for a prompt below 0.1 bits and one above 10: much harder.",
+            "The model never says one word: it weighs all of them. So far the prompt came first. What if we start from "
+            "the distribution?",
+        ),
     ),
     Lesson(
         "kl",
@@ -320,7 +348,14 @@ LESSONS = (
         "q's probability of “yes” goes to 0, while p wants one half. What does KL(p‖q) do?",
         ("It grows towards a limit", "It grows without limit", "It falls"),
         _answer_kl,
-        "KL is a distance with a direction: forgetting what the target wants is the dear mistake.",
+        "KL is a distance with a direction: forgetting what the target wants is the costly mistake.",
+        Notes(
+            6,
+            "Say which mistake KL(p‖q) punishes, and why it has no upper limit.",
+            "“It grows towards a limit”, because a probability cannot go below 0.",
+            "log(p/q) has no limit as q goes to 0. Move q to 0.001 and read both directions: one is patient, the other "
+            "is not.",
+        ),
     ),
     Lesson(
         "search",
@@ -333,6 +368,13 @@ LESSONS = (
         ("The sharp one", "The one in the middle", "The nearly flat one"),
         _answer_search,
         "Hardness is a hill over entropy.",
+        Notes(
+            8,
+            "State what is searched for and what is measured, and that difficulty is not monotone in entropy.",
+            "“The nearly flat one”: more tokens to satisfy sounds harder.",
+            "Collect explanations before going on: too few numbers in the prompt? a bad search? the network? The next "
+            "lesson tests one of them without running the network at all.",
+        ),
     ),
     Lesson(
         "head",
@@ -345,6 +387,13 @@ LESSONS = (
         (f"{LOW_BITS:g} bits", f"{MIDDLE_BITS:g} bits", f"{HIGH_BITS:g} bits"),
         _answer_head,
         "Much of the hill belongs to the softmax head, not to the Transformer.",
+        Notes(
+            10,
+            "Explain why a certified floor holds for every prompt there is, of any length.",
+            "Many expect floor 0: “with a long enough prompt anything goes”.",
+            "Count: one vector of some hundred numbers has to set tens of thousands of logits. A proof needs no "
+            "search, and no search can beat it.",
+        ),
     ),
     Lesson(
         "together",
@@ -358,5 +407,12 @@ LESSONS = (
         _answer_shuffle,
         "What limits a model is not how spread out a distribution is, but whether its tokens belong together. Go to "
         "<b>Explore</b> and try to prove it wrong.",
+        Notes(
+            8,
+            "Separate entropy from arrangement: the same probabilities can be free or out of reach.",
+            "“It stays at 0”, since nothing but the order has changed.",
+            "Similar words have similar rows in the table A, so they rise together. Ask for a target of two words that "
+            "never go together, then look at its floor: two are easy, a hundred are not.",
+        ),
     ),
 )

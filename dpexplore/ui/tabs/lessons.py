@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
-from dpexplore.ui.components.lesson_steps import LESSONS, Answer, Desk, Lesson
+from dpexplore.ui.components.lesson_steps import LESSONS, Answer, Desk, Lesson, bars
 from dpexplore.ui.components.markup import message
 from dpexplore.ui.components.target_panel import QUIET
 from dpexplore.ui.components.widgets import view
@@ -44,12 +45,36 @@ def answer(desk: Desk, lesson: Lesson, predicted: str | None, *values: Any) -> I
     if predicted not in lesson.options:
         yield message("Choose an answer first: a wrong guess teaches more than none.", "info")
         return
+    place = lesson.options.index(predicted)
+    desk.app.guesses.note(lesson.key, desk.session, place)
+    room = guesses_html(lesson, desk.app.guesses.counts(lesson.key, lesson.options))
     try:
-        yield message("Computing …", "busy")
+        yield room + message("Computing …", "busy")
         for told in lesson.answer(desk, *values):
-            yield told if isinstance(told, str) else answer_html(lesson, lesson.options.index(predicted), told)
+            yield room + (told if isinstance(told, str) else answer_html(lesson, place, told))
     except Exception as error:
         yield message(sentence(error), "error")
+
+
+def guesses_html(lesson: Lesson, counts: Sequence[int]) -> str:
+    """What all pages of this server guessed; nothing for a single one."""
+    if sum(counts) < 2:
+        return ""
+    rows = [(escape(option), float(n), f"{n}") for option, n in zip(lesson.options, counts, strict=True)]
+    return (
+        f"<div class='dpx-room' data-guesses='{sum(counts)}'><p class='dpx-note'>{sum(counts)} pages guessed:</p>"
+        f"{bars(rows, 'restart', label='Guesses')}</div>"
+    )
+
+
+def notes_html(lesson: Lesson) -> str:
+    """What stands beside a lesson for whoever teaches it."""
+    notes = lesson.notes
+    return (
+        f"<details class='dpx-teacher'><summary>For the teacher · {notes.minutes} minutes</summary><dl>"
+        f"<dt>Goal</dt><dd>{notes.goal}</dd><dt>Usual guess</dt><dd>{notes.guess}</dd>"
+        f"<dt>To say</dt><dd>{notes.say}</dd></dl></details>"
+    )
 
 
 def answer_html(lesson: Lesson, predicted: int, told: Answer) -> str:
@@ -72,7 +97,7 @@ def build_lessons(app: AppContext, tab: gr.Tab, model: gr.Textbox) -> None:
 
 
 def _build(number: int, lesson: Lesson) -> LessonPanel:
-    with gr.Column(elem_classes="dpx-card dpx-lesson", elem_id=f"lesson-{lesson.key}"):
+    with gr.Column(elem_classes=f"dpx-card dpx-lesson is-number-{number}", elem_id=f"lesson-{lesson.key}"):
         view(f"<h3><span>{number}</span>{lesson.title}</h3><p>{lesson.text}</p>")
         with gr.Row(elem_classes="dpx-lesson-row"):
             with gr.Column(min_width=260):
@@ -84,6 +109,7 @@ def _build(number: int, lesson: Lesson) -> LessonPanel:
         )
         check = gr.Button("Check", size="sm", elem_classes="dpx-check")
         told = view(live=True)
+        view(notes_html(lesson))
     return LessonPanel(lesson, controls, shown, prediction, check, told)
 
 
