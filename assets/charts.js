@@ -8,6 +8,8 @@
 
   const css = (name) => getComputedStyle(document.body).getPropertyValue(name).trim();
   const colour = (role) => css(`--dpx-${role}`);
+  /* The page's small text, which grows with the screen and in the presenter's view. */
+  const textSize = () => parseFloat(getComputedStyle(document.querySelector(".dpx-segmented button") || document.body).fontSize) || 12;
   const dash = (role) => css(`--dpx-${role}-dash`) || "solid";
   const units = () => {
     const has = (c) => document.body.classList.contains(c);
@@ -29,15 +31,15 @@
   function layout(xTitle, yTitle, extra = {}) {
     const grid = css("--dpx-grid"), ink = css("--body-text-color"), soft = css("--body-text-color-subdued");
     const axis = (title, own = {}) => ({
-      gridcolor: grid, zeroline: false, linecolor: grid, tickcolor: grid, tickfont: { color: soft, size: 11 },
-      title: { text: title, font: { size: 12, color: soft }, standoff: 4 }, automargin: true, ...own,
+      gridcolor: grid, zeroline: false, linecolor: grid, tickcolor: grid, tickfont: { color: soft, size: textSize() - 1 },
+      title: { text: title, font: { size: textSize(), color: soft }, standoff: 4 }, automargin: true, ...own,
     });
     return {
       autosize: true, margin: { l: 46, r: 12, t: 8, b: 34 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      font: { color: ink, family: css("--font") || "sans-serif", size: 12 },
+      font: { color: ink, family: css("--font") || "sans-serif", size: textSize() },
       showlegend: false, hovermode: "closest", modebar: { bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink },
-      hoverlabel: { bgcolor: css("--background-fill-primary"), bordercolor: grid, font: { color: ink, size: 12 } },
+      hoverlabel: { bgcolor: css("--background-fill-primary"), bordercolor: grid, font: { color: ink, size: textSize() } },
       xaxis: axis(xTitle, extra.x), yaxis: axis(yTitle, extra.y),
       annotations: extra.annotations || [],
     };
@@ -45,7 +47,7 @@
   const halo = () => Array(6).fill(`0 0 3px ${css("--dpx-paper")}`).join(", ");
   const note = (text, role, y, own = {}) => ({
     text, showarrow: false, xref: "paper", x: 1, xanchor: "right", y, yanchor: "bottom", borderpad: 1,
-    font: { size: 12, weight: 600, color: colour(role), shadow: halo() }, ...own,
+    font: { size: textSize(), weight: 600, color: colour(role), shadow: halo() }, ...own,
   });
 
   /* Where a label of the level `y` is least in the way of lines: left or right of the plot, above or below the level. */
