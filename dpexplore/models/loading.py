@@ -20,7 +20,7 @@ from transformers import (
 from dpexplore.errors import InputError
 from dpexplore.models import gguf, hub
 from dpexplore.models.config import check_causal, check_fits, read_config
-from dpexplore.models.default_model import IDENTITY, Progress, prepare_default_model
+from dpexplore.models.default_model import PACKAGED, Progress
 from dpexplore.models.language_model import LanguageModel
 from dpexplore.models.names import DEFAULT_MODEL
 from dpexplore.models.quiet import quiet_libraries
@@ -88,8 +88,8 @@ class _Loader:
         if entry is not None:
             check_fits(entry.name, entry.parameters, self.dtype, self.device)
             name = entry.name
-        if name == DEFAULT_MODEL:
-            return self._from_folder(prepare_default_model(self.progress), name, IDENTITY)
+        if name in PACKAGED:
+            return self._from_folder(PACKAGED[name].prepare(self.progress), name, PACKAGED[name].identity)
         if entry is None and is_path(name):
             folder = _existing_folder(name)
             return self._from_folder(folder, name, None)
@@ -120,8 +120,8 @@ class _Loader:
         if wanted.lower().endswith(".gguf"):
             return _read_gguf(Path(wanted).expanduser(), wanted)
         entry = REGISTRY.get(wanted.lower())
-        if entry is not None and entry.name == DEFAULT_MODEL:
-            folder = prepare_default_model(self.progress)
+        if entry is not None and entry.name in PACKAGED:
+            folder = PACKAGED[entry.name].prepare(self.progress)
         elif entry is None and is_path(wanted):
             folder = _existing_folder(wanted)
         else:
