@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, expect, sync_playwright
 
 from dpexplore.errors import InputError
 from dpexplore.models import DEFAULT_MODEL, LanguageModel, load_model
-from dpexplore.models.default_model import GGUF_MEMBER, cache_folder, prepare_default_model
+from dpexplore.models.default_model import GEMMA, SMOLLM2, cache_folder, prepare_default_model
 from dpexplore.targets import Target, entropy
 from tests.browser.driver import PATIENCE, find_chromium
 from tests.tiny_models import save_tiny_model
@@ -32,7 +32,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with suppress(InputError):  # said again by each test that needs the model
         prepare_default_model(lambda _text, _fraction: None)
     users, own = cache_folder(), tmp_path_factory.mktemp("cache")
-    for name in (DEFAULT_MODEL, Path(GGUF_MEMBER).name):
+    for name in (DEFAULT_MODEL, SMOLLM2.gguf, GEMMA.name):
         if (users / name).exists():
             (own / name).symlink_to(users / name)
     with pytest.MonkeyPatch.context() as patch:
@@ -44,6 +44,18 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def default_lm() -> LanguageModel:
     """The real SmolLM2-135M-Instruct on the CPU in float32."""
     return load_model(DEFAULT_MODEL, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def gemma_lm() -> LanguageModel:
+    """The real Gemma 3 270M on the CPU in float32, where its terms were accepted and it is in the cache already."""
+    if not GEMMA.folder.exists():
+        pytest.skip(
+            f"{GEMMA.name} is not in the cache; `dpexplore floor --model {GEMMA.name} --accept-terms` puts it there"
+        )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DPEXPLORE_ACCEPT_TERMS", "gemma")
+        return load_model(GEMMA.name, device="cpu")
 
 
 @pytest.fixture(scope="session")

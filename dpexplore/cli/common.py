@@ -26,10 +26,19 @@ TargetOption = Annotated[str, typer.Option(help="The target's recipe, such as 'e
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if there is one.")]
 
+AcceptOption = Annotated[
+    bool, typer.Option("--accept-terms", help="Accept the terms a packaged model comes under; asked for once.")
+]
 
-def load(model: str, device: str | None) -> dp.LanguageModel:
+
+def load(model: str, device: str | None, accept_terms: bool = False) -> dp.LanguageModel:
     """Load a model and report progress on standard error. InputError as `load_model`."""
     import dpexplore as dp
+    from dpexplore.models.default_model import PACKAGED
+
+    packaged = PACKAGED.get(model.strip().lower().removeprefix("random:"))
+    if accept_terms and packaged is not None and packaged.terms is not None:
+        packaged.terms.accept()
 
     return dp.load_model(model, device=device, progress=lambda text, _fraction: progress(text))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dpexplore.cli.common import DeviceOption, JsonOption, ModelOption, TargetOption, emit, load, say
+from dpexplore.cli.common import AcceptOption, DeviceOption, JsonOption, ModelOption, TargetOption, emit, load, say
 from dpexplore.models.names import DEFAULT_MODEL
 
 FIELDS = (
@@ -22,12 +22,13 @@ def floor(
     model: ModelOption = DEFAULT_MODEL,
     as_json: JsonOption = False,
     device: DeviceOption = None,
+    accept_terms: AcceptOption = False,
 ) -> None:
     """Certify how close any prompt whatsoever could bring the model to a target."""
     import dpexplore as dp
 
     recipe = dp.parse_recipe(target)
-    lm = load(model, device)
+    lm = load(model, device, accept_terms)
     found = dp.softmax_floor(lm, recipe.build(lm))
     if as_json:
         emit({name: getattr(found, name) for name in FIELDS})

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpexplore.cli.common import DeviceOption, JsonOption, ModelOption, emit, load, progress, say, stoppable
+from dpexplore.cli.common import (
+    AcceptOption,
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    emit,
+    load,
+    progress,
+    say,
+    stoppable,
+)
 from dpexplore.cli.settings import with_settings
 from dpexplore.errors import InputError
 from dpexplore.files import reason, write_file
@@ -33,6 +43,7 @@ def tune(
     resume: Annotated[Path | None, typer.Option(help="Continue this capsule's restarts.")] = None,
     as_json: JsonOption = False,
     device: DeviceOption = None,
+    accept_terms: AcceptOption = False,
     **settings: Any,
 ) -> None:
     """Search for a prompt whose next-token distribution comes close to a target.
@@ -53,7 +64,7 @@ def tune(
         raise InputError("Missing option --target; give it a recipe such as 'entropy(bits=7, seed=0)'.")
     config = TuneConfig.preset(preset, **asked)
     recipe = dp.parse_recipe(target)
-    lm = load(model, device)
+    lm = load(model, device, accept_terms)
     _tune_and_show(dp.tune(lm, recipe.build(lm), config), out, as_json)
 
 

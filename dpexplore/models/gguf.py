@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import gguf
@@ -24,9 +25,8 @@ from transformers import (
 
 def convert(file: Path, folder: Path) -> None:
     """Write a GGUF file's model, in float32, and its tokenizer into a folder, as `save_pretrained` does."""
-    with _parsed_once(file):
-        dequantise(file).save_pretrained(folder)
-        read_tokenizer(file).save_pretrained(folder)
+    dequantise(file).save_pretrained(folder)
+    read_tokenizer(file).save_pretrained(folder)
 
 
 class _Reader(gguf.GGUFReader):
@@ -42,15 +42,14 @@ class _Reader(gguf.GGUFReader):
 
 
 @contextlib.contextmanager
-def _parsed_once(file: Path) -> Iterator[None]:
-    """Within, whoever asks for a reader of the file gets one and the same.
+def parsed_once() -> Iterator[None]:
+    """Within, a file is parsed once, whoever asks for a reader of it.
 
-    transformers parses the file for its configuration, its tokenizer and its weights, half a minute each for a
-    vocabulary of 262,144.
+    transformers parses a file for its configuration, its tokenizer and its weights, half a minute each for a
+    vocabulary of 262,144. Not for two threads at once.
     """
-    reader = _Reader(file)
     plain = gguf.GGUFReader
-    gguf.GGUFReader = lambda *_args, **_options: reader  # type: ignore[misc, assignment]
+    gguf.GGUFReader = cache(_Reader)  # type: ignore[misc, assignment]
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ from threading import Lock
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -18,11 +19,13 @@ from transformers import (
 )
 
 from dpexplore.errors import InputError
+from dpexplore.files import reason, replacing_folder
 from dpexplore.models import gguf, hub
 from dpexplore.models.config import check_causal, check_fits, read_config
 from dpexplore.models.default_model import PACKAGED, Progress
 from dpexplore.models.language_model import LanguageModel
 from dpexplore.models.names import DEFAULT_MODEL
+from dpexplore.models.packaged import gguf_folder
 from dpexplore.models.quiet import quiet_libraries
 from dpexplore.models.random_model import BYTES_LLAMA, bytes_llama_config, bytes_tokenizer, initialise
 from dpexplore.models.registry import REGISTRY, default_device, default_dtype
@@ -98,15 +101,19 @@ class _Loader:
         return self._from_folder(snapshot.folder, name, f"hub:{hub_id}@{snapshot.commit}")
 
     def gguf_file(self, name: str) -> LanguageModel:
+        """Dequantised the first time it is seen, and kept: a second start reads safetensors."""
         file = Path(name).expanduser()
-        config, tokenizer = _read_gguf(file, name)
-        check_fits(name, count_parameters(config, name), self.dtype, self.device)
-        self.progress(f"Unpacking {name}", None)
-        try:
-            model = gguf.dequantise(file)
-        except Exception as error:  # as many kinds as a file can be damaged in ways
-            raise InputError(f"{name} is damaged or incomplete; download it again.") from error
-        return self._finish(name, model, tokenizer, f"sha256:{_sha256([file])}")
+        if not file.is_file():
+            raise hub.no_such_model(name)
+        identity = f"sha256:{_sha256([file])}"
+        folder = gguf_folder(identity)
+        if not folder.exists():
+            with gguf.parsed_once():
+                config, _ = _read_gguf(file, name)
+                check_fits(name, count_parameters(config, name), self.dtype, self.device)
+                self.progress(f"Unpacking {name}, once", None)
+                _keep_gguf(file, name, folder)
+        return self._from_folder(folder, name, identity)
 
     def random(self, name: str, seed: int) -> LanguageModel:
         wanted = name.removeprefix(RANDOM_PREFIX).strip()
@@ -227,6 +234,22 @@ def _read_gguf(file: Path, name: str) -> tuple[PretrainedConfig, PreTrainedToken
         ) from error
     check_causal(config, name)
     return config, tokenizer
+
+
+def _keep_gguf(file: Path, name: str, folder: Path) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.exists():
+                with replacing_folder(folder) as beside:
+                    gguf.convert(file, beside)
+    except OSError as error:
+        raise InputError(
+            f"{name} cannot be kept in the cache folder ({reason(error)}); free room for it in 32 bits there, or name "
+            "another folder in DPEXPLORE_CACHE."
+        ) from error
+    except Exception as error:  # as many kinds as a file can be damaged in ways
+        raise InputError(f"{name} is damaged or incomplete; download it again.") from error
 
 
 def _read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:

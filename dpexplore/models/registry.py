@@ -30,6 +30,8 @@ class RegistryEntry:
 _ENTRIES = [
     RegistryEntry(DEFAULT_MODEL, "HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008, 49_152,
                   "the default, chat; comes from the Python package index in 4 bits"),
+    RegistryEntry("gemma-3-270m", "google/gemma-3-270m", 268_098_176, 262_144,
+                  "base; comes from the Python package index in 4 bits, under Google's terms", "Gemma"),
     RegistryEntry("smollm2-135m", "HuggingFaceTB/SmolLM2-135M", 134_515_008, 49_152, "small, base"),
     RegistryEntry("smollm2-360m", "HuggingFaceTB/SmolLM2-360M", 361_821_120, 49_152, "small, base"),
     RegistryEntry("smollm2-360m-instruct", "HuggingFaceTB/SmolLM2-360M-Instruct", 361_821_120, 49_152, "small, chat"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import threading
@@ -15,7 +16,9 @@ from transformers import PreTrainedModel
 from dpexplore import files
 from dpexplore.errors import InputError
 from dpexplore.files import leftovers
-from dpexplore.models import DEFAULT_MODEL, LanguageModel, default_model, load_model
+from dpexplore.models import DEFAULT_MODEL, LanguageModel, default_model, load_model, packaged
+from dpexplore.models import gguf as gguf_module
+from dpexplore.models.default_model import PACKAGED
 from dpexplore.models.gguf import dequantise
 from tests.tiny_gguf import write_tiny_gguf, write_wheel
 
@@ -33,13 +36,20 @@ class Package:
         self.shelf.mkdir()
         self.gguf = folder / "tiny.gguf"
         self.model: PreTrainedModel = write_tiny_gguf(self.gguf)
-        self.wheel = self.shelf / default_model.WHEEL_NAME
-        write_wheel(self.wheel, default_model.GGUF_MEMBER, self.gguf)
+        part = default_model.SMOLLM2.parts[0]
+        self.wheel = self.shelf / part.wheel
+        write_wheel(self.wheel, part.member, self.gguf)
         monkeypatch.setenv("DPEXPLORE_CACHE", str(self.cache))
-        monkeypatch.setattr(default_model, "WHEEL_SHA256", sha256(self.wheel))
-        monkeypatch.setattr(default_model, "GGUF_SHA256", sha256(self.gguf))
+        self.replace = lambda **changes: monkeypatch.setitem(
+            PACKAGED, DEFAULT_MODEL, dataclasses.replace(PACKAGED[DEFAULT_MODEL], **changes)
+        )
+        self.replace(parts=(dataclasses.replace(part, sha256=sha256(self.wheel)),), gguf_sha256=sha256(self.gguf))
         monkeypatch.setenv("PIP_NO_INDEX", "1")
         monkeypatch.setenv("PIP_FIND_LINKS", str(self.shelf))
+
+    @property
+    def folder(self) -> Path:
+        return PACKAGED[DEFAULT_MODEL].folder
 
     def put_into_cache(self) -> None:
         self.cache.mkdir(exist_ok=True)
@@ -81,13 +91,13 @@ def test_second_start_needs_neither_gguf_nor_pip(package: Package, monkeypatch: 
     for file in package.cache.glob("*.gguf"):
         file.unlink()
     package.wheel.unlink()
-    monkeypatch.setattr(default_model, "dequantise", lambda _file: pytest.fail("dequantised again"))
+    monkeypatch.setattr(packaged, "convert", lambda *_: pytest.fail("dequantised again"))
     second = load()
     assert torch.equal(first.log_probs_of_ids(IDS), second.log_probs_of_ids(IDS))
     assert first.identity == second.identity
 
 
-@pytest.mark.parametrize("step", ["_fetch_gguf", "dequantise", "read_tokenizer"])
+@pytest.mark.parametrize("step", ["sha256", "dequantise", "read_tokenizer"])
 def test_interrupted_first_start_leaves_nothing_half_done(
     package: Package, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,11 +107,11 @@ def test_interrupted_first_start_leaves_nothing_half_done(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(default_model, step, interrupt)
-        patched.setattr(default_model.shutil, "rmtree", lambda *_args, **_options: None)  # killed: no clean-up
+        patched.setattr(packaged if step == "sha256" else gguf_module, step, interrupt)
+        patched.setattr(packaged.shutil, "rmtree", lambda *_args, **_options: None)  # killed: no clean-up
         with pytest.raises(KeyboardInterrupt):
             load()
-    assert not default_model.prepared_folder().exists()
+    assert not package.folder.exists()
     assert bool(leftovers(package.cache)) == (step != "_fetch_gguf")
     monkeypatch.setattr(files, "LEFTOVER_SECONDS", 0)
     torch.testing.assert_close(load().log_probs_of_ids(IDS), expected(package, IDS), atol=1e-4, rtol=0)
@@ -122,7 +132,7 @@ def test_two_first_starts_at_once_prepare_once(package: Package, monkeypatch: py
         made.append(file)
         return dequantise(file)
 
-    monkeypatch.setattr(default_model, "dequantise", counted)
+    monkeypatch.setattr(gguf_module, "dequantise", counted)
     folders: list[Path] = []
     prepare = default_model.prepare_default_model
     threads = [threading.Thread(target=lambda: folders.append(prepare(lambda *_: None))) for _ in range(3)]
@@ -130,7 +140,7 @@ def test_two_first_starts_at_once_prepare_once(package: Package, monkeypatch: py
         thread.start()
     for thread in threads:
         thread.join()
-    assert folders == [default_model.prepared_folder()] * 3
+    assert folders == [package.folder] * 3
     assert len(made) == 1
 
 
@@ -147,10 +157,10 @@ def test_neither_cache_nor_network(package: Package) -> None:
     assert "random:bytes-llama" in refusal()
 
 
-def test_wheel_that_is_another(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(default_model, "WHEEL_SHA256", "0" * 64)
+def test_wheel_that_is_another(package: Package) -> None:
+    package.replace(parts=(dataclasses.replace(PACKAGED[DEFAULT_MODEL].parts[0], sha256="0" * 64),))
     assert "SHA-256 differs" in refusal()
-    assert not default_model.prepared_folder().exists()
+    assert not package.folder.exists()
 
 
 def test_python_without_pip(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +195,37 @@ def test_gguf_file_by_its_path(package: Package, capfd: pytest.CaptureFixture[st
     assert capfd.readouterr() == ("", "")
 
 
+def test_gguf_file_is_unpacked_once(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load_model(str(package.gguf), device="cpu")
+    moved = package.gguf.rename(package.gguf.with_name("moved.gguf"))
+    monkeypatch.setattr(gguf_module, "convert", lambda *_: pytest.fail("dequantised again"))
+    second = load_model(str(moved), device="cpu")
+    assert torch.equal(first.log_probs_of_ids(IDS), second.log_probs_of_ids(IDS))
+    assert first.identity == second.identity
+    assert first.encode("the sea 12") == second.encode("the sea 12")
+
+
+def test_model_in_parts_under_terms(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = package.gguf.read_bytes()
+    parts = []
+    for number, half in enumerate((content[:1000], content[1000:]), 1):
+        piece = package.shelf / f"piece{number}"
+        piece.write_bytes(half)
+        wheel = package.shelf / f"half{number}-1.0-py3-none-any.whl"
+        write_wheel(wheel, f"half/{number}", piece)
+        parts.append(packaged.Part(f"half{number}==1.0", wheel.name, sha256(wheel), f"half/{number}"))
+    terms = default_model.GEMMA.terms
+    package.replace(parts=tuple(parts), terms=terms)
+    assert terms is not None
+    assert all(part in refusal() for part in ("--accept-terms", terms.address, "DPEXPLORE_ACCEPT_TERMS=gemma"))
+    with monkeypatch.context() as accepted:
+        accepted.setenv("DPEXPLORE_ACCEPT_TERMS", "other, Gemma")
+        torch.testing.assert_close(load().log_probs_of_ids(IDS), expected(package, IDS), atol=1e-4, rtol=0)
+    assert not terms.accepted
+    terms.accept()
+    assert load().vocab_size == package.model.config.vocab_size
+
+
 class TestRealModel:
     """SmolLM2-135M-Instruct itself."""
 
@@ -196,7 +237,7 @@ class TestRealModel:
         assert len(default_lm.ordinary_ids) == 49_152 - 17
 
     def test_weights_are_those_of_the_file(self, default_lm: LanguageModel) -> None:
-        file = default_model.cache_folder() / Path(default_model.GGUF_MEMBER).name
+        file = default_model.cache_folder() / default_model.SMOLLM2.gguf
         state = default_lm.model.state_dict()
         names = {
             "token_embd.weight": "model.embed_tokens.weight",

@@ -9,6 +9,8 @@ import gradio as gr
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel, ModelInfo
+from dpexplore.models.default_model import PACKAGED
+from dpexplore.models.packaged import Terms
 from dpexplore.serving.model_pool import ModelPool
 from dpexplore.ui.components.markup import message, progress_bar, table
 from dpexplore.ui.components.widgets import view
@@ -27,6 +29,8 @@ class ModelPanel:
     choice: gr.Dropdown
     custom: gr.Textbox
     load: gr.Button
+    accept: gr.Button
+    """Accepts the terms of the curated model that was chosen; shown where it has some that nobody accepted here."""
 
 
 def parameters_text(count: int) -> str:
@@ -101,8 +105,30 @@ def build_model_panel(app: AppContext, strip: gr.HTML) -> ModelPanel:
                 scale=3,
             )
             load = gr.Button("Load", elem_id="model-load", scale=1, min_width=70)
+        accept = gr.Button("Accept the terms", elem_id="model-accept", visible=False)
         view(models_table(infos), elem_id="model-table")
-    return ModelPanel(name, strip, picker, choice, custom, load)
+    return ModelPanel(name, strip, picker, choice, custom, load, accept)
+
+
+def show_terms(app: AppContext, chosen: str | None) -> dict:
+    """The button that accepts what the chosen model asks for; none where visitors are not who decides."""
+    terms = _open_terms(chosen) if app.rules is None else None
+    if terms is None:
+        return gr.update(visible=False)
+    return gr.update(visible=True, value=f"Accept the {terms.title} and load {chosen}")
+
+
+def accept_terms(chosen: str | None) -> None:
+    """Remember that whoever runs this server has accepted the terms of the chosen model."""
+    terms = _open_terms(chosen)
+    if terms is not None:
+        terms.accept()
+
+
+def _open_terms(chosen: str | None) -> Terms | None:
+    """Terms of a model that have not been accepted yet."""
+    packaged = PACKAGED.get(chosen or "")
+    return None if packaged is None or packaged.terms is None or packaged.terms.accepted else packaged.terms
 
 
 def use_model(app: AppContext, wanted: str, current: str) -> Iterator[tuple]:

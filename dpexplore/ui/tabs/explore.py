@@ -13,7 +13,13 @@ from dpexplore.ui.components.continuation import ContinuationPanel, build_contin
 from dpexplore.ui.components.examples import build_examples, wire_examples
 from dpexplore.ui.components.floor_panel import build_floor_card, build_why_card, wire_floor_panel
 from dpexplore.ui.components.microscope import MICROSCOPE_EMPTY
-from dpexplore.ui.components.model_panel import ModelPanel, build_model_panel, use_model
+from dpexplore.ui.components.model_panel import (
+    ModelPanel,
+    accept_terms,
+    build_model_panel,
+    show_terms,
+    use_model,
+)
 from dpexplore.ui.components.result_view import EMPTY_RESULT
 from dpexplore.ui.components.share_bar import ShareBar, build_share_bar, show_arrivals, wire_share_bar
 from dpexplore.ui.components.target_panel import (
@@ -120,7 +126,11 @@ def _wire_models(
         yield from use_model(app, wanted, current)
 
     loaded = [event.then(opened, [bar.wanted, models.name], outputs, **quiet) for event in arrivals]
-    models.choice.input(follow, [models.choice, models.name], outputs, **quiet)
+    chosen = models.choice.input(follow, [models.choice, models.name], outputs, **quiet)
+    chosen.then(partial(show_terms, app), models.choice, models.accept, **quiet)
+    accepted = models.accept.click(accept_terms, models.choice, None, **quiet)
+    accepted = accepted.then(follow, [models.choice, models.name], outputs, **quiet)
+    accepted.then(partial(show_terms, app), models.choice, models.accept, **quiet)
     gr.on([models.load.click, models.custom.submit], follow, [models.custom, models.name], outputs, **quiet)
     after = models.name.change(
         partial(_model_ready, app, len(starts)),
