@@ -16,21 +16,15 @@ FolderOption = Annotated[Path | None, typer.Option(help="The checkout; default: 
 
 
 @space.command()
-def check(
-    folder: FolderOption = None,
-    write: Annotated[bool, typer.Option("--write", help="First write the front matter into README.md.")] = False,
-) -> None:
-    """Check that the Spacefile is valid and that README.md, requirements.txt and the code agree with it."""
-    from dpexplore.space.check import disagreements, write_front_matter
+def check(folder: FolderOption = None) -> None:
+    """Check that the Spacefile is valid and that requirements.txt and the code agree with it."""
+    from dpexplore.space.check import disagreements
     from dpexplore.space.manifest import SPACEFILE
 
-    folder = folder or SPACEFILE.parent
-    if write:
-        write_front_matter(folder)
-    problems = disagreements(folder)
+    problems = disagreements(folder or SPACEFILE.parent)
     if problems:
         raise InputError(" ".join(problems))
-    say("The Spacefile is valid, and README.md, requirements.txt and the code agree with it.")
+    say("The Spacefile is valid, and requirements.txt and the code agree with it.")
 
 
 @space.command()

@@ -1,4 +1,4 @@
-"""Whether everything that a Space is built from says the same: Spacefile, README, requirements, code."""
+"""Whether everything that a Space is built from agrees: Spacefile, requirements, code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 
 from dpexplore.errors import InputError
-from dpexplore.files import write_file
 from dpexplore.models.names import DEFAULT_MODEL
 from dpexplore.models.registry import REGISTRY
 from dpexplore.space.manifest import Manifest, load_manifest
@@ -20,7 +19,7 @@ NEEDED = ("README.md", "requirements.txt", "pyproject.toml", "dpexplore", "asset
 
 
 def front_matter(manifest: Manifest) -> dict[str, Any]:
-    """The YAML block that the Hub reads from the top of the README, as the manifest has it."""
+    """The YAML block that the Hub reads from the top of a Space's README, from the manifest."""
     space, models = manifest.space, manifest.models
     block = {
         "title": space.title,
@@ -56,25 +55,7 @@ def disagreements(root: Path) -> list[str]:
     missing = [name for name in (manifest.space.app_file, *NEEDED) if not (root / name).exists()]
     if missing:
         return [f"{name} is missing at the top of the project." for name in missing]
-    return [*_readme(root, manifest), *_requirements(root, manifest), *_python(root, manifest)]
-
-
-def _readme(root: Path, manifest: Manifest) -> list[str]:
-    parts = (root / "README.md").read_text(encoding="utf-8").split("---\n", 2)
-    if len(parts) < 3 or parts[0]:
-        return ["README.md has no front matter; `space check --write` puts it there."]
-    try:
-        found = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
-        return ["The front matter of README.md is no YAML; `space check --write` puts it right."]
-    wanted = front_matter(manifest)
-    if not isinstance(found, dict):
-        found = {}
-    wrong = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
-    return [
-        f"README.md has {key}: {found.get(key)!r}, the Spacefile {wanted.get(key)!r}; `space check --write` writes it."
-        for key in wrong
-    ]
+    return [*_requirements(root, manifest), *_python(root, manifest)]
 
 
 def _requirements(root: Path, manifest: Manifest) -> list[str]:
@@ -106,10 +87,7 @@ def _python(root: Path, manifest: Manifest) -> list[str]:
     return [f"The Spacefile asks for Python {version}, pyproject.toml for {accepted}."]
 
 
-def write_front_matter(root: Path) -> None:
-    """Put the manifest's front matter at the top of the README. InputError if the manifest is wrong."""
-    readme = root / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    parts = text.split("---\n", 2)
-    body = parts[2] if len(parts) == 3 and not parts[0] else "\n" + text
-    write_file(readme, front_matter_text(load_manifest(root / "Spacefile")) + body)
+def space_readme(root: Path) -> bytes:
+    """The Space's README.md: the front matter that the Hub reads, then the checkout's README."""
+    front = front_matter_text(load_manifest(root / "Spacefile"))
+    return f"{front}\n{(root / 'README.md').read_text(encoding='utf-8')}".encode()

@@ -24,7 +24,7 @@ class _Table(BaseModel):
 
 
 class Space(_Table):
-    """What the Hub is told; the README's front matter says the same."""
+    """What the Hub is told, in the front matter of the Space's README."""
 
     title: Annotated[str, Field(min_length=1, max_length=96)]
     emoji: Annotated[str, Field(min_length=1, max_length=8)]

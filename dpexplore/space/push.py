@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi, SpaceHardware, get_token
 from huggingface_hub.errors import (
@@ -13,7 +15,7 @@ from huggingface_hub.errors import (
 )
 
 from dpexplore.errors import InputError
-from dpexplore.space.check import disagreements
+from dpexplore.space.check import disagreements, space_readme
 from dpexplore.space.manifest import Manifest, load_manifest
 
 FOLDERS = ("dpexplore", "assets")
@@ -75,14 +77,15 @@ def push(root: Path, plan: Plan, *, endpoint: str | None = None, token: str | No
     api = HfApi(endpoint=endpoint, token=token)
     try:
         api.create_repo(plan.repo, repo_type="space", space_sdk="gradio", exist_ok=True)
-        api.upload_folder(
-            repo_id=plan.repo,
-            repo_type="space",
-            folder_path=root,
-            allow_patterns=list(plan.files),
-            delete_patterns="*",
-            commit_message="Deploy dpexplore",
-        )
+        with TemporaryDirectory() as staged:
+            _stage(root, plan, Path(staged))
+            api.upload_folder(
+                repo_id=plan.repo,
+                repo_type="space",
+                folder_path=staged,
+                delete_patterns="*",
+                commit_message="Deploy dpexplore",
+            )
         for name, value in plan.variables.items():
             api.add_space_variable(plan.repo, name, value)
         current = api.get_space_runtime(plan.repo)
@@ -99,3 +102,11 @@ def push(root: Path, plan: Plan, *, endpoint: str | None = None, token: str | No
     except (HTTPError, ConnectionError, TimeoutError) as error:
         raise InputError("The Hugging Face Hub cannot be reached; nothing more was changed there.") from error
     return f"{api.endpoint}/spaces/{plan.repo}"
+
+
+def _stage(root: Path, plan: Plan, folder: Path) -> None:
+    """The plan's files in `folder`, the README with the front matter that the Hub reads."""
+    for name in plan.files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / name, folder / name)
+    (folder / "README.md").write_bytes(space_readme(root))

@@ -5,8 +5,8 @@
     python -m tests.benchmarks.diffuse families --out families.jsonl
     python -m tests.benchmarks.diffuse tables   ten.jsonl families.jsonl
 
-`ten` and `families` end with their table of the README, in Markdown. Records are written as they come, one JSON object
-a line, and `tables` prints those of several files as one table.
+`ten` and `families` end with their table of docs/strings.md, in Markdown. Records are written as they come, one JSON
+object a line, and `tables` prints those of several files as one table.
 
 Leave-one-out and leave-one-in are a command of their own, `python -m dpexplore generalise`.
 """

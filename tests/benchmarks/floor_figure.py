@@ -1,4 +1,4 @@
-"""The README's figure: the paper's Fig. 1 for the default model, with its explanation drawn underneath.
+"""The documents' figure: the paper's Fig. 1 for the default model, with its explanation drawn underneath.
 
     python -m tests.benchmarks.floor_figure            # tunes, then draws assets/floor_over_entropy.png and .csv
     python -m tests.benchmarks.floor_figure --draw     # draws again from the CSV

@@ -1,4 +1,4 @@
-"""The README's pictures, taken from the page itself after a real run: `python -m tests.benchmarks.screenshots`.
+"""The documents' pictures, taken from the page itself after a real run: `python -m tests.benchmarks.screenshots`.
 
 Writes assets/screenshot.png (light), screenshot-dark.png, screenshot-hard.png, screenshot-microscope.png,
 screenshot-compare.png, screenshot-lessons.png and screenshot-phone.png.

@@ -11,7 +11,7 @@ import yaml
 from dpexplore.cli import main
 from dpexplore.errors import InputError
 from dpexplore.models.registry import REGISTRY
-from dpexplore.space.check import disagreements, front_matter, write_front_matter
+from dpexplore.space.check import disagreements, front_matter, space_readme
 from dpexplore.space.manifest import SPACEFILE, load_manifest
 from dpexplore.space.push import plan_push, push
 from tests.fake_space import FakeSpaceHub, serve
@@ -46,10 +46,14 @@ def test_this_checkout_can_be_deployed(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_the_front_matter_is_what_the_hub_reads() -> None:
     manifest = load_manifest()
-    block = yaml.safe_load((ROOT / "README.md").read_text(encoding="utf-8").split("---\n")[1])
-    assert block == front_matter(manifest)
-    assert isinstance(block["python_version"], str)  # 3.10 must not become 3.1
-    assert set(block["models"]) == {REGISTRY[name].hub_id for name in manifest.models.allowed}
+    top, block, rest = space_readme(ROOT).decode().split("---\n", 2)
+    assert top == ""
+    read = yaml.safe_load(block)
+    assert read == front_matter(manifest)
+    assert isinstance(read["python_version"], str)  # 3.10 must not become 3.1
+    assert set(read["models"]) == {REGISTRY[name].hub_id for name in manifest.models.allowed}
+    assert rest == "\n" + (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not rest.lstrip().startswith("---")
 
 
 @pytest.mark.parametrize(
@@ -82,10 +86,6 @@ def test_a_wrong_manifest_is_told_in_one_sentence(checkout: Path, old: str, new:
 @pytest.mark.parametrize(
     ("file", "old", "new", "told"),
     [
-        ("README.md", "sdk: gradio", "sdk: docker", "README.md has sdk: 'docker'"),
-        ("README.md", "---\n", "", "no front matter"),
-        ("README.md", "sdk: gradio", "sdk: [", "no YAML"),
-        ("README.md", "sdk: gradio", "sdk: gradio\npinned: true", "pinned"),
         ("requirements.txt", "gradio>=6.31,<7", "gradio>=7", "gradio 6.31.0"),
         ("requirements.txt", "gradio>=6.31,<7", "", "does not name gradio"),
         ("requirements.txt", "gradio>=6.31,<7", "gradio>=6.31,<7\n???", "no requirement"),
@@ -102,17 +102,6 @@ def test_a_missing_file_is_named(checkout: Path) -> None:
     assert disagreements(checkout) == ["app.py is missing at the top of the project."]
 
 
-def test_write_agrees_the_front_matter_and_keeps_the_text(checkout: Path) -> None:
-    readme = checkout / "README.md"
-    body = readme.read_text(encoding="utf-8").split("---\n", 2)[2]
-    for broken in (body, "---\nsdk: docker\n---\n" + body):
-        readme.write_text(broken, encoding="utf-8")
-        assert disagreements(checkout)
-        write_front_matter(checkout)
-        assert disagreements(checkout) == []
-        assert readme.read_text(encoding="utf-8").endswith(body)
-
-
 def test_push_makes_the_space_what_the_checkout_is(checkout: Path) -> None:
     with serve(FakeSpaceHub()) as hub:
         for name in ("page.css", "other.css"):  # the second time the Space is there already
@@ -122,7 +111,8 @@ def test_push_makes_the_space_what_the_checkout_is(checkout: Path) -> None:
             assert address == f"{hub.url}/spaces/ada/dpexplore"
             there = hub.spaces["ada/dpexplore"]
             assert set(there) - {".gitattributes"} == set(plan.files)
-            assert all(there[name] == (checkout / name).read_bytes() for name in plan.files)
+            sent = {name: (checkout / name).read_bytes() for name in plan.files} | {"README.md": space_readme(checkout)}
+            assert {name: there[name] for name in plan.files} == sent
             assert hub.variables["ada/dpexplore"] == load_manifest().environment
     assert "dpexplore/__init__.py" in plan.files
     assert not any("__pycache__" in name for name in plan.files)
@@ -130,7 +120,6 @@ def test_push_makes_the_space_what_the_checkout_is(checkout: Path) -> None:
 
 def test_push_asks_for_the_hardware(checkout: Path) -> None:
     edit(checkout / "Spacefile", 'hardware = "cpu-basic"', 'hardware = "t4-small"')
-    write_front_matter(checkout)
     plan = plan_push(checkout, "ada/dpexplore")
     with serve(FakeSpaceHub(free_hardware=("t4-small",))) as hub:
         push(checkout, plan, endpoint=hub.url, token=hub.token)

@@ -1,4 +1,4 @@
-"""The named endpoints as programs use them: gradio_client, plain HTTP, and what the README shows."""
+"""The named endpoints as programs use them: gradio_client, plain HTTP, and what the documents show."""
 
 from __future__ import annotations
 

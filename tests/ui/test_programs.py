@@ -1,4 +1,4 @@
-"""A real server and programs beside it: the README's examples as they stand there, and an agent over MCP."""
+"""A real server and programs beside it: the documents' examples as they stand there, and an agent over MCP."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dpexplore.models.default_model import cache_folder
 from dpexplore.serving.journal import Journal
 from tests.live_server import ROOT, free_port, start_server
 
-README_ADDRESS = "http://127.0.0.1:7860"
+DOCUMENTED_ADDRESS = "http://127.0.0.1:7860"
 
 
 @pytest.fixture(scope="module")
@@ -35,27 +35,26 @@ def address(default_lm: LanguageModel) -> Iterator[str]:
         server.wait()
 
 
-# The README's examples.
+# The examples of docs/http.md.
 
 
 def example(address: str, language: str, word: str) -> list[str]:
     """What the one example of a language that holds a word prints, line by line."""
-    section = re.search(r"^## Over HTTP$.*?(?=^## )", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
-    assert section is not None
-    blocks = re.findall(r"^```(\w+)\n(.*?)^```", section[0], re.M | re.S)
+    page = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", page, re.M | re.S)
     (program,) = [text for kind, text in blocks if kind == language and word in text]
-    assert README_ADDRESS in program
+    assert DOCUMENTED_ADDRESS in program
     command = [sys.executable, "-c"] if language == "python" else ["bash", "-euo", "pipefail", "-c"]
-    program = program.replace(README_ADDRESS, address)
+    program = program.replace(DOCUMENTED_ADDRESS, address)
     done = subprocess.run([*command, program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
 
-def test_the_readmes_example_for_gradio_client_runs(address: str) -> None:
+def test_the_documented_example_for_gradio_client_runs(address: str) -> None:
     lines = example(address, "python", "gradio_client")
     entropy, floor, *rows = [line for line in lines if not line.startswith("Loaded as API")]
-    assert float(entropy) == pytest.approx(7.49, abs=0.01)  # "I love" of the README's table
+    assert float(entropy) == pytest.approx(7.49, abs=0.01)  # "I love" of the table in docs/page.md
     assert 3 < float(floor) < 4
     kinds = [row.split()[0] for row in rows]
     assert kinds[-1] == "result"
@@ -63,7 +62,7 @@ def test_the_readmes_example_for_gradio_client_runs(address: str) -> None:
     assert math.isfinite(float(rows[-1].split()[-1]))
 
 
-def test_the_readmes_example_for_curl_runs(address: str) -> None:
+def test_the_documented_example_for_curl_runs(address: str) -> None:
     lines = example(address, "bash", "curl")
     assert [line for line in lines if line.startswith("event:")][-1] == "event: complete"
     rows = [json.loads(line.removeprefix("data: "))[0] for line in lines if line.startswith("data: [")]
@@ -71,7 +70,7 @@ def test_the_readmes_example_for_curl_runs(address: str) -> None:
     assert rows[-1]["capsule"]["config"]["steps"] == 10
 
 
-def test_the_readmes_example_for_agents_runs(address: str) -> None:
+def test_the_documented_example_for_agents_runs(address: str) -> None:
     tools, floor = example(address, "python", "mcp")
     assert tools == "['models', 'target', 'floor', 'tune']"
     assert json.loads(floor)["status"] == "converged"
