@@ -70,7 +70,7 @@ def endpoints() -> str:
         text, _, listed = inspect.cleandoc(ast.get_docstring(function) or "").partition("Args:")
         meanings = dict(re.findall(r"^ +(\w+): (.*)$", listed, re.M))
         rows = [
-            f"| `{argument.arg}` | {meanings[argument.arg]} | {'required' if default is None else ast.unparse(default)} |"
+            f"| `{argument.arg}` | {meanings[argument.arg]} | {ast.unparse(default) if default else 'required'} |"
             for argument, default in zip(arguments, defaults, strict=True)
             if argument.arg != "request"
         ]
