@@ -8,8 +8,8 @@ from typing import Any
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
+from dpexplore.models.chat import has_chat
 from dpexplore.targets import Strings
-from dpexplore.targets.strings import has_chat
 from dpexplore.tuning import TuneConfig
 from dpexplore.tuning.knobs import METHODS
 

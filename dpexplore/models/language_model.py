@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,6 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dpexplore.checks import check_text
 from dpexplore.errors import InputError
 from dpexplore.models.tokens import TokenTable
+
+MOST_POSITIONS = 10**8
+"""A larger limit on the length of a prompt is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +33,8 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     identity: str
     """What the weights are, for capsules: `sha256:…` of the weights, `hub:<id>@<commit>`, `random:<seed>:<config>`."""
+    untunable: str | None = None
+    """Why no prompt can be tuned on it, a sentence; None if one can. Found by trying when it is loaded (`proof`)."""
 
     @property
     def device(self) -> torch.device:
@@ -57,7 +63,9 @@ class LanguageModel:
         attention = getattr(config, "attn_config", None)
         if getattr(config, "alibi", False) or getattr(attention, "alibi", False):
             return None
-        return getattr(config, "max_position_embeddings", None)
+        limit = getattr(config, "max_position_embeddings", None)
+        # Architectures without a limit write −1 or a number beyond all reason.
+        return limit if isinstance(limit, int) and 0 < limit <= MOST_POSITIONS else None
 
     @cached_property
     def parameter_count(self) -> int:
@@ -108,7 +116,15 @@ class LanguageModel:
     def log_probs_of_ids(self, ids: Tensor) -> Tensor:
         """ids `(rows pos)` -> `(rows vocab)` float32, without gradient."""
         with torch.no_grad():
-            return self.log_probs(self.embed(ids))
+            if self.untunable is None:
+                return self.log_probs(self.embed(ids))
+            output = self.model(input_ids=ids.to(self.device), use_cache=False, **self.keep_logits(1))
+            return output.logits[:, -1].float().log_softmax(dim=-1)
+
+    def check_tunable(self) -> None:
+        """InputError if no prompt can be tuned on this model, saying why and what still works."""
+        if self.untunable is not None:
+            raise InputError(self.untunable)
 
     @cached_property
     def bos_ids(self) -> list[int]:
@@ -119,18 +135,30 @@ class LanguageModel:
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
         """Text -> ids; `bos` asks for what the tokenizer itself puts in front. InputError if empty or over-long."""
-        ids = self._ids(text, special=False)
+        ids = self.text_ids(text)
         if not ids:
             raise InputError("The prompt is empty; write at least one character that the tokenizer knows.")
-        if max(ids) >= self._embedding.weight.shape[0]:
-            raise InputError(f"The prompt has tokens that {self.name} has no embedding for; leave out special marks.")
         if bos:
             ids = self.bos_ids + ids
+        self.check_length(ids)
+        return ids
+
+    def text_ids(self, text: str) -> list[int]:
+        """The ids of a text as the tokenizer writes it, nothing put in front.
+
+        InputError if the text is none that UTF-8 can hold, or has tokens that the model has no embedding for.
+        """
+        ids = self._ids(text, special=False)
+        if ids and max(ids) >= self._embedding.weight.shape[0]:
+            raise InputError(f"The prompt has tokens that {self.name} has no embedding for; leave out special marks.")
+        return ids
+
+    def check_length(self, ids: Sequence[int]) -> None:
+        """InputError if a prompt is longer than the model accepts."""
         if self.max_positions is not None and len(ids) > self.max_positions:
             raise InputError(
                 f"The prompt is {len(ids):,} tokens long, but {self.name} accepts at most {self.max_positions:,}."
             )
-        return ids
 
     def decode(self, ids: list[int]) -> str:
         """Ids -> the text they stand for (special tokens written out, no clean-up of spaces)."""
@@ -156,6 +184,11 @@ class LanguageModel:
         limit = min(self.vocab_size, self._embedding.weight.shape[0])
         return torch.tensor(self._tokens.ordinary_ids(limit), dtype=torch.long)
 
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Ids that mark structure rather than stand for text, by the tokenizer's table of added tokens."""
+        return self._tokens.control_ids
+
     @cached_property
     def _embedding(self) -> nn.Embedding:
         module = self.model.get_input_embeddings()
@@ -172,6 +205,11 @@ class LanguageModel:
 
     def _ids(self, text: str, *, special: bool) -> list[int]:
         check_text("prompt", text)
-        ids = self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+        try:
+            ids = self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+        except Exception as error:  # tokenizers without a token for the unknown raise as each of them likes
+            raise InputError(
+                f"The tokenizer of {self.name} cannot encode {text[:40]!r}; use other characters."
+            ) from error
         assert isinstance(ids, list)
         return ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from threading import Lock
@@ -26,6 +27,7 @@ from dpexplore.models.default_model import PACKAGED, Progress
 from dpexplore.models.language_model import LanguageModel
 from dpexplore.models.names import DEFAULT_MODEL
 from dpexplore.models.packaged import gguf_folder
+from dpexplore.models.proof import prove
 from dpexplore.models.quiet import quiet_libraries
 from dpexplore.models.random_model import BYTES_LLAMA, bytes_llama_config, bytes_tokenizer, initialise
 from dpexplore.models.registry import REGISTRY, default_device, default_dtype
@@ -186,7 +188,8 @@ class _Loader:
         if head is not None:
             head.register_forward_pre_hook(_contiguous)
         self.progress(f"Loaded {name}", 1.0)
-        return LanguageModel(name=name, model=model, tokenizer=tokenizer, identity=identity)
+        lm = LanguageModel(name=name, model=model, tokenizer=tokenizer, identity=identity)
+        return dataclasses.replace(lm, untunable=prove(lm))
 
 
 def _contiguous(_head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

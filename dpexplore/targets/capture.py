@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dpexplore.errors import InputError
+from dpexplore.models.chat import chat_text
 from dpexplore.targets.recipe import BuildContext, Provenance
 
 if TYPE_CHECKING:
@@ -48,23 +49,21 @@ def prompt_ids(lm: LanguageModel, text: str, *, chat: bool = False, bos: bool = 
     """
     if not chat:
         return lm.encode(text, bos=bos)
-    if not getattr(lm.tokenizer, "chat_template", None):
-        raise InputError(f"{lm.name} has no chat template; capture without `chat`.")
-    written = lm.tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-    )
-    ids: list[int] = lm.tokenizer(written, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
+    ids = lm.text_ids(chat_text(lm, text))
     begin = lm.bos_ids
     if not bos and begin and ids[: len(begin)] == begin:
         ids = ids[len(begin) :]
-    _check_length(lm, len(ids))
+    lm.check_length(ids)
     return ids
 
 
 def random_ids(lm: LanguageModel, length: int, seed: int, *, bos: bool = True) -> list[int]:
     """`length` ids drawn evenly from the model's ordinary tokens by their own generator, behind the BOS if asked."""
     begin = lm.bos_ids if bos else []
-    _check_length(lm, len(begin) + length)
+    if lm.max_positions is not None and len(begin) + length > lm.max_positions:
+        raise InputError(
+            f"{length:,} random tokens are more than {lm.name} accepts ({lm.max_positions:,} in a prompt)."
+        )
     ordinary = lm.ordinary_ids.cpu()
     generator = torch.Generator().manual_seed(seed)
     return begin + ordinary[torch.randint(len(ordinary), (length,), generator=generator)].tolist()
@@ -77,9 +76,3 @@ def capture_ids(lm: LanguageModel, ids: list[int]) -> tuple[Tensor, Provenance]:
     if not torch.isfinite(probs).all():
         raise InputError(f"{lm.name} answered this prompt with NaN; try another prompt or another precision.")
     return probs, {"model": lm.name, "identity": lm.identity, "prompt_ids": list(ids)}
-
-
-def _check_length(lm: LanguageModel, length: int) -> None:
-    limit = lm.max_positions
-    if limit is not None and length > limit:
-        raise InputError(f"The prompt has {length:,} tokens; {lm.name} accepts at most {limit:,}.")

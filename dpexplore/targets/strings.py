@@ -11,6 +11,8 @@ from torch import Tensor
 
 from dpexplore.checks import check_flag, check_number, check_text
 from dpexplore.errors import InputError
+from dpexplore.models.chat import chat_text, end_of_answer, has_chat
+from dpexplore.models.pieces import encode_behind
 from dpexplore.targets.capture import prompt_ids
 from dpexplore.targets.outcome_tree import OutcomeTree, PrefixClash
 from dpexplore.targets.recipe import BuildContext, Load, Provenance, Recipe, literal
@@ -23,7 +25,6 @@ MAX_OUTCOMES = 5000
 """A tree of so many outcomes is scored in one pass; more would not fit beside a model."""
 OTHER = "(anything else)"
 _EXAMPLE = '`strings({"{1}": 1, "{2}": 1}, request="Give me a number.")`'
-_ANSWER = "\N{REPLACEMENT CHARACTER}"  # marks the assistant's answer in the chat template
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,10 +109,11 @@ class Strings(Recipe):
         InputError if two outcomes clash (one's tokens are the beginning of the other's), naming both and the cure, if
         the model has no token that ends an answer, or if a sequence is longer than the model accepts.
         """
+        lm.check_tunable()  # outcomes are scored behind embeddings
         request_ids, opening, end = _frame(lm, self)
-        prefixes = [_behind(lm, opening, prefix) if prefix else [] for prefix in self.response]
+        prefixes = [encode_behind(lm, opening, prefix) for prefix in self.response]
         before = opening + self.response[0]
-        outcomes = [_behind(lm, before, text) + end for text in self.texts]
+        outcomes = [encode_behind(lm, before, text) + end for text in self.texts]
         try:
             tree = OutcomeTree.of(outcomes, prefixes)
         except PrefixClash as clash:
@@ -165,11 +167,6 @@ def strings(
     return Strings(pairs, request, prefixes, eos)
 
 
-def has_chat(lm: LanguageModel) -> bool:
-    """Whether requests are put into a chat template."""
-    return bool(getattr(lm.tokenizer, "chat_template", None))
-
-
 def _frame(lm: LanguageModel, asked: Strings) -> tuple[list[int], str, list[int]]:
     """Ids of the request, the text that stands before an answer, and the ids that end one."""
     if not has_chat(lm):
@@ -180,34 +177,7 @@ def _frame(lm: LanguageModel, asked: Strings) -> tuple[list[int], str, list[int]
             raise InputError(f"{lm.name} has no end-of-sequence token; a closing mark and eos=False are accepted.")
         return lm.encode(asked.request), asked.request, end  # type: ignore[return-value]
     ids = prompt_ids(lm, asked.request, chat=True)
-    turn = [{"role": "user", "content": asked.request}]
-    written = lm.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    assert isinstance(written, str)
-    return ids, written, [_chat_end(lm, turn)] if asked.eos else []
-
-
-def _chat_end(lm: LanguageModel, turn: list[dict[str, str]]) -> int:
-    """The token that the chat template puts behind an answer; the end-of-sequence token if it is no special one."""
-    whole = lm.tokenizer.apply_chat_template([*turn, {"role": "assistant", "content": _ANSWER}], tokenize=False)
-    assert isinstance(whole, str)
-    behind: list[int] = lm.tokenizer(whole.rpartition(_ANSWER)[2], add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
-    special = set(lm.tokenizer.all_special_ids)
-    found = next((i for i in behind if i in special), lm.tokenizer.eos_token_id)
-    if found is None:
-        raise InputError(f"{lm.name} has no token that ends an answer; a closing mark and eos=False are accepted.")
-    return int(found)  # type: ignore[arg-type]
-
-
-def _behind(lm: LanguageModel, before: str, text: str) -> list[int]:
-    """The ids of `text` as they stand behind `before`.
-
-    Written together with it, so that SentencePiece puts no space of its own in front; where the two melt into one token
-    the text is written alone.
-    """
-    first, whole = (lm.tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, before + text))
-    if whole[: len(first)] == first and len(whole) > len(first):  # type: ignore[arg-type]
-        return list(whole[len(first) :])  # type: ignore[arg-type]
-    return lm.encode(text, bos=False)
+    return ids, chat_text(lm, asked.request), [end_of_answer(lm, asked.request)] if asked.eos else []
 
 
 def _clash_sentence(short: str, long: str, eos: bool) -> str:

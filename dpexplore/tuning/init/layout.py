@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -11,9 +12,12 @@ from torch import Tensor
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
+from dpexplore.models.chat import chat_halves
+from dpexplore.models.pieces import encode_behind
 from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.init.nearest import by_direction
 from dpexplore.tuning.init.policy import allowed_ids, survives
+from dpexplore.tuning.slots import Slot
 
 NO_TOKEN = -1
 """Stands in for an id at soft positions, which have none."""
@@ -25,8 +29,6 @@ TRIES = 20
 """Prompts begun before it is said that none survives; at each position so many times as many tokens are drawn."""
 
 LEAST_WEIGHT = 1e-12  # a target may give 0 to every allowed token
-
-USER_TURN = "\N{REPLACEMENT CHARACTER}"  # marks the slots' place in the chat template
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,8 @@ class Layout:
     """`(pos,)` bool."""
     allowed: Tensor
     """Sorted ids `(n,)` that hard positions may hold."""
+    opening: str = ""
+    """The text in front of the first free position."""
 
     @classmethod
     def of(cls, lm: LanguageModel, config: TuneConfig) -> Layout:
@@ -51,16 +55,27 @@ class Layout:
         InputError if the prompt is longer than the model accepts, if no token is allowed, or if there is no chat
         template where one is asked for.
         """
-        before, after = _chat_ids(lm) if config.chat else ([], [])
+        lm.check_tunable()
         bos_ids = list(lm.bos_ids) if config.bos and not config.chat else []
-        ids = bos_ids + before
-        kinds = ["text"] * len(ids)
-        for slot in config.parsed_slots().items:
-            added = lm.encode(slot.text, bos=False) if slot.kind == "text" else [NO_TOKEN] * slot.count
-            ids += added
-            kinds += [slot.kind] * len(added)
-        ids += after
-        kinds += ["text"] * len(after)
+        pieces = list(config.parsed_slots().items)
+        if config.chat:
+            before, after = chat_halves(lm)
+            pieces = [Slot("text", text=before), *pieces, Slot("text", text=after)]
+        ids, kinds = list(bos_ids), ["text"] * len(bos_ids)
+        opening = ""
+        # Texts that stand together are encoded together, each behind what is in front of it.
+        for is_text, group in groupby(pieces, lambda slot: slot.kind == "text"):
+            slots = list(group)
+            if is_text:
+                text = "".join(slot.text for slot in slots)
+                added = encode_behind(lm, "" if len(ids) == len(bos_ids) else None, text)
+                ids += added
+                kinds += ["text"] * len(added)
+                opening = text if len(ids) == len(bos_ids) + len(added) else opening
+                continue
+            for slot in slots:
+                ids += [NO_TOKEN] * slot.count
+                kinds += [slot.kind] * slot.count
         if lm.max_positions is not None and len(ids) > lm.max_positions:
             raise InputError(
                 f"The prompt has {len(ids):,} tokens; the model {lm.name} accepts at most {lm.max_positions:,}."
@@ -72,6 +87,7 @@ class Layout:
             torch.tensor([kind == "soft" for kind in kinds]),
             hard,
             allowed_ids(lm, config.policy, config.allow, config.forbid) if hard.any() else lm.ordinary_ids.cpu(),
+            opening,
         )
 
     def __len__(self) -> int:
@@ -155,7 +171,9 @@ def _from_text(
 ) -> Tensor:
     """The text over the free positions, repeated or cut; all restarts but the first keep about two thirds of it."""
     free = layout.soft | layout.hard
-    text = torch.tensor(lm.encode(config.init_text or "", bos=False))
+    text = torch.tensor(encode_behind(lm, layout.opening, config.init_text or ""), dtype=torch.long)
+    if not len(text):
+        raise InputError("init_text is empty; write at least one character that the tokenizer knows.")
     filled = layout.ids.clone()
     filled[free] = text.repeat(int(free.sum()) // len(text) + 1)[: int(free.sum())]
     barred = layout.hard & ~torch.isin(filled, layout.allowed)
@@ -196,15 +214,3 @@ def _grown(lm: LanguageModel, layout: Layout, choices: Iterator[list[int]]) -> l
         lasting = survives(lm, [[*ids, token] for token in tokens], len(layout.bos_ids)) if hard else [True]
         ids.append(next((token for token, lasts in zip(tokens, lasting, strict=True) if lasts), tokens[0]))
     return ids
-
-
-def _chat_ids(lm: LanguageModel) -> tuple[list[int], list[int]]:
-    """What the model's chat template puts before and after the user's words."""
-    if not getattr(lm.tokenizer, "chat_template", None):
-        raise InputError(f"The model {lm.name} has no chat template; chat off is accepted.")
-    turn = [{"role": "user", "content": USER_TURN}]
-    text = lm.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    assert isinstance(text, str)
-    before, _, after = text.partition(USER_TURN)
-    before_ids, after_ids = (lm.encode(part, bos=False) if part else [] for part in (before, after))
-    return before_ids, after_ids

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
+from dpexplore.targets import token_id
 from dpexplore.tuning.knobs import TokenPolicy
 
 
@@ -64,15 +65,9 @@ def _fits(data: bytes, policy: TokenPolicy) -> bool:
 
 
 def _token_id(lm: LanguageModel, entry: str | int) -> int:
-    limit = min(lm.vocab_size, lm.embedding_table.shape[0])
-    if isinstance(entry, int):
-        if not 0 <= entry < limit:
-            raise InputError(f"Token {entry} of the token list does not exist; ids from 0 to {limit - 1:,} do.")
-        return entry
-    ids = lm.encode(entry, bos=False)
-    if len(ids) != 1:
-        raise InputError(
-            f"{entry!r} of the token list is {len(ids)} tokens for {lm.name}; entries are single tokens, with the "
-            "space in front where there is one."
-        )
-    return ids[0]
+    """The id of a listed token, by its text as in `tokens({…})`; InputError if it can stand in no prompt."""
+    found = token_id(lm, entry)
+    limit = lm.embedding_table.shape[0]
+    if found >= limit:
+        raise InputError(f"Token {found} of the token list has no embedding; ids from 0 to {limit - 1:,} do.")
+    return found
