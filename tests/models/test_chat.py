@@ -18,10 +18,8 @@ from dpexplore.tuning.init.layout import Layout
 from tests.tiny_models import byte_level_tokenizer
 
 LOOP = "{% for message in messages %}<|begin|>{{ message.role }}\n"
-PLAIN = (
-    LOOP
-    + "{{ message['content'] | trim }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}"
-)
+ANSWER = "{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}"
+PLAIN = LOOP + "{{ message['content'] | trim }}<|end|>\n{% endfor %}" + ANSWER
 PARTS = LOOP + "{% for part in message.content %}{{ part.text }}{% endfor %}<|end|>\n{% endfor %}"
 TYPED = (
     LOOP + "{% for part in message.content if part.type == 'text' %}{{ part['text'] }}{% endfor %}<|end|>\n{% endfor %}"
@@ -139,7 +137,11 @@ def test_rendering_is_what_transformers_renders(tiny_lm: Callable[[str], Languag
 
 
 PIECES = st.sampled_from(
-    ["{{ messages }}", "{% if x %}", "{% endif %}", "{{ messages[0]", "['content'] }}", "{% set a = 'b' * 999999 %}", "{{ a.b.c }}", "{% for m in messages %}", "{% endfor %}", "{{ m.content }}", "{% break %}", "{# ", "{{ m.x() }}"]
+    [
+        *("{{ messages }}", "{% if x %}", "{% endif %}", "{{ messages[0]", "['content'] }}", "{# "),
+        *("{% set a = 'b' * 999999 %}", "{{ a.b.c }}", "{% for m in messages %}", "{% endfor %}"),
+        *("{{ m.content }}", "{% break %}", "{{ m.x() }}"),
+    ]
 )
 
 

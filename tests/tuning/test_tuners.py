@@ -553,8 +553,8 @@ def test_refusals_come_before_the_run(lm: LanguageModel, target: Target) -> None
     first = lm.ordinary_ids[:1].tolist()
     refused = [
         ({"allow": tuple(first), "forbid": tuple(first)}, "leaves no token"),
-        ({"allow": ("the sea and the sky",)}, "single tokens"),
-        ({"forbid": (10**6,)}, "does not exist"),
+        ({"allow": ("the sea and the sky",)}, "is not one token of"),
+        ({"forbid": (10**6,)}, "There is no token id"),
         ({"chat": True}, "no chat template"),
     ]
     for changes, sentence in refused:
