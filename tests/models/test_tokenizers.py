@@ -92,6 +92,7 @@ def test_the_bytes_of_tokens_joined_are_the_text(kind: str, words: list[str]) ->
     if any(i in found.control_ids for i in ids):  # a character that this tokenizer does not know
         return
     decoded = found.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    assert isinstance(decoded, str)
     joined = b"".join(found.token_bytes(i) or b"" for i in ids).decode()
     assert joined.strip(" ") == decoded.strip(" ")  # what a text begins or ends with is the decoder's own affair
 
