@@ -121,7 +121,7 @@
   };
   document.readyState === "loading" ? document.addEventListener("DOMContentLoaded", start) : start();
   const header = new MutationObserver(() => {
-    if (document.querySelector("[data-units]")) { header.disconnect(); setUnits(store.get("dpx-units") || "mixed"); }
+    if (document.querySelector("[data-units]")) { header.disconnect(); setUnits(store.get("dpx-units") || "mixed"); present(document.body.classList.contains("dpx-present")); }
   });
   header.observe(document.documentElement, { childList: true, subtree: true });
 })();

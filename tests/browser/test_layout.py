@@ -1,0 +1,106 @@
+"""How the page fits screens and rooms: no label cut at any width, lessons alone by address, the presenter's view."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import gradio as gr
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from dpexplore.models import LanguageModel
+from dpexplore.serving.model_pool import ModelPool
+from dpexplore.ui.context import AppContext
+from dpexplore.ui.page import build, launch_settings
+
+pytestmark = [
+    pytest.mark.browser,
+    # Gradio and its client leave sockets and event loops to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+CUT = """() => {
+  const seen = (e) => e.checkVisibility({ visibilityProperty: true }) && e.getBoundingClientRect().width > 0;
+  const texts = (e) => {
+    const walker = document.createTreeWalker(e, NodeFilter.SHOW_TEXT), found = [];
+    while (walker.nextNode()) {
+      const parent = walker.currentNode.parentElement;
+      const apart = parent.closest(".icon, .visually-hidden, .overflow-dropdown"); // turned ▼, copies of tabs
+      if (!walker.currentNode.textContent.trim() || !seen(parent) || apart) continue;
+      const range = document.createRange();
+      range.selectNodeContents(walker.currentNode);
+      found.push(range.getBoundingClientRect());
+    }
+    return found;
+  };
+  const out = (inner, outer) => inner.right > outer.right + 1 || inner.left < outer.left - 1;
+  const labels = "h1, h2, h3, .dpx-card button, .dpx-card label > span, .dpx-header button, #examples button, p";
+  const clips = (e) => e.matches(".dpx-card") || ["hidden", "clip"].includes(getComputedStyle(e).overflowX);
+  return [...document.querySelectorAll(labels)].filter(seen).filter((e) => {
+    const around = [{ left: 0, right: innerWidth }, e.getBoundingClientRect()];
+    for (let up = e; up; up = up.parentElement) if (clips(up)) around.push(up.getBoundingClientRect());
+    return texts(e).some((text) => text.width > 0 && around.some((box) => out(text, box)));
+  }).map((e) => `${e.tagName} ${e.id} ${e.textContent.trim().slice(0, 40)}`);
+}"""
+"""Visible labels and buttons whose text leaves its box, what clips it, its card or the screen."""
+
+
+@pytest.fixture(scope="module")
+def address(lm: LanguageModel) -> Iterator[str]:
+    app = AppContext(pool=ModelPool(lambda _name, progress: lm), model="tiny")
+    demo: gr.Blocks = build(app)
+    _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, **launch_settings())
+    yield url
+    demo.close()
+    app.close()
+
+
+def open_page(browser: Browser, address: str, width: int, height: int) -> Page:
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.goto(address)
+    return page
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (768, 1024), (1024, 768), (1440, 900), (1920, 1080)])
+def test_no_label_is_cut(browser: Browser, address: str, width: int, height: int) -> None:
+    page = open_page(browser, address, width, height)
+    expect(page.locator("#floor [data-floor]")).to_be_visible()
+    assert page.evaluate(CUT) == []
+    page.get_by_role("tab", name="Lessons").click()
+    expect(page.locator("#lesson-softmax .dpx-bars")).to_be_visible()
+    assert page.evaluate(CUT) == []
+    page.close()
+
+
+def test_a_lesson_stands_alone_by_address(browser: Browser, address: str) -> None:
+    page = open_page(browser, f"{address}?view=lesson-3", 1024, 768)
+    expect(page.locator("#lesson-kl")).to_be_visible()
+    for hidden in ("#lesson-softmax", "#lesson-together", "#header", "#nav > .tab-wrapper", "#lesson-kl .dpx-teacher"):
+        expect(page.locator(hidden)).not_to_be_visible()
+    page.close()
+
+
+def test_parts_are_hidden_by_address_and_unknown_names_change_nothing(browser: Browser, address: str) -> None:
+    page = open_page(browser, f"{address}?hide=examples,why,%7D%20body%20%7B", 1440, 900)
+    expect(page.locator("#tune-card")).to_be_visible()
+    expect(page.locator("#examples")).not_to_be_visible()
+    expect(page.locator("#why-card")).not_to_be_visible()
+    page.close()
+
+
+def test_the_presenters_view_is_in_the_address_and_larger(browser: Browser, address: str) -> None:
+    page = open_page(browser, address, 1920, 1080)
+    expect(page.locator("#floor [data-floor]")).to_be_visible()
+    size = "() => parseFloat(getComputedStyle(document.querySelector('.dpx-ladder')).fontSize)"
+    before = page.evaluate(size)
+    page.get_by_role("button", name="Presenter's view").click()
+    assert "present=1" in page.url
+    assert page.evaluate(size) > before
+    expect(page.locator("#why-card")).not_to_be_visible()
+    page.reload()
+    expect(page.get_by_role("button", name="Presenter's view")).to_have_attribute("aria-pressed", "true")
+    page.get_by_role("button", name="Presenter's view").click()
+    assert "present=1" not in page.url
+    page.close()
