@@ -20,7 +20,6 @@ from dpexplore.models import LanguageModel, load_model
 from dpexplore.targets import Target, build_many, parse_recipe
 from dpexplore.targets.by_pos import pos_histogram
 from dpexplore.tuning import Engine, Run
-from dpexplore.tuning.objectives.next_token import entropy_of
 from dpexplore.tuning.record.capsule import library_versions
 
 FLUSH_SECONDS = 20.0
@@ -192,14 +191,14 @@ class Worker:
     def _tuned(self, problem: Problem, run: Run) -> dict[str, Any] | Failed:
         if run.error is not None:
             return Failed(problem, str(run.error))
-        outcome, log_q = run.outcomes[0], run.best_log_probs()
-        finite = outcome.loss < float("inf") and log_q is not None
+        outcome = run.outcomes[0]
+        finite = outcome.loss < float("inf")
         soft = bool(run.layout.soft.any())
         return self._row(
             problem,
             target_entropy_nats=run.target.entropy_nats,
             kl_nats=outcome.kl_nats if finite else None,
-            entropy_nats=float(entropy_of(log_q.double())) if finite and log_q is not None else None,
+            entropy_nats=outcome.entropy_nats if finite else None,
             first_kl_nats=run.steps[0].kl_nats[0] if run.steps else None,
             reason=outcome.reason,
             steps=outcome.steps,

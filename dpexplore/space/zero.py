@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextvars
 import copy
 import logging
+import math
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
+
+import torch
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
@@ -22,8 +25,10 @@ from dpexplore.targets import Target
 from dpexplore.tuning import Engine, Run, TuneConfig, TuneStep
 from dpexplore.tuning.engine.checkpoint import Checkpoint, carry_on, checkpoint, pack, taken_up, unpack
 from dpexplore.tuning.init.layout import Start
-from dpexplore.tuning.record.outcome import RowOutcome
-from dpexplore.tuning.run import Best
+from dpexplore.tuning.objectives.next_token import entropy_of
+from dpexplore.tuning.record.outcome import BestPrompt, RowOutcome
+
+CPU = torch.device("cpu")
 
 logger = logging.getLogger(__name__)
 
@@ -59,15 +64,16 @@ def run_slice(model: str, saved: Checkpoint, seconds: float) -> Iterator[News]:
     began = time.monotonic()
     engine = Engine(_placed(_MODELS[model]))
     run = carry_on(engine, saved)
-    seen, best, told, kept = len(run.steps), run.best, began, began
+    seen, best, told, kept = run.step_count, _best(run), began, began
     while not run.finished and time.monotonic() - began < seconds:
         engine.step()
         now = time.monotonic()
         if now - told >= TELL_SECONDS or run.finished:
             keep = now - kept >= CHECKPOINT_SECONDS
-            yield News(run.steps_since(seen), _packed(run.best, best), checkpoint(engine, run) if keep else None)
-            seen, best, told, kept = len(run.steps), run.best, now, now if keep else kept
-    yield News(run.steps_since(seen), _packed(run.best, best), checkpoint(engine, run), run.finished)
+            steps, before, best = run.steps_since(seen), best, _best(run)
+            yield News(steps, _packed(best, before), checkpoint(engine, run) if keep else None)
+            seen, told, kept = seen + len(steps), now, now if keep else kept
+    yield News(run.steps_since(seen), _packed(_best(run), best), checkpoint(engine, run), run.finished)
 
 
 def slice_on_zero(seconds: int) -> Slice:
@@ -132,7 +138,7 @@ class SlicedServer:
                 saved, ended = self._one_slice(run, saved)
                 if ended:
                     there = taken_up(self.engine, saved)
-                    run.told, run.best = there.told, there.best
+                    run.told = there.told
                     return run.finish(run.error)
                 fruitless = 0 if len(run.steps) > before else fruitless + 1
             if not run.ending and not run.steps:
@@ -146,7 +152,7 @@ class SlicedServer:
         """The last checkpoint of a slice, and whether the run ended in it."""
         try:
             for news in self._slice_of(self.lm.name, saved, self._seconds):
-                run.follow(news.steps, unpack(news.best, self.lm.device) if news.best else run.best)
+                run.follow(news.steps, BestPrompt(*unpack(news.best, CPU)) if news.best else run.best_prompt())
                 saved = news.saved or saved
                 if run.steps:
                     run.preparation = None
@@ -165,9 +171,10 @@ class SlicedServer:
         run.begun, run.outcomes = there.begun, there.outcomes
         best = run.best_prompt()
         if best is not None and (best.restart not in run.outcomes or best.loss < run.outcomes[best.restart].loss):
-            scored = run.steps[-1].evaluations[best.restart]
+            scored, log_q = run.steps[-1].evaluations[best.restart], run.best_log_probs()
+            entropy = math.nan if log_q is None else float(entropy_of(log_q))
             run.outcomes[best.restart] = RowOutcome(
-                "cancelled", len(run.steps), scored, best.loss, best.kl_nats, best.ids, best.embeds
+                "cancelled", len(run.steps), scored, best.loss, best.kl_nats, entropy, best.ids, best.embeds
             )
         run.cancel()
         run.finish()
@@ -182,5 +189,13 @@ def _placed(lm: LanguageModel) -> LanguageModel:
     return LanguageModel(lm.name, model.to(device, default_dtype(device)), lm.tokenizer, lm.identity)
 
 
-def _packed(best: Best | None, told: Best | None) -> bytes | None:
-    return None if best is None or best is told else pack(best)
+def _best(run: Run) -> BestPrompt | None:
+    """The best prompt with its log q, which the page's process has no GPU to compute with."""
+    best, log_q = run.best_prompt(), run.best_log_probs()
+    return None if best is None else best._replace(log_q=best.log_q if best.log_q is not None else log_q)
+
+
+def _packed(best: BestPrompt | None, told: BestPrompt | None) -> bytes | None:
+    if best is None or (told is not None and (best.loss, best.restart) == (told.loss, told.restart)):
+        return None
+    return pack(tuple(best))

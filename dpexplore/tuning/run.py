@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,8 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target
 from dpexplore.tuning.config import TuneConfig
-from dpexplore.tuning.engine.capacity import Capacity
+from dpexplore.tuning.engine.capacity import Capacity, is_out_of_memory
+from dpexplore.tuning.engine.log import BEST_KL, BEST_LOSS, ENTROPY, EVALUATIONS, KL, WIDTH, Bests, LogView
 from dpexplore.tuning.engine.parked import ParkedRow
 from dpexplore.tuning.init.layout import NO_TOKEN, Layout, Start, initial_prompt
 from dpexplore.tuning.norm_budget import NormBudget
@@ -25,6 +27,7 @@ from dpexplore.tuning.record.bounds import Bounds
 from dpexplore.tuning.record.build import build_result
 from dpexplore.tuning.record.outcome import BestPrompt, RowOutcome
 from dpexplore.tuning.record.steps import Status, TuneResult, TuneStep
+from dpexplore.tuning.rules.state import PromptState
 
 PREPARATION_SECONDS = 0.5
 """What a run does before its first step is told this often, behind a server thread."""
@@ -43,15 +46,6 @@ class Preparation(Protocol):
         ...
 
 
-class RowReport(NamedTuple):
-    """What a restart's row tells of one step."""
-
-    kl_nats: float | None
-    entropy_nats: float | None
-    evaluations: int
-    """Prompts scored for it so far."""
-
-
 class Run:
     """A target, a config and its restarts. Made by `Engine.submit`; iterate over it for its steps.
 
@@ -67,12 +61,17 @@ class Run:
         starts: Sequence[Start] | None = None,
         resumed_from: dict[str, Any] | None = None,
         owner: str = "",
+        layout: Layout | None = None,
+        changed: threading.Condition | None = None,
     ) -> None:
-        """InputError if the target is over another vocabulary, the prompt too long or no token allowed."""
+        """InputError if the target is over another vocabulary, the prompt too long or no token allowed.
+
+        `layout` is the config's, if it is known; `changed` is notified by whoever drives the run.
+        """
         self.lm = lm
         self.target = target
         self.config = config
-        self.layout = Layout.of(lm, config)
+        self.layout = layout or Layout.of(lm, config)
         self.objective = objective_for(lm, target, config.objective)
         if starts is not None and any(len(ids) != len(self.layout) for ids, _ in starts):
             raise InputError(f"The prompts to go on from do not have the {len(self.layout)} tokens of the slots.")
@@ -80,9 +79,6 @@ class Run:
         self.resumed_from = resumed_from
         self.owner = owner
         """Whose run it is: owners have fair shares of the rows."""
-        self.barred = torch.ones(lm.embedding_table.shape[0], dtype=torch.bool, device=lm.device)
-        """`(vocab,)`: the tokens that hard slots may not hold."""
-        self.barred[self.layout.allowed.to(lm.device)] = False
         self.last_tokens: Tensor | None = None
         """`(n,)`: the tokens to begin with at the prompt's end, the best first; None where they are drawn."""
         self.preparation: Preparation | None = None
@@ -108,12 +104,21 @@ class Run:
         self.outcomes: dict[int, RowOutcome] = {}
         self.started = time.monotonic()
         self.seconds = 0.0
+        self.watched = False
+        """Whether somebody has asked for log q: then it is kept as it is computed, and need not be computed again."""
+        self.on_change: Callable[[Run], object] = lambda _run: None
+        """Called, from any thread, when the run was cancelled or is watched from now on."""
         self._drive = drive
-        self.best: Best | None = None
+        self._changed = changed or threading.Condition(threading.RLock())
+        self._reading = threading.RLock()
+        self._view: tuple[LogView, list[int]] | None = None
+        self._unread: list[tuple[np.ndarray, list[int]]] = []
         self._steps: list[TuneStep] = []
-        self._changed = threading.Condition(threading.RLock())
+        self._latest = np.full((config.restarts, WIDTH), np.nan)
+        self._latest[:, [BEST_LOSS, BEST_KL, EVALUATIONS]] = np.inf, np.inf, 0
+        self._elsewhere: BestPrompt | None = None
+        self._log_q: tuple[BestPrompt, Tensor] | None = None
         self._finished = False
-        self._evaluations = [0] * config.restarts
 
     # What the user of a run calls.
 
@@ -124,7 +129,7 @@ class Run:
             for step in self.steps_since(seen):
                 seen += 1
                 yield step
-            if self._finished and seen == len(self._steps):
+            if self._finished and seen == self.step_count:
                 return
             self._advance(seen)
 
@@ -142,7 +147,9 @@ class Run:
 
     def steps_since(self, seen: int) -> list[TuneStep]:
         """The steps after the first `seen`, without waiting."""
-        return self._steps[seen:]
+        with self._reading:
+            self._read()
+            return self._steps[seen:]
 
     def wait(self, timeout: float | None = None, seen: int | None = None) -> bool:
         """Sleep until there are more than `seen` steps (default: those there are now) or the run ends.
@@ -150,12 +157,13 @@ class Run:
         Returns whether that came to pass within `timeout` seconds. Only for a run behind a server thread.
         """
         with self._changed:
-            seen = len(self._steps) if seen is None else seen
-            return self._changed.wait_for(lambda: self._finished or len(self._steps) > seen, timeout)
+            seen = self.step_count if seen is None else seen
+            return self._changed.wait_for(lambda: self._finished or self.step_count > seen, timeout)
 
     def cancel(self) -> None:
         """Stop within a step and keep the best so far."""
         self.cancel_requested = True
+        self.on_change(self)
 
     @property
     def finished(self) -> bool:
@@ -177,34 +185,69 @@ class Run:
     def result(self) -> TuneResult:
         """The best prompt, re-scored; waits for the end. InputError if the run failed or never made a step."""
         while not self._finished:
-            self._advance(len(self._steps))
+            self._advance(self.step_count)
         if self.error is not None:
             raise self.error
         return build_result(self)
 
     def best_log_probs(self) -> Tensor | None:
-        """log q of the best prompt so far, `(vocab,)` float32 on the CPU; None before the first step."""
-        best = self.best
-        return None if best is None else best.log_q.cpu()
+        """log q of the best prompt so far, `(vocab,)` float32 on the CPU; None before the first step.
+
+        None too where the memory is too full for a pass.
+        The first call, and the first after each restart's last step, makes a pass of its own.
+        """
+        best = self.best_prompt()
+        if best is None:
+            return None
+        if not self.watched:
+            self.watched = True
+            self.on_change(self)
+        if best.log_q is not None:
+            return best.log_q
+        known = self._log_q
+        if known is None or known[0].loss != best.loss or known[0].restart != best.restart:
+            try:
+                with torch.no_grad():
+                    scores = self.objective.score(self.lm, best.embeds[None].to(self.lm.device), [self.objective])
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                return None
+            known = self._log_q = best, scores.log_q[0].cpu()
+        return known[1]
 
     def best_prompt_ids(self) -> list[int] | None:
         """Ids of the best prompt so far; None before the first step or with soft tokens."""
-        best = self.best
+        best = self.best_prompt()
         if best is None or (best.ids == NO_TOKEN).any():
             return None
         return best.ids.tolist()
 
     def best_prompt(self) -> BestPrompt | None:
         """The best prompt so far; None before the first step."""
-        best = self.best
-        if best is None:
-            return None
-        return BestPrompt(best.loss, best.kl_nats, best.restart, best.ids.cpu(), best.embeds.cpu())
+        with self._reading:
+            found = [
+                BestPrompt(outcome.loss, outcome.kl_nats, restart, outcome.ids, outcome.embeds)
+                for restart, outcome in self.outcomes.items()
+            ]
+            found += [_best_of(one.prompts, 0, one.restart) for one in self.parked]
+            found += self._best_in_log()
+        if self._elsewhere is not None:
+            found.append(self._elsewhere)
+        best = min(found, key=lambda one: (one.loss, one.restart), default=None)
+        return best if best is not None and best.loss < torch.inf else None
 
     @property
     def steps(self) -> list[TuneStep]:
         """All steps so far."""
-        return list(self._steps)
+        return self.steps_since(0)
+
+    @property
+    def step_count(self) -> int:
+        """How many steps there are so far."""
+        with self._reading:
+            self._pull()
+            return len(self._steps) + sum(len(numbers) for numbers, _ in self._unread)
 
     # What the engine calls.
 
@@ -217,6 +260,11 @@ class Run:
     def active_rows(self) -> int:
         """Restarts that are in the engine's batches."""
         return self.begun - len(self.outcomes) - len(self.parked)
+
+    @property
+    def wanted_rows(self) -> int:
+        """Rows that it has or waits for."""
+        return self.waiting_rows + self.active_rows
 
     @property
     def out_of_time(self) -> bool:
@@ -232,13 +280,8 @@ class Run:
 
     @property
     def reached(self) -> bool:
-        """Whether its best prompt is at the head's optimum, so that no restart has anything left to find."""
-        return self.best is not None and self.bounds.reached(self.best.kl_nats)
-
-    @property
-    def best_loss(self) -> float:
-        """Lowest value of the objective so far."""
-        return torch.inf if self.best is None else self.best.loss
+        """Whether a restart has ended at the head's optimum, so that the others have nothing left to find."""
+        return any(self.bounds.reached(outcome.kl_nats) for outcome in list(self.outcomes.values()))
 
     def beginning(self, restart: int) -> Start:
         """Where a restart begins."""
@@ -250,33 +293,17 @@ class Run:
     def begin_at(self, starts: Sequence[Start], evaluations: Sequence[int]) -> None:
         """Let the restarts begin here; `evaluations` prompts were scored to find each beginning."""
         self.starts = starts
-        self._evaluations = list(evaluations)
+        self._latest[:, EVALUATIONS] = evaluations
 
     def evaluations_of(self, restart: int) -> int:
         """Prompts scored for a restart so far."""
-        return self._evaluations[restart]
+        return int(self._latest[restart, EVALUATIONS])
 
-    def note_best(self, loss: float, kl_nats: float, restart: int, log_q: Tensor, ids: Tensor, embeds: Tensor) -> None:
-        """A restart has reached a new lowest loss; log_q `(vocab,)`, ids `(pos,)`, embeds `(pos hidden)`."""
-        self.best = Best(loss, kl_nats, restart, log_q.clone(), ids.clone(), embeds.detach().clone())
-
-    def note_step(self, reports: dict[int, RowReport]) -> None:
-        """The restarts that were evaluated in this step, with their numbers."""
-        for restart, report in reports.items():
-            self._evaluations[restart] = report.evaluations
-        silent = RowReport(None, None, 0)
-        told = [reports.get(i, silent) for i in range(self.config.restarts)]
-        step = TuneStep(
-            step=len(self._steps) + 1,
-            kl_nats=[report.kl_nats for report in told],
-            entropy_nats=[report.entropy_nats for report in told],
-            best_kl_nats=torch.inf if self.best is None else self.best.kl_nats,
-            best_restart=0 if self.best is None else self.best.restart,
-            evaluations=list(self._evaluations),
-        )
-        with self._changed:
-            self._steps.append(step)
-            self._changed.notify_all()
+    def read_from(self, view: LogView | None, restarts: list[int]) -> None:
+        """The numbers of these restarts, and of no others, are in the log from now on; None where there are none."""
+        with self._reading:
+            self._pull()
+            self._view = None if view is None else (view, restarts)
 
     def finish(self, error: InputError | None = None) -> None:
         """No row of this run is left, or it failed with a sentence for its user."""
@@ -297,8 +324,8 @@ class Run:
         return Told(
             self.begun,
             dict(self.outcomes),
-            list(self._steps),
-            list(self._evaluations),
+            self.steps,
+            self._latest,
             elapsed,
             self.cancel_requested,
             self.error,
@@ -307,17 +334,63 @@ class Run:
 
     @told.setter
     def told(self, told: Told) -> None:
-        self.begun, self.outcomes, self._evaluations = told.begun, told.outcomes, told.evaluations
+        self.begun, self.outcomes, self._latest = told.begun, told.outcomes, told.latest
         self.cancel_requested, self.error, self.bounds = told.cancelled, told.error, told.bounds
         self.started = time.monotonic() - told.seconds
-        self.follow(told.steps[len(self._steps) :], self.best)
+        self.follow(told.steps[len(self._steps) :], self._elsewhere)
 
-    def follow(self, steps: Sequence[TuneStep], best: Best | None) -> None:
+    def follow(self, steps: Sequence[TuneStep], best: BestPrompt | None) -> None:
         """Steps that were made elsewhere, and the best prompt after them; those known already are passed over."""
-        with self._changed:
-            self.best = best
+        with self._changed, self._reading:
+            self._elsewhere = best
             self._steps += [step for step in steps if step.step > len(self._steps)]
             self._changed.notify_all()
+
+    def _pull(self) -> None:
+        """Copy what is new out of the log."""
+        if self._view is not None:
+            view, restarts = self._view
+            numbers = view.take()
+            if len(numbers):
+                self._unread.append((numbers, restarts))
+
+    def _read(self) -> None:
+        """Make steps of the numbers."""
+        self._pull()
+        for numbers, restarts in self._unread:
+            whole = np.repeat(self._latest[None], len(numbers), 0)
+            whole[..., [KL, ENTROPY]] = np.nan
+            whole[:, restarts] = np.where(np.isnan(numbers[..., EVALUATIONS:]), whole[:, restarts], numbers)
+            best = whole[..., BEST_LOSS].argmin(1)
+            best_kl = whole[np.arange(len(whole)), best, BEST_KL]
+            kl, entropy = (
+                [[None if value != value else value for value in row] for row in whole[..., column].tolist()]
+                for column in (KL, ENTROPY)
+            )
+            evaluations = whole[..., EVALUATIONS].astype(int).tolist()
+            columns = zip(kl, entropy, best_kl.tolist(), best.tolist(), evaluations, strict=True)
+            self._steps += [TuneStep(len(self._steps) + i, *numbers) for i, numbers in enumerate(columns, 1)]
+            self._latest = whole[-1]
+        self._unread.clear()
+
+    def _best_in_log(self) -> list[BestPrompt]:
+        """The best prompt of the restarts that are in the batch."""
+        if self._view is None or (bests := self._view[0].log.bests) is None:
+            return []
+        view, restarts = self._view
+        order = {slot: place for place, slot in enumerate(bests.slots.tolist())}
+        places = [order.get(slot) for slot in view.slots.tolist()]
+        present = [(place, restart) for place, restart in zip(places, restarts, strict=True) if place is not None]
+        if not present:
+            return []
+        losses = bests.best_loss[torch.tensor([place for place, _ in present], device=bests.best_loss.device)].cpu()
+        place, restart = present[int(losses.argmin())]
+        best = _best_of(bests, place, restart)
+        watched = np.flatnonzero(bests.watched == bests.slots[place])
+        if bests.log_q is None or not len(watched):
+            return [best]
+        log_q = bests.log_q[int(watched[0])].cpu()
+        return [best if log_q.isnan().any() else best._replace(log_q=log_q)]
 
     def _advance(self, seen: int) -> None:
         if self._drive is not None:
@@ -332,19 +405,15 @@ class Told(NamedTuple):
     begun: int
     outcomes: dict[int, RowOutcome]
     steps: list[TuneStep]
-    evaluations: list[int]
+    latest: np.ndarray
+    """`(restarts WIDTH)`: the newest numbers of each restart, as in the log."""
     seconds: float
     cancelled: bool
     error: InputError | None
     bounds: Bounds
 
 
-class Best(NamedTuple):
-    """The best prompt of a run so far."""
-
-    loss: float
-    kl_nats: float
-    restart: int
-    log_q: Tensor
-    ids: Tensor
-    embeds: Tensor
+def _best_of(prompts: Bests | PromptState, place: int, restart: int) -> BestPrompt:
+    """One row's best prompt, copied to the CPU."""
+    loss, kl = float(prompts.best_loss[place]), float(prompts.best_kl[place])
+    return BestPrompt(loss, kl, restart, prompts.best_ids[place].cpu(), prompts.best_embeds[place].cpu())

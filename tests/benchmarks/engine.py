@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 
 import dpexplore as dp
-from dpexplore.tuning.engine.rows import Row, RowStack
+from dpexplore.tuning.engine.rows import RowStack
 
 LENGTH = 5
 
@@ -58,7 +58,7 @@ def overhead(lm: dp.LanguageModel, target: dp.Target, rows: int, pairs: int) -> 
         config = dp.TuneConfig(method=method, length=LENGTH, restarts=rows, steps=10**6, patience=None)
         run = engine.submit(target, config)
         stack = RowStack(lm)
-        stack.admit([Row(run, restart) for restart in range(rows)])
+        stack.admit([(run, restart) for restart in range(rows)])
         step, bare, ratio = paired(engine.step, bare_pass(lm, stack.prompts.embeds, target.probs.float()), pairs)
         print(
             f"  {method:5} {rows:4} rows   step {step:6.3f} s   bare pass {bare:6.3f} s   ratio {ratio:.3f}", flush=True

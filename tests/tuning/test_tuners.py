@@ -20,7 +20,7 @@ from dpexplore.models import LanguageModel
 from dpexplore.targets import Target, entropy
 from dpexplore.tuning import KNOBS, Engine, TuneConfig, fig4_slots, load_capsule, replay, resume, tune
 from dpexplore.tuning.engine.passes import Batch, Evaluation
-from dpexplore.tuning.engine.rows import Row, RowStack, rules_of
+from dpexplore.tuning.engine.rows import RowStack, rules_of
 from dpexplore.tuning.init.layout import NO_TOKEN, Layout, initial_prompt
 from dpexplore.tuning.init.policy import allowed_ids, survives
 from dpexplore.tuning.knobs import POLICIES
@@ -220,7 +220,7 @@ def first_proposals(
     config = TuneConfig(method="hard", hard_rule=rule, **settings)  # pyright: ignore[reportArgumentType]
     run = Engine(lm).submit(target, config)
     stack = RowStack(lm, rules_of(run))
-    stack.admit([Row(run, 0)])
+    stack.admit([(run, 0)])
     work = stack.step()
     present = next(work)
     embeds = present.part(lm, 0, 1).requires_grad_()

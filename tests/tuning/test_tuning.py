@@ -22,7 +22,7 @@ from dpexplore.targets import Target, entropy
 from dpexplore.tuning import Engine, EngineServer, Slot, Slots, TuneConfig, TuneResult, tune
 from dpexplore.tuning.engine.capacity import Capacity
 from dpexplore.tuning.engine.passes import Evaluation
-from dpexplore.tuning.engine.rows import Row, RowStack
+from dpexplore.tuning.engine.rows import RowStack
 from dpexplore.tuning.init.layout import NO_TOKEN, Layout, initial_prompt
 from dpexplore.tuning.objectives.next_token import NextTokenObjective, Scores, entropy_of
 from dpexplore.tuning.record.capsule import decode_array
@@ -78,7 +78,7 @@ def test_hard_rule_is_equation_4_left_to_right(lm: LanguageModel, target: Target
     config = TuneConfig(method="hard", length=3, restarts=1, steps=50, seed=2, patience=None)
     run = Engine(lm).submit(target, config)
     stack = RowStack(lm)
-    stack.admit([Row(run, 0)])
+    stack.admit([(run, 0)])
     ordinary = set(lm.ordinary_ids.tolist())
     for step in range(7):
         before = stack.prompts.ids[0].tolist()

@@ -34,7 +34,7 @@ def checkpoint(engine: Engine, run: Run) -> Checkpoint:
         "told": run.told,
         "soft": checkpoint(engine, run.preparation.soft) if isinstance(run.preparation, SoftPart) else None,
     }
-    return Checkpoint(pack(record), pack({"parked": run.parked, "best": run.best}))
+    return Checkpoint(pack(record), pack(run.parked))
 
 
 def taken_up(engine: Engine, saved: Checkpoint) -> Run:
@@ -45,7 +45,7 @@ def taken_up(engine: Engine, saved: Checkpoint) -> Run:
     run = engine.prepare(record["target"], config, record["starts"], record["resumed_from"], record["owner"])
     if isinstance(run.preparation, SoftPart):
         run.preparation.go_on(taken_up(engine, record["soft"]))
-    run.told, run.best, run.parked = record["told"], rows["best"], rows["parked"]
+    run.told, run.parked = record["told"], rows
     return run
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import queue
+import threading
 import time
-from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,18 +18,22 @@ from dpexplore.models import LanguageModel
 from dpexplore.targets import Target
 from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.engine.capacity import Capacity, is_out_of_memory
-from dpexplore.tuning.engine.fairness import Pace, fair_shares
+from dpexplore.tuning.engine.fairness import Pace
 from dpexplore.tuning.engine.passes import Batch, Evaluation
 from dpexplore.tuning.engine.preparation import LookUp, SoftPart, preparation_of
-from dpexplore.tuning.engine.rows import Row, RowStack, Rules, rules_of
-from dpexplore.tuning.init.layout import Start
+from dpexplore.tuning.engine.rows import RowStack, Rules, rules_of
+from dpexplore.tuning.engine.scheduler import Claim, allocate, queue_positions, wanted_by_owner
+from dpexplore.tuning.init.layout import Layout, Start
 from dpexplore.tuning.init.lookup import table_bytes
 from dpexplore.tuning.objectives.next_token import entropy_of
-from dpexplore.tuning.run import RowReport, Run
+from dpexplore.tuning.rules.state import End
+from dpexplore.tuning.run import Run
 
 logger = logging.getLogger(__name__)
 
 INTERNAL_ERROR = "The run ended on an internal error, which the server has logged; try again."
+MOST_LAYOUTS = 256
+"""Layouts of slots that an engine keeps."""
 
 
 class Engine:
@@ -44,8 +49,16 @@ class Engine:
         self._served = served
         self._pace = Pace()
         self._arrivals: queue.SimpleQueue[Run] = queue.SimpleQueue()
-        self._runs: list[Run] = []  # in order of arrival; only the stepping thread touches these two
+        self._changed = threading.Condition(threading.RLock())
+        self._attention: queue.SimpleQueue[Run] = queue.SimpleQueue()  # cancelled, or watched from now on
+        self._layouts: dict[tuple[object, ...], Layout] = {}
+        # Only the stepping thread touches what follows.
+        self._runs: dict[Run, None] = {}  # in order of arrival
+        self._timed: list[Run] = []  # those that may last so long and no longer
+        self._preparing: list[Run] = []
         self._stacks: dict[tuple[int, Rules, Hashable], RowStack] = {}  # by prompt length, rules, objective's group
+        self._reached: set[Run] = set()  # with a restart at the head's optimum, and others that have not begun
+        self._unsettled = False  # whether somebody may have rows that others should have
 
     def submit(
         self,
@@ -65,6 +78,23 @@ class Engine:
         self.queue(run)
         return run
 
+    def submit_many(self, problems: Iterable[tuple[Target, TuneConfig]], owner: str = "") -> list[Run | InputError]:
+        """Queue many runs at once, for each its run or the sentence why there is none.
+
+        They join together at the next step.
+        """
+        runs: list[Run | InputError] = []
+        checked: set[tuple[int, ...]] = set()
+        for target, config in problems:
+            try:
+                runs.append(self.prepare(target, config, owner=owner, checked=checked))
+            except InputError as error:
+                runs.append(error)
+        for run in runs:
+            if isinstance(run, Run):
+                self.queue(run)
+        return runs
+
     def prepare(
         self,
         target: Target,
@@ -72,16 +102,36 @@ class Engine:
         starts: Sequence[Start] | None = None,
         resumed_from: dict[str, Any] | None = None,
         owner: str = "",
+        checked: set[tuple[int, ...]] | None = None,
     ) -> Run:
-        """A run that is checked as `submit` checks it, and waits to be queued."""
-        run = Run(self.lm, target, config, None if self._served else self.step, starts, resumed_from, owner)
+        """A run that is checked as `submit` checks it, and waits to be queued.
+
+        `checked` are sizes that are known to fit, to which those of this run are added.
+        """
+        drive = None if self._served else self.step
+        layout = self._layout(config)
+        run = Run(self.lm, target, config, drive, starts, resumed_from, owner, layout, self._changed)
+        run.on_change = self._attention.put
         run.preparation = preparation_of(run)
         if isinstance(run.preparation, LookUp):
             self.capacity.check_table(table_bytes(self.lm))
+        checked = set() if checked is None else checked
         for each in _with_parts(run):
             pairs, behind = rules_of(each)[2], each.objective.behind
-            self.capacity.check(len(each.layout), each.config.restarts, each.config.steps, pairs, behind)
+            size = len(each.layout), each.config.restarts, each.config.steps, pairs, behind
+            if size not in checked:
+                self.capacity.check(*size)
+                checked.add(size)
         return run
+
+    def _layout(self, config: TuneConfig) -> Layout:
+        """The layout of a config's slots; runs that agree in it share one."""
+        key = (config.slots, config.method, config.length, config.bos, config.chat, config.policy, *_lists(config))
+        if key not in self._layouts:
+            if len(self._layouts) >= MOST_LAYOUTS:
+                self._layouts.clear()
+            self._layouts[key] = Layout.of(self.lm, config)
+        return self._layouts[key]
 
     def queue(self, run: Run) -> None:
         """Let a prepared run join at the next step."""
@@ -90,7 +140,7 @@ class Engine:
     @property
     def running(self) -> int:
         """Runs that have not ended; from any thread a number of a moment ago."""
-        return sum(run.part_of is None for run in self._runs) + self._arrivals.qsize()
+        return sum(run.part_of is None for run in list(self._runs)) + self._arrivals.qsize()
 
     @property
     def active_rows(self) -> int:
@@ -99,10 +149,10 @@ class Engine:
 
     def step(self) -> bool:
         """Evaluate every active row once and update it; False if there was nothing to do."""
-        self._welcome()
-        self._let_go()
+        self._receive()
+        self._attend()
         prepared = self._prepare()
-        self._admit()
+        self._allocate()
         if not self.active_rows:
             return prepared
         began, rows = time.monotonic(), self.active_rows
@@ -115,128 +165,182 @@ class Engine:
                 logger.exception("a step of %d rows failed", len(stack))
                 del self._stacks[key]
                 for run in {row.run for row in stack.rows}:
-                    run.finish(InputError(INTERNAL_ERROR))
+                    self._fail(run, INTERNAL_ERROR)
         self._pace.note(time.monotonic() - began, rows)
-        self.capacity.went_well(full=any(run.waiting_rows for run in self._runs))
-        self._let_go()
+        self._collect()
+        self._attend()
+        self.capacity.went_well(full=self._unsettled)
         return True
 
     def cancel_all(self) -> None:
         """End every run there is, keeping its best so far."""
-        self._welcome()
-        for run in self._runs:
+        self._receive()
+        for run in list(self._runs):
             run.cancel()
-        self._let_go()
+        self._attend()
 
     def pause(self, run: Run) -> None:
         """Take a run's rows out of the batches, with all that they know; they go on at the next step."""
         if run.active_rows:
             self._give(run, 0)
+            self._unsettled = True
 
     def fail(self, error: InputError) -> None:
         """End every run there is with a sentence for its user: the engine itself has failed."""
-        self._welcome()
+        self._receive()
         for run in self._runs:
             run.finish(error)
-        self._runs.clear()
-        self._stacks.clear()
+        for kept in (self._runs, self._stacks, self._timed, self._preparing):
+            kept.clear()
 
-    def _welcome(self) -> None:
+    def _receive(self) -> None:
+        """Take up the runs that were queued."""
         while not self._arrivals.empty():
-            self._runs += _with_parts(self._arrivals.get())
+            for run in _with_parts(self._arrivals.get()):
+                run.on_change = self._attention.put
+                self._runs[run] = None
+                if run.config.seconds is not None:
+                    self._timed.append(run)
+                if run.preparation is not None:
+                    self._preparing.append(run)
+                if run.ending:
+                    self._attention.put(run)
+                self._unsettled = True
 
     def _prepare(self) -> bool:
         """Runs whose restarts cannot begin yet make a part of what they lack; whether there is any such run."""
-        lacking = [run for run in self._runs if run.preparation is not None and not run.ending]
+        lacking = [run for run in self._preparing if not run.ending]
+        self._preparing = []
         for run in lacking:
             assert run.preparation is not None
             try:
                 ready = run.preparation.advance(self.capacity)
             except InputError as error:
-                run.error = error
+                self._fail(run, str(error))
             except Exception:
                 if not self._served:
                     raise
                 logger.exception("preparing a run failed")
-                run.error = InputError(INTERNAL_ERROR)
+                self._fail(run, INTERNAL_ERROR)
             else:
                 run.preparation = None if ready else run.preparation
+                self._unsettled = self._unsettled or ready
+                if not ready:
+                    self._preparing.append(run)
         return bool(lacking)
 
-    def _admit(self) -> None:
+    def _allocate(self) -> None:
         """Rows join, or make room, so that every owner has a fair share of what fits; queue positions follow.
 
         What fits is bounded by the memory and, where owners share, by the time that a step may take.
         """
-        ready = [run for run in self._runs if run.preparation is None and not run.ending]
-        runs = [run for run in ready if run.waiting_rows + run.active_rows]
-        wanted = _wanted(runs)
+        if not self._unsettled:
+            return
+        runs = [run for run in self._runs if run.preparation is None and not run.ending and run.wanted_rows]
+        claims = [Claim(run.owner, len(run.layout), run.waiting_rows, run.active_rows) for run in runs]
+        wanted = wanted_by_owner(claims)
         room = self._pace.room(len(wanted)) if len(wanted) > 1 else wanted.total()
-        if any(run.waiting_rows for run in runs) or wanted.total() > room:
-            shares = dict(zip(wanted, fair_shares([*wanted.values()], room), strict=True))
-            for length in dict.fromkeys(len(run.layout) for run in runs):
-                self._deal([run for run in runs if len(run.layout) == length], shares)
-        for place, run in enumerate(runs):
-            run.queue_position = 0 if run.begun else 1 + _rows_ahead(runs, place)
+        joining: dict[RowStack, list[tuple[Run, int]]] = {}
+        if any(claim.waiting for claim in claims) or wanted.total() > room:
+            given = allocate(claims, room, partial(self._fitting, _by_length(runs)))
+            changes = [(run, rows - run.active_rows, rows) for run, rows in zip(runs, given, strict=True)]
+            for run, more, rows in sorted(changes, key=lambda change: change[1] > 0):  # first those that make room
+                if more:
+                    joining.setdefault(self._stack_of(run), []).extend(self._give(run, rows))
+        for stack, starters in joining.items():
+            self._join(stack, starters)
+        claims = [Claim(run.owner, len(run.layout), run.waiting_rows, run.active_rows) for run in runs]
+        for run, position in zip(runs, queue_positions(claims), strict=True):
+            run.queue_position = 0 if run.begun else position
+        self._unsettled = any(claim.waiting for claim in claims)
 
-    def _deal(self, runs: list[Run], shares: dict[str, int]) -> None:
-        """Deal the rows of one prompt length to its runs, in order of arrival within what their owners have left."""
-        wanted = _wanted(runs)
-        wants = [min(want, shares[owner]) for owner, want in wanted.items()]
-        pairs, behind = max(rules_of(run)[2] for run in runs), max(run.objective.behind for run in runs)
-        room = self.capacity.rows(len(runs[0].layout), pairs, behind)
-        if len(wanted) == 1:  # nobody gains if rows that run already make room
-            room = max(room, sum(run.active_rows for run in runs))
-        for owner, share in zip(wanted, fair_shares(wants, room), strict=True):
-            shares[owner] -= share
-            for run in runs:
-                if run.owner == owner:
-                    given = min(run.waiting_rows + run.active_rows, share)
-                    share -= given
-                    self._give(run, given)
+    def _fitting(self, runs: dict[Hashable, list[Run]], length: Hashable) -> int:
+        """Rows of one length that fit, by the run of that length that takes most."""
+        pairs = max(rules_of(run)[2] for run in runs[length])
+        behind = max(run.objective.behind for run in runs[length])
+        return self.capacity.rows(len(runs[length][0].layout), pairs, behind)
 
-    def _give(self, run: Run, rows: int) -> None:
-        """Let so many of a run's rows be in the batches."""
+    def _give(self, run: Run, rows: int) -> list[tuple[Run, int]]:
+        """Let so many of a run's rows be in the batches; the restarts that are still to begin for it."""
         more = rows - run.active_rows
         if more < 0:
             run.parked += self._stack_of(run).park(run, -more)
-        elif more > 0:
-            self._stack_of(run).resume(run, run.parked[:more])
-            fresh = more - len(run.parked[:more])
-            del run.parked[:more]
-            if fresh:
-                self._join(self._stack_of(run), run, fresh)
+            return []
+        self._stack_of(run).resume(run, run.parked[:more])
+        fresh = more - len(run.parked[:more])
+        del run.parked[:more]
+        return [(run, run.begun + i) for i in range(fresh)]
 
     def _stack_of(self, run: Run) -> RowStack:
         key = len(run.layout), rules_of(run), (type(run.objective), run.objective.group)
-        return self._stacks.setdefault(key, RowStack(self.lm, key[1]))
+        if key not in self._stacks:
+            self._stacks[key] = RowStack(self.lm, key[1])
+        return self._stacks[key]
 
-    def _join(self, stack: RowStack, run: Run, count: int) -> None:
-        """Some of a run's restarts begin; a run whose prompts have no beginning ends with a sentence."""
+    def _join(self, stack: RowStack, starters: list[tuple[Run, int]]) -> None:
+        """Restarts begin, all together; where that fails, a run whose prompts have no start ends with a sentence."""
+        runs = dict.fromkeys(run for run, _ in starters)
         try:
-            stack.admit([Row(run, run.begun + i) for i in range(count)])
+            if starters:
+                stack.admit(starters)
         except InputError as error:
-            run.error = error
-        else:
-            run.begun += count
+            if len(runs) == 1:
+                return self._fail(starters[0][0], str(error))
+            for run in runs:
+                self._join(stack, [one for one in starters if one[0] is run])
+            return
+        for run, _ in starters:
+            run.begun += 1
 
-    def _let_go(self) -> None:
-        """Rows that have ended leave, and with its last row a run ends."""
-        for run in self._runs:
-            if run.out_of_time:
+    def _fail(self, run: Run, sentence: str) -> None:
+        """End a run with a sentence for its user."""
+        run.error = InputError(sentence)
+        self._attention.put(run)
+
+    def _attend(self) -> None:
+        """See to the runs that were cancelled, failed, ran out of time or are watched from now on."""
+        self._timed = [run for run in self._timed if not run.finished]
+        for run in self._timed:
+            if run.out_of_time and not run.cancel_requested:
                 run.cancel()
-            if run.ending and run.parked:
+        runs: dict[Run, None] = {}
+        while not self._attention.empty():
+            runs[self._attention.get()] = None
+        if not runs:
+            return
+        runs.update({run: None for run in self._runs if run.part_of in runs})
+        ending = {run for run in runs if run.ending and run in self._runs}
+        for run in ending:
+            if run.parked:
                 self._stack_of(run).resume(run, run.parked)
                 run.parked = []
-        for key, stack in list(self._stacks.items()):
-            for row, outcome in stack.leave():
-                row.run.outcomes[row.restart] = outcome
-            if not len(stack):
-                del self._stacks[key]
-        for run in self._runs:
+        for stack in list(self._stacks.values()):
+            stack.leave(stack.places_of(ending), End.CANCELLED)
+            if watched := [run for run in runs if run.watched and run not in ending]:
+                stack.watch({row.run for row in stack.rows if row.run.watched or row.run in watched})
+        self._retire(ending)
+
+    def _collect(self) -> None:
+        """Let go of the rows that have ended by themselves."""
+        stacks = list(self._stacks.values())
+        gone = dict.fromkeys(row.run for stack in stacks for row, _ in stack.leave_ended())
+        self._reached |= {run for run in gone if run.reached}
+        if self._reached:  # their other restarts have nothing left to find
+            for stack in stacks:
+                gone.update({row.run: None for row, _ in stack.leave(stack.places_of(self._reached), End.CONVERGED)})
+            self._reached = {run for run in self._reached if run.waiting_rows}
+        self._retire(gone)
+        with self._changed:
+            self._changed.notify_all()
+
+    def _retire(self, runs: Iterable[Run]) -> None:
+        """With its last row a run ends."""
+        for run in runs:
+            self._unsettled = True
             if not run.waiting_rows and len(run.outcomes) == run.begun:
+                self._runs.pop(run, None)
                 run.finish(run.error)
-        self._runs = [run for run in self._runs if not run.finished]
+        self._stacks = {key: stack for key, stack in self._stacks.items() if len(stack)}
 
     def _step_stack(self, stack: RowStack) -> None:
         """One step of the rows of one kind: whatever evaluations they ask for, in passes that fit the memory."""
@@ -249,8 +353,7 @@ class Engine:
                 batch = work.send(found)
             except StopIteration:
                 batch = None
-        if stack.rows:
-            self._report(stack)
+        stack.report()
 
     def _evaluate(self, stack: RowStack, batch: Batch) -> Evaluation:
         """Everything asked of a batch, in as many passes as memory asks for."""
@@ -281,31 +384,24 @@ class Engine:
             torch.cat([part.kl for part in parts]),
             torch.cat([part.entropy for part in parts]),
             torch.cat(grads) if batch.grad else None,
+            torch.cat([part.log_q for part in parts if part.log_q is not None]) if stack.watches else None,
         )
 
     def _try_pass(self, stack: RowStack, batch: Batch, start: int, stop: int) -> Evaluation | None:
         """Evaluate some prompts of a batch; None if memory ran out."""
-        owners = batch.owners[start:stop].tolist()
-        runs = [stack.rows[i].run for i in owners]
+        owners = batch.owners[start:stop]
+        objectives = stack.objectives(None if batch.grad and len(owners) == len(stack) else owners)
         try:
             with torch.set_grad_enabled(batch.grad):
                 embeds = batch.part(self.lm, start, stop).requires_grad_(batch.grad)
-                prefix = batch.prefix(start, stop)
-                scores = runs[0].objective.score(self.lm, embeds, [run.objective for run in runs], prefix)
+                scores = objectives[0].score(self.lm, embeds, objectives, batch.prefix(start, stop))
                 grad = torch.autograd.grad(scores.loss.sum(), embeds)[0] if batch.grad else None
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
         else:
-            losses, kls = scores.loss.detach().tolist(), scores.kl.tolist()
-            entropies = torch.full_like(scores.kl, math.nan)
-            best = list(range(len(owners))) if batch.grad else _best_of_each(owners, losses)
-            entropies[best] = entropy_of(scores.log_q if batch.grad else scores.log_q[best])
-            for i in best:
-                if losses[i] < runs[i].best_loss:
-                    restart = stack.rows[owners[i]].restart
-                    runs[i].note_best(losses[i], kls[i], restart, scores.log_q[i], batch.ids[start + i], embeds[i])
-            return Evaluation(scores.loss.detach(), scores.kl, entropies, grad)
+            log_q = scores.log_q if stack.watches else None
+            return Evaluation(scores.loss.detach(), scores.kl, entropy_of(scores.log_q), grad, log_q)
         if self.lm.device.type == "cuda":
             torch.cuda.empty_cache()
         return None
@@ -318,57 +414,27 @@ class Engine:
 
     def _give_up(self, stack: RowStack, batch: Batch, index: int, reason: str) -> Evaluation:
         """This one prompt cannot be scored: its run ends with a sentence, the others go on."""
-        stack.rows[int(batch.owners[index])].run.error = InputError(reason)
+        self._fail(stack.rows[int(batch.owners[index])].run, reason)
         nothing = torch.full((1,), math.nan, device=self.lm.device)
         grad = torch.full_like(batch.embeds[:1], math.nan) if batch.grad else None
-        return Evaluation(nothing, nothing, nothing, grad)
+        log_q = nothing.expand(1, self.lm.vocab_size) if stack.watches else None
+        return Evaluation(nothing, nothing, nothing, grad, log_q)
 
-    def _report(self, stack: RowStack) -> None:
-        """Tell every run the numbers of its rows."""
-        prompts = stack.prompts
-        columns = [numbers.tolist() for numbers in (prompts.finite, prompts.kl, prompts.entropy, prompts.evaluations)]
-        told: dict[Run, dict[int, RowReport]] = {}
-        for row, finite, kl, entropy, evaluations in zip(stack.rows, *columns, strict=True):
-            shown = (kl, entropy) if finite and math.isfinite(kl) else (None, None)
-            told.setdefault(row.run, {})[row.restart] = RowReport(*shown, evaluations)
-        for run, reports in told.items():
-            run.note_step(reports)
+
+def _lists(config: TuneConfig) -> tuple[object, ...]:
+    return tuple((type(token), token) for token in (*config.allow, None, *config.forbid))
+
+
+def _by_length(runs: Sequence[Run]) -> dict[Hashable, list[Run]]:
+    found: dict[Hashable, list[Run]] = {}
+    for run in runs:
+        found.setdefault(len(run.layout), []).append(run)
+    return found
 
 
 def _with_parts(run: Run) -> list[Run]:
     """A run, and before it the one that prepares it, if there is any."""
     return [run.preparation.soft, run] if isinstance(run.preparation, SoftPart) else [run]
-
-
-def _wanted(runs: list[Run]) -> Counter[str]:
-    """Rows that each owner has or waits for, owners in order of arrival."""
-    wanted = Counter[str]()
-    for run in runs:
-        wanted[run.owner] += run.waiting_rows + run.active_rows
-    return wanted
-
-
-def _rows_ahead(runs: list[Run], place: int) -> int:
-    """Rows that get a place before the first one of `runs[place]`: the owner with the fewest rows is next."""
-    run = runs[place]
-    ahead = sum(other.waiting_rows for other in runs[:place] if other.owner == run.owner)
-    own = ahead + sum(other.active_rows for other in runs if other.owner == run.owner)
-    owners = list(_wanted(runs))
-    for owner in owners:
-        if owner != run.owner:
-            theirs = [other for other in runs if other.owner == owner]
-            turns = own - sum(other.active_rows for other in theirs) + (owners.index(owner) < owners.index(run.owner))
-            ahead += max(0, min(sum(other.waiting_rows for other in theirs), turns))
-    return ahead
-
-
-def _best_of_each(owners: list[int], losses: list[float]) -> list[int]:
-    """For each owner the place of its lowest loss; NaN never wins."""
-    best: dict[int, int] = {}
-    for place, (owner, loss) in enumerate(zip(owners, losses, strict=True)):
-        if loss == loss and (owner not in best or loss < losses[best[owner]]):
-            best[owner] = place
-    return list(best.values())
 
 
 def tune(lm: LanguageModel, target: Target, config: TuneConfig | None = None) -> Run:

@@ -63,7 +63,10 @@ class Evaluation:
     """`(prompts,)` float32, nats; without a gradient only where a prompt is its owner's best, NaN elsewhere."""
     grad: Tensor | None
     """`(prompts pos hidden)` float32, of the loss."""
+    log_q: Tensor | None = None
+    """`(prompts vocab)` float32 where it was asked for."""
 
     def pick(self, index: Tensor) -> Evaluation:
         """The numbers at some places, without gradient."""
-        return Evaluation(self.loss[index], self.kl[index], self.entropy[index], None)
+        log_q = None if self.log_q is None else self.log_q[index]
+        return Evaluation(self.loss[index], self.kl[index], self.entropy[index], None, log_q)

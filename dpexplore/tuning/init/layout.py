@@ -45,6 +45,8 @@ class Layout:
     """`(pos,)` bool."""
     allowed: Tensor
     """Sorted ids `(n,)` that hard positions may hold."""
+    barred: Tensor
+    """`(vocab,)` bool on the model's device: those that they may not."""
     opening: str = ""
     """The text in front of the first free position."""
 
@@ -81,12 +83,17 @@ class Layout:
                 f"The prompt has {len(ids):,} tokens; the model {lm.name} accepts at most {lm.max_positions:,}."
             )
         hard = torch.tensor([kind == "hard" for kind in kinds])
+        ordinary = lm.ordinary_ids.cpu()
+        allowed = allowed_ids(lm, config.policy, config.allow, config.forbid) if hard.any() else ordinary
+        barred = torch.ones(lm.embedding_table.shape[0], dtype=torch.bool, device=lm.device)
+        barred[allowed.to(lm.device)] = False
         return cls(
             bos_ids,
             torch.tensor(ids),
             torch.tensor([kind == "soft" for kind in kinds]),
             hard,
-            allowed_ids(lm, config.policy, config.allow, config.forbid) if hard.any() else lm.ordinary_ids.cpu(),
+            allowed,
+            barred,
             opening,
         )
 

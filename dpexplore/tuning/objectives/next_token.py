@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -101,7 +100,6 @@ class NextTokenObjective:
     KL(p‖q) = Σ p log p − Σ p log q, from log-probabilities (Distribution Prompting, §3).
     """
 
-    group: Hashable = None
     behind = 0
 
     def __init__(self, lm: LanguageModel, target: Target, kind: Divergence = "kl") -> None:
@@ -117,6 +115,8 @@ class NextTokenObjective:
                 "objectives kl, js and tv accept such a target."
             )
         self.kind: Divergence = kind
+        self.group: Hashable = kind
+        self.batch: tuple[tuple[NextTokenObjective, ...], _Targets | None] = (), None
         self.probs = target.probs.to(lm.device, torch.float32)
         self.log_p = None if kind == "kl" else log_probs_of(target.probs).to(lm.device, torch.float32)
         self.entropy_nats = target.entropy_nats
@@ -126,17 +126,39 @@ class NextTokenObjective:
     def score(
         lm: LanguageModel, embeds: Tensor, objectives: Sequence[NextTokenObjective], prefix: Prefix | None = None
     ) -> Scores:
-        """embeds `(rows pos hidden)` float32, one objective a row; neighbours that share one are scored together."""
+        """embeds `(rows pos hidden)` float32, one objective a row, all of one kind."""
         log_q = next_log_probs(lm, embeds.to(lm.dtype), prefix)
-        runs = [(objective, len(list(same))) for objective, same in groupby(objectives)]
-        parts = log_q.split([count for _, count in runs])
-        pairs = [objective._loss(part) for (objective, _), part in zip(runs, parts, strict=True)]
-        losses, kls = zip(*pairs, strict=True)
-        return Scores(torch.cat(losses), torch.cat(kls), log_q.detach())
-
-    def _loss(self, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        first, targets = objectives[0], _stacked(objectives)
         # The two sums nearly cancel as q approaches p; float32 leaves about 1e-6 nats, bfloat16 would leave per cents.
-        kl = -(self.probs * log_q).sum(-1) - self.entropy_nats
-        if self.log_p is None:
-            return kl, kl.detach()
-        return divergence(self.kind, self.probs, self.log_p, log_q), kl.detach()
+        kl = -(targets.probs * log_q).sum(-1) - targets.entropy_nats
+        loss = kl if targets.log_p is None else divergence(first.kind, targets.probs, targets.log_p, log_q)
+        return Scores(loss, kl.detach(), log_q.detach())
+
+
+class _Targets(NamedTuple):
+    """The targets of some rows."""
+
+    probs: Tensor
+    """`(rows vocab)`, or `(1 vocab)` where all rows share one."""
+    log_p: Tensor | None
+    """As `probs`; None for KL(p‖q), which does not need it."""
+    entropy_nats: Tensor
+    """`(rows,)` or `(1,)`."""
+
+
+def _stacked(objectives: Sequence[NextTokenObjective]) -> _Targets:
+    """The targets of a batch; those of the same batch are kept by its first objective until the batch changes."""
+    apart = tuple(dict.fromkeys(objectives))
+    known, kept = apart[0].batch
+    if known != apart:
+        logs = [objective.log_p for objective in apart if objective.log_p is not None]
+        entropies = torch.tensor([objective.entropy_nats for objective in apart], device=apart[0].probs.device)
+        probs = torch.stack([objective.probs for objective in apart]) if len(apart) > 1 else apart[0].probs[None]
+        kept = _Targets(probs, torch.stack(logs) if logs else None, entropies)
+        apart[0].batch = apart, kept
+    assert kept is not None
+    if len(apart) in (1, len(objectives)):
+        return kept
+    order = {objective: place for place, objective in enumerate(apart)}
+    index = torch.tensor([order[objective] for objective in objectives], device=kept.probs.device)
+    return _Targets(*(None if part is None else part[index] for part in kept))  # pyright: ignore[reportArgumentType]

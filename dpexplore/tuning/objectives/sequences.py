@@ -62,7 +62,7 @@ class SequenceObjective:
         self.probs = target.probs.to(lm.device, torch.float32)
         self.log_p = log_probs_of(target.probs).to(lm.device, torch.float32)
         self.entropy_nats = target.entropy_nats
-        self.group: Hashable = target.recipe
+        self.group: Hashable = target.recipe, kind
         self.behind = len(self.tree.inputs)
 
     @staticmethod
@@ -73,18 +73,12 @@ class SequenceObjective:
 
         A prefix is computed with every prompt: beside the tree it is short.
         """
-        tree = objectives[0].tree
-        found = outcome_log_probs(lm, embeds.to(lm.dtype), tree)
-        pairs = [objective._loss(row) for objective, row in zip(objectives, found, strict=True)]
-        losses, kls = zip(*pairs, strict=True)
-        return Scores(torch.stack(losses), torch.stack(kls), with_all_else(found).detach())
-
-    def _loss(self, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        """log_q `(prefixes outcomes)` -> loss and KL, the mean over the prefixes."""
-        kl = -(self.probs[:-1] * log_q).sum(-1).mean() - self.entropy_nats
-        if self.kind == "kl":
-            return kl, kl.detach()
-        return divergence(self.kind, self.probs, self.log_p, with_all_else(log_q)), kl.detach()
+        first = objectives[0]
+        log_q = outcome_log_probs(lm, embeds.to(lm.dtype), first.tree)
+        kl = -(first.probs[:-1] * log_q).sum(-1).mean(-1) - first.entropy_nats
+        whole = with_all_else(log_q)
+        loss = kl if first.kind == "kl" else divergence(first.kind, first.probs, first.log_p, whole)
+        return Scores(loss, kl.detach(), whole.detach())
 
 
 def with_all_else(log_q: Tensor) -> Tensor:

@@ -22,9 +22,14 @@ class Bounds:
     note: str | None = None
     """Why the direct token did not reach the head's optimum, in a sentence."""
 
+    @property
+    def enough_nats(self) -> float:
+        """A prompt with a KL this low is at the head's optimum; −∞ where that is not known."""
+        return -math.inf if self.head_optimum_nats is None else self.head_optimum_nats + self.tolerance_nats
+
     def reached(self, kl_nats: float) -> bool:
         """Whether a prompt is at the head's optimum."""
-        return self.head_optimum_nats is not None and kl_nats <= self.head_optimum_nats + self.tolerance_nats
+        return kl_nats <= self.enough_nats
 
 
 def bounds_sentence(floor_nats: float | None, kl_nats: float) -> str | None:

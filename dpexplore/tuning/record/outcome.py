@@ -28,7 +28,9 @@ class RowOutcome:
     loss: float
     """Lowest value of the objective; infinite if none was finite."""
     kl_nats: float
-    """KL(p‖q) there."""
+    """KL(p‖q) there,"""
+    entropy_nats: float
+    """and the entropy of q."""
     ids: Tensor
     """`(pos,)` there, `NO_TOKEN` at soft positions."""
     embeds: Tensor
@@ -45,6 +47,8 @@ class BestPrompt(NamedTuple):
     """`(pos,)`, `NO_TOKEN` at soft positions."""
     embeds: Tensor
     """`(pos hidden)` float32 on the CPU."""
+    log_q: Tensor | None = None
+    """`(vocab,)` float32 on the CPU, if it is known without another pass."""
 
 
 class RecordedRun(Protocol):

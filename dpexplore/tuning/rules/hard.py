@@ -99,7 +99,7 @@ class Eq4:
         which = torch.arange(len(rows), device=hard.device)
         table = stack.lm.embedding_table
         scores = (found.grad[which, position].to(table.dtype) @ table.T).float()
-        scores = scores.masked_fill(torch.stack([row.run.barred for row in stack.rows]), torch.inf)
+        scores = scores.masked_fill(torch.stack([row.run.layout.barred for row in stack.rows]), torch.inf)
         token = scores.argmin(1)
         for i, row in enumerate(stack.rows):
             if row.run.config.round_trip and rows[i]:
@@ -244,7 +244,7 @@ def _kicked(stack: RowStack, i: int) -> Tensor:
 def _best_tokens(row: Row, scores: Tensor, top: int) -> Tensor:
     """The `top` best allowed tokens of each hard position, `(hard top)`, from scores `(hard vocab)`."""
     count = min(top, len(row.run.layout.allowed))
-    return scores.masked_fill(row.run.barred, -torch.inf).topk(count, dim=-1).indices.cpu()
+    return scores.masked_fill(row.run.layout.barred, -torch.inf).topk(count, dim=-1).indices.cpu()
 
 
 def _swaps(stack: RowStack, i: int, ranked: Tensor, seen: set[Prompt]) -> list[Prompt]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from enum import IntEnum
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.rules.ball import within
+
+UNLIMITED = 2**62
 
 
 @dataclass(eq=False)
@@ -31,6 +35,38 @@ class RowState:
         for name, value in values.items():
             before: Tensor = getattr(self, name)
             setattr(self, name, torch.where(rows.view(-1, *[1] * (before.ndim - 1)), value, before))
+
+
+class End(IntEnum):
+    """Why a row has ended."""
+
+    RUNNING = 0
+    CONVERGED = 1
+    MAX_STEPS = 2
+    NONFINITE = 3
+    CANCELLED = 4
+
+
+@dataclass(eq=False)
+class Limits(RowState):
+    """How long each row may go on."""
+
+    steps: Tensor
+    """`(rows,)`."""
+    evaluations: Tensor
+    """`(rows,)` prompts scored; `UNLIMITED` where steps alone count."""
+    patience: Tensor
+    """`(rows,)` steps without improvement; `UNLIMITED` as well."""
+
+    enough: Tensor
+    """`(rows,)` float32, nats: a KL this low leaves nothing to find."""
+
+    @classmethod
+    def of(cls, configs: Sequence[TuneConfig], enough: Sequence[float], device: torch.device) -> Self:
+        """The limits of rows, each by the config of its run."""
+        numbers = [(config.steps, config.evaluations or UNLIMITED, config.patience or UNLIMITED) for config in configs]
+        counts = torch.tensor(numbers, device=device).unbind(1)
+        return cls(*counts, torch.tensor(enough, dtype=torch.float32, device=device))
 
 
 @dataclass(eq=False)
@@ -57,6 +93,8 @@ class PromptState(RowState):
     """`(rows,)` bool: loss and gradient of the latest step."""
     improved: Tensor
     """`(rows,)` bool: whether the step under way has brought a new best."""
+    ended: Tensor
+    """`(rows,)` why a row has ended, an `End`; nothing that a row is asked for changes once it has."""
     kl: Tensor
     """`(rows,)` KL(p‖q) in nats that a row reports for the step."""
     entropy: Tensor
@@ -64,7 +102,9 @@ class PromptState(RowState):
     best_loss: Tensor
     """`(rows,)` lowest value of the objective; infinite if none was finite."""
     best_kl: Tensor
-    """`(rows,)` KL(p‖q) there."""
+    """`(rows,)` KL(p‖q) there,"""
+    best_entropy: Tensor
+    """`(rows,)` and the entropy of q."""
     best_ids: Tensor
     """`(rows pos)` there."""
     best_embeds: Tensor
@@ -80,7 +120,8 @@ class PromptState(RowState):
         zeros, nothing = torch.zeros_like(evaluations), torch.full(evaluations.shape, torch.nan, device=ids.device)
         infinite, false = torch.full_like(nothing, torch.inf), torch.zeros_like(evaluations, dtype=torch.bool)
         counts = {"step": zeros, "evaluations": evaluations, "steps_since_best": zeros}
-        flags = {"finite": ~false, "improved": false}
-        reports = {"kl": nothing, "entropy": nothing, "best_loss": infinite, "best_kl": infinite}
+        flags = {"finite": ~false, "improved": false, "ended": torch.zeros_like(evaluations, dtype=torch.int8)}
+        reports = {"kl": nothing, "entropy": nothing}
+        best = {"best_loss": infinite, "best_kl": infinite, "best_entropy": nothing, "best_ids": ids}
         embeds = within(embeds, soft, budget)
-        return cls(ids, embeds, soft, hard, budget, **counts, **flags, **reports, best_ids=ids, best_embeds=embeds)
+        return cls(ids, embeds, soft, hard, budget, **counts, **flags, **reports, **best, best_embeds=embeds)
