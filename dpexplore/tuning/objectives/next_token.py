@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -116,7 +116,7 @@ class NextTokenObjective:
             )
         self.kind: Divergence = kind
         self.group: Hashable = kind
-        self.batch: tuple[tuple[NextTokenObjective, ...], _Targets | None] = (), None
+        self._batch: tuple[tuple[NextTokenObjective, ...], tuple[Tensor, ...]] | None = None
         self.probs = target.probs.to(lm.device, torch.float32)
         self.log_p = None if kind == "kl" else log_probs_of(target.probs).to(lm.device, torch.float32)
         self.entropy_nats = target.entropy_nats
@@ -127,38 +127,31 @@ class NextTokenObjective:
         lm: LanguageModel, embeds: Tensor, objectives: Sequence[NextTokenObjective], prefix: Prefix | None = None
     ) -> Scores:
         """embeds `(rows pos hidden)` float32, one objective a row, all of one kind."""
+        first = objectives[0]
+        return first.score_stacked(lm, embeds, first.stacked(objectives), prefix)
+
+    def score_stacked(
+        self, lm: LanguageModel, embeds: Tensor, targets: tuple[Tensor, ...], prefix: Prefix | None = None
+    ) -> Scores:
+        """embeds `(rows pos hidden)` float32 by targets of this objective's kind, as `stacked` gives them."""
         log_q = next_log_probs(lm, embeds.to(lm.dtype), prefix)
-        first, targets = objectives[0], _stacked(objectives)
+        probs, entropy_nats, *log_p = targets
         # The two sums nearly cancel as q approaches p; float32 leaves about 1e-6 nats, bfloat16 would leave per cents.
-        kl = -(targets.probs * log_q).sum(-1) - targets.entropy_nats
-        loss = kl if targets.log_p is None else divergence(first.kind, targets.probs, targets.log_p, log_q)
+        kl = -(probs * log_q).sum(-1) - entropy_nats
+        loss = divergence(self.kind, probs, log_p[0], log_q) if log_p else kl
         return Scores(loss, kl.detach(), log_q.detach())
 
+    def stacked(self, objectives: Sequence[NextTokenObjective]) -> tuple[Tensor, ...]:
+        """The targets of a batch that this objective is the first of: p `(rows vocab)`, its entropies `(rows,)`.
 
-class _Targets(NamedTuple):
-    """The targets of some rows."""
-
-    probs: Tensor
-    """`(rows vocab)`, or `(1 vocab)` where all rows share one."""
-    log_p: Tensor | None
-    """As `probs`; None for KL(p‖q), which does not need it."""
-    entropy_nats: Tensor
-    """`(rows,)` or `(1,)`."""
-
-
-def _stacked(objectives: Sequence[NextTokenObjective]) -> _Targets:
-    """The targets of a batch; those of the same batch are kept by its first objective until the batch changes."""
-    apart = tuple(dict.fromkeys(objectives))
-    known, kept = apart[0].batch
-    if known != apart:
-        logs = [objective.log_p for objective in apart if objective.log_p is not None]
-        entropies = torch.tensor([objective.entropy_nats for objective in apart], device=apart[0].probs.device)
-        probs = torch.stack([objective.probs for objective in apart]) if len(apart) > 1 else apart[0].probs[None]
-        kept = _Targets(probs, torch.stack(logs) if logs else None, entropies)
-        apart[0].batch = apart, kept
-    assert kept is not None
-    if len(apart) in (1, len(objectives)):
-        return kept
-    order = {objective: place for place, objective in enumerate(apart)}
-    index = torch.tensor([order[objective] for objective in objectives], device=kept.probs.device)
-    return _Targets(*(None if part is None else part[index] for part in kept))  # pyright: ignore[reportArgumentType]
+        For other objectives than KL(p‖q) log p `(rows vocab)` too. Where all rows share one target, one row stands for
+        all. They are kept here until the batch changes.
+        """
+        batch = tuple(objectives)
+        if self._batch is None or self._batch[0] != batch:
+            apart = batch[:1] if len(set(batch)) == 1 else batch
+            entropies = torch.tensor([each.entropy_nats for each in apart], device=self.probs.device)
+            logs = [each.log_p for each in apart if each.log_p is not None]
+            parts = torch.stack([each.probs for each in apart]), entropies
+            self._batch = batch, (*parts, torch.stack(logs)) if logs else parts
+        return self._batch[1]

@@ -65,8 +65,8 @@ class Limits(RowState):
     def of(cls, configs: Sequence[TuneConfig], enough: Sequence[float], device: torch.device) -> Self:
         """The limits of rows, each by the config of its run."""
         numbers = [(config.steps, config.evaluations or UNLIMITED, config.patience or UNLIMITED) for config in configs]
-        counts = torch.tensor(numbers, device=device).unbind(1)
-        return cls(*counts, torch.tensor(enough, dtype=torch.float32, device=device))
+        steps, evaluations, patience = torch.tensor(numbers, device=device).unbind(1)
+        return cls(steps, evaluations, patience, torch.tensor(enough, dtype=torch.float32, device=device))
 
 
 @dataclass(eq=False)
