@@ -62,7 +62,7 @@ class News(NamedTuple):
 def run_slice(model: str, saved: Checkpoint, seconds: float) -> Iterator[News]:
     """Go on with a run for `seconds`; runs where the GPU is."""
     began = time.monotonic()
-    engine = Engine(_placed(_MODELS[model]))
+    engine = Engine(_placed(_MODELS[model]), capture=False)  # a slice is too short for it to pay
     run = carry_on(engine, saved)
     seen, best, told, kept = run.step_count, _best(run), began, began
     while not run.finished and time.monotonic() - began < seconds:

@@ -18,6 +18,7 @@ from dpexplore.models import LanguageModel
 from dpexplore.targets import Target
 from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.engine.capacity import Capacity, is_out_of_memory
+from dpexplore.tuning.engine.capture import CapturedPasses, recorder_for
 from dpexplore.tuning.engine.fairness import Pace
 from dpexplore.tuning.engine.passes import Batch, Evaluation
 from dpexplore.tuning.engine.preparation import LookUp, SoftPart, preparation_of
@@ -42,10 +43,16 @@ class Engine:
     `submit` and `Run.cancel` may be called from any thread; `step` from one thread at a time.
     """
 
-    def __init__(self, lm: LanguageModel, *, max_rows: int | None = None, served: bool = False) -> None:
-        """`max_rows` bounds a pass; None leaves it to the memory present. `served`: another thread calls `step`."""
+    def __init__(
+        self, lm: LanguageModel, *, max_rows: int | None = None, served: bool = False, capture: bool = True
+    ) -> None:
+        """`max_rows` bounds a pass; None leaves it to the memory present. `served`: another thread calls `step`.
+
+        `capture` lets passes be recorded where the device can replay them; it pays after a few seconds.
+        """
         self.lm = lm
         self.capacity = Capacity(lm, max_rows)
+        self.passes = CapturedPasses(lm, recorder_for(lm) if capture else None)
         self._served = served
         self._pace = Pace()
         self._arrivals: queue.SimpleQueue[Run] = queue.SimpleQueue()
@@ -393,7 +400,12 @@ class Engine:
         objectives = stack.objectives(None if batch.grad and len(owners) == len(stack) else owners)
         try:
             with torch.set_grad_enabled(batch.grad):
-                embeds = batch.part(self.lm, start, stop).requires_grad_(batch.grad)
+                embeds = batch.part(self.lm, start, stop)
+                if batch.grad:
+                    replayed = self.passes.evaluate(embeds, objectives, keep_log_q=stack.watches)
+                    if replayed is not None:
+                        return replayed
+                embeds.requires_grad_(batch.grad)
                 scores = objectives[0].score(self.lm, embeds, objectives, batch.prefix(start, stop))
                 grad = torch.autograd.grad(scores.loss.sum(), embeds)[0] if batch.grad else None
         except RuntimeError as error:

@@ -185,7 +185,9 @@ class LBFGS:
         pairs, history = state.pairs, state.rho.shape[1]
         rows = torch.arange(len(pairs), device=pairs.device)
         newest_first = []
-        for age in range(min(int(pairs.max()), history)):
+        # Pairs that a row does not have weigh nothing; to count them would make the host wait for a card.
+        most = min(int(pairs.max()), history) if pairs.device.type == "cpu" else history
+        for age in range(most):
             slot = (pairs - 1 - age) % history
             rho = state.rho[rows, slot] * (age < pairs.clamp_max(history))
             newest_first.append((state.s[rows, slot], state.y[rows, slot], rho))
