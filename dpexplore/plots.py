@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import plotly.graph_objects as go
@@ -274,6 +275,65 @@ def floor_curve(
             marker={"color": colour("target", dark), "size": 13, "line": {"width": 2, "color": "white"}},
         )
     return figure.update_layout(legend={"y": -0.3})
+
+
+class BudgetPoint(Protocol):
+    """A point of a frontier; `dpexplore.experiments.frontier.FrontierPoint` is one."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def budget(self) -> float | None: ...
+    @property
+    def kl_nats(self) -> float: ...
+
+
+def frontier_figure(
+    points: Sequence[BudgetPoint], floor_nats: float, head_optimum_nats: float | None, dark: bool = False
+) -> go.Figure:
+    """Best KL over the norm budget, a line for each length, between the hard prompt's point and the direct token."""
+    figure = go.Figure(
+        layout=base_layout(
+            "How close a soft prompt comes within a norm budget",
+            "longest soft token (multiples of the median token norm; right end: no bound)",
+            "KL(p‖q) (nats)",
+            dark,
+            [("y", "kl", "nats")],
+        )
+    )
+    budgets = [point.budget for point in points if point.budget is not None]
+    free = 4 * max(budgets, default=1.0)  # where the direct token stands, which no budget bounds
+    for number, length in enumerate(sorted({point.length for point in points if point.kind == "soft"})):
+        line = sorted((p.budget, p.kl_nats) for p in points if p.length == length and p.kind == "soft" and p.budget)
+        line += [(free, p.kl_nats) for p in points if p.length == length and p.kind == "direct"]
+        figure.add_scatter(
+            x=[budget for budget, _ in line],
+            y=[kl for _, kl in line],
+            name=f"{length} soft token{'s' * (length > 1)}",
+            mode="lines+markers",
+            line={"color": colour("achieved", dark), "width": 2, "dash": ("solid", "dash", "dot")[number % 3]},
+            marker={"symbol": ("circle", "square", "diamond")[number % 3], "size": 8},
+        )
+    hard = [point for point in points if point.kind == "hard"]
+    figure.add_scatter(
+        x=[point.budget for point in hard],
+        y=[point.kl_nats for point in hard],
+        name=f"hard prompt, {hard[0].length} tokens" if hard else "hard prompt",
+        mode="markers",
+        marker={"color": colour("target", dark), "size": 12, "symbol": "star"},
+    )
+    for name, role, value in (("head optimum", "head", head_optimum_nats), ("certified floor", "floor", floor_nats)):
+        if value is not None:
+            figure.add_scatter(
+                x=[min(budgets, default=1.0), free],
+                y=[value, value],
+                name=name,
+                mode="lines",
+                line={"color": colour(role, dark), "width": 2, "dash": DASHES[role]},
+            )
+    return figure.update_layout(xaxis={"type": "log"}, legend={"y": -0.3})
 
 
 def tint(hex_colour: str, alpha: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from typing import Any
 
 from dpexplore.tuning import TuneResult
 from dpexplore.ui.watch import LiveRun
@@ -58,7 +59,7 @@ class Sessions:
         """A run's KL becomes a rung of the gap ladder if it is the session's best of its method for this target."""
         if not math.isfinite(result.kl_nats):
             return
-        method = f"best {result.capsule['config']['method']}"
+        method = _rung(result.capsule["config"], result)
         with self._gate:
             rungs = self._tuned.setdefault(session, {}).setdefault((model, recipe), {})
             if result.kl_nats >= rungs.get(method, math.inf):
@@ -133,3 +134,11 @@ class Sessions:
         with self._gate:
             for kept in (self._runs, self._began, self._keep, self._finished, self._turns, self._tuned):
                 kept.pop(session, None)
+
+
+def _rung(config: dict[str, Any], result: TuneResult) -> str:
+    """The rung of the gap ladder that a result stands on."""
+    if config["soft_rule"] == "direct" and config["method"] != "hard" and result.bounds.reached(result.kl_nats):
+        return "direct token"
+    budget = config.get("norm_budget")
+    return f"soft within {budget}" if budget is not None and config["method"] == "soft" else f"best {config['method']}"

@@ -14,6 +14,7 @@ from dpexplore.models import LanguageModel
 from dpexplore.plots import FloorPoint, figure_json, token_shares
 from dpexplore.plots import floor_curve as floor_figure
 from dpexplore.targets import Target
+from dpexplore.tuning.record.bounds import bounds_sentence
 from dpexplore.ui.components.markup import bar, message, probability, progress_bar, quantity, table, token
 from dpexplore.ui.components.target_panel import QUIET, TargetPanel
 from dpexplore.ui.components.widgets import card_title, chart, view
@@ -58,11 +59,7 @@ def ladder_html(floor: FloorResult, tuned: dict[str, float]) -> str:
     rungs.append(("final norm: certified floor", "floor", max(floor.lower_bound_nats, 0.0)))
     if floor.head_optimum_nats is not None:
         rungs.append(("head optimum (estimate)", "head", floor.head_optimum_nats))
-    rungs += [
-        (name, "achieved", tuned[name])
-        for name in ("best soft", "best hybrid", "best hard", "re-encoded")
-        if name in tuned
-    ]
+    rungs += [(name, "achieved", tuned[name]) for name in sorted(tuned, key=_place)]
     top = max(max(nats for _, _, nats in rungs), 10 * NEGLIGIBLE_NATS)
     goal = min((nats for name, nats in tuned.items() if name != "re-encoded"), default=None)
     rows = "".join(
@@ -71,7 +68,15 @@ def ladder_html(floor: FloorResult, tuned: dict[str, float]) -> str:
         for name, role, nats in rungs
     )
     share = "<p class='dpx-note'>Per cent: how much of your best KL lies below that rung.</p>" if goal else ""
-    return f"<ol class='dpx-ladder' aria-label='Gap ladder'>{rows}</ol>{share}"
+    closed = bounds_sentence(floor.lower_bound_nats, goal) if goal is not None else None
+    bounds = f"<p class='dpx-note' id='bounds'>{closed}</p>" if closed else ""
+    return f"<ol class='dpx-ladder' aria-label='Gap ladder'>{rows}</ol>{bounds}{share}"
+
+
+def _place(rung: str) -> tuple[int, str]:
+    """Where a rung stands: the direct token, soft, soft within a norm budget, hybrid, hard, re-encoded."""
+    order = ("direct", "best soft", "soft within", "best hybrid", "best hard", "re-encoded")
+    return next((i for i, start in enumerate(order) if rung.startswith(start)), len(order)), rung
 
 
 def why_html(lm: LanguageModel, target: Target, floor: FloorResult) -> str:

@@ -35,7 +35,7 @@ def result_html(lm: LanguageModel, target: Target, result: TuneResult) -> str:
     """Everything about the best prompt but its tokens under the microscope."""
     return (
         f"<div class='dpx-result' data-status='{result.status}' data-kl='{result.kl_nats:.6f}'>"
-        f"{_headline(target, result)}{_prompt(lm, result)}{_spread(result)}{_distances(result)}</div>"
+        f"{_headline(target, result)}{_bounds(result)}{_prompt(lm, result)}{_spread(result)}{_distances(result)}</div>"
     )
 
 
@@ -68,6 +68,12 @@ def _headline(target: Target, result: TuneResult) -> str:
         + "".join(f"<div>{number}<span>{what}</span></div>" for number, what in facts)
         + "</div>"
     )
+
+
+def _bounds(result: TuneResult) -> str:
+    """What a direct run knows of all other prompts, and why its token did not reach the head's optimum."""
+    notes = [note for note in (result.bounds_sentence, result.bounds.note) if note]
+    return "".join(f"<p class='dpx-note' data-bounds>{escape(note)}</p>" for note in notes)
 
 
 def _round_trip(result: TuneResult) -> tuple[str, str]:
