@@ -56,6 +56,8 @@ def tune(
     named = {name for name in ("target", "model", "preset") if _was_given(context, name)}
     if out is not None and not out.absolute().parent.is_dir():
         raise InputError(f"The folder of {out} does not exist; create it, or give --out a file in another folder.")
+    if out is not None and out.is_dir():
+        raise InputError(f"{out} is a folder; give --out the name of a file in it.")
     path = replay or resume
     if path is not None:
         _replay_or_resume(path, named | set(asked), asked, model, device, out, as_json, only_score=replay is not None)

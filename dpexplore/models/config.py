@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from transformers import (
 )
 
 from dpexplore.errors import InputError
+from dpexplore.models.folder import read_object
 from dpexplore.models.registry import memory_needed, memory_present
 from dpexplore.models.sizes import check_layers
 
@@ -22,14 +22,14 @@ from dpexplore.models.sizes import check_layers
 def read_config(folder: Path, name: str) -> PretrainedConfig:
     """The folder's configuration, if it is that of a causal language model transformers knows by itself."""
     try:
-        raw = json.loads((folder / "config.json").read_text())
-        model_type = raw["model_type"]
+        raw = read_object(folder, "config.json", name)
     except FileNotFoundError as error:
         raise InputError(
             f"{name} holds no config.json, so it is no transformers model; give a folder written by save_pretrained."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"The config.json of {name} is damaged; download or save the model again.") from error
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str):
+        raise InputError(f"The config.json of {name} is damaged; download or save the model again.")
     if model_type not in CONFIG_MAPPING:
         if raw.get("auto_map"):
             raise _needs_code(name)

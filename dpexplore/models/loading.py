@@ -24,6 +24,7 @@ from dpexplore.files import reason, replacing_folder
 from dpexplore.models import gguf, hub
 from dpexplore.models.config import check_causal, check_fits, read_config
 from dpexplore.models.default_model import PACKAGED, Progress
+from dpexplore.models.folder import adapter_base, check_pointers
 from dpexplore.models.language_model import LanguageModel
 from dpexplore.models.names import DEFAULT_MODEL
 from dpexplore.models.packaged import gguf_folder
@@ -97,10 +98,33 @@ class _Loader:
             return self._from_folder(PACKAGED[name].prepare(self.progress), name, PACKAGED[name].identity)
         if entry is None and is_path(name):
             folder = _existing_folder(name)
-            return self._from_folder(folder, name, None)
+            base = adapter_base(folder, name)
+            return self._from_folder(folder, name, None) if base is None else self._with_adapter(folder, name, base)
         hub_id = name if entry is None else entry.hub_id
         snapshot = hub.fetch(hub_id, self.progress, weights=True, check=lambda folder: self._preflight(folder, name))
         return self._from_folder(snapshot.folder, name, f"hub:{hub_id}@{snapshot.commit}")
+
+    def _with_adapter(self, folder: Path, name: str, base: str) -> LanguageModel:
+        """The base model that an adapter names, with the adapter's weights added to its own."""
+        try:
+            from peft import PeftModel
+        except ImportError as error:
+            raise InputError(
+                f"{name} is an adapter, and the Python package peft, which reads it, is missing."
+            ) from error
+        if is_path(base) and adapter_base(_existing_folder(base), base) is not None:
+            raise InputError(f"{name} is an adapter on {base}, which is an adapter itself; merge that one first.")
+        try:
+            lm = self.pretrained(base)
+        except InputError as error:
+            raise InputError(f"{name} is an adapter for {base}, which cannot be loaded: {error}") from error
+        check_pointers(folder, name)
+        try:
+            merged: Any = PeftModel.from_pretrained(lm.model, str(folder)).merge_and_unload()
+        except Exception as error:  # wrong shapes, damaged files and unknown kinds each raise their own
+            raise InputError(f"The adapter {name} is damaged or was made for another model than {base}.") from error
+        weights = sorted(folder.glob("adapter_model.*"))
+        return self._finish(name, merged, lm.tokenizer, f"{lm.identity}+adapter:sha256:{_sha256(weights)}")
 
     def gguf_file(self, name: str) -> LanguageModel:
         """Dequantised the first time it is seen, and kept: a second start reads safetensors."""
@@ -143,6 +167,7 @@ class _Loader:
 
     def _from_folder(self, folder: Path, name: str, identity: str | None) -> LanguageModel:
         """identity: None for a folder whose weights must be hashed to name them."""
+        check_pointers(folder, name)
         self._preflight(folder, name)
         tokenizer = _read_tokenizer(folder, name)
         self.progress(f"Loading {name}", None)
@@ -159,9 +184,10 @@ class _Loader:
                 folder, dtype=self.dtype, trust_remote_code=False, output_loading_info=True, **placement
             )
         except ImportError as error:
+            package = f" ({' '.join(str(error).split())[:120].rstrip('.')})"
             raise InputError(
-                f"The weights of {name} are stored in a way that needs a Python package which is not installed; "
-                "choose a variant that is not quantised."
+                f"The weights of {name} need a Python package that is not installed{package}; install it, or choose a "
+                "variant that is not quantised."
             ) from error
         except torch.OutOfMemoryError as error:
             raise InputError(f"{name} does not fit into the free memory of {self.device}.") from error
@@ -206,11 +232,19 @@ def _device(name: str | None) -> torch.device:
         return default_device()
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"There is no device {name}; accepted are cpu, cuda and cuda:<number>.") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"This machine has no device {name}; use cpu.")
+        # Anything that a tensor cannot be made on and read from again does not work here, whatever its name.
+        works = device.type != "meta" and float(torch.ones(1, device=device)[0]) == 1
+    except (RuntimeError, NotImplementedError, AssertionError, ImportError, ValueError):
+        works = False
+    if not works:
+        raise InputError(f"This machine has no device {name}; it has {', '.join(_devices())}.")
     return device
+
+
+def _devices() -> list[str]:
+    """The devices of this machine, as `device` takes them."""
+    found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    return [*found, "mps"] if torch.backends.mps.is_available() else found
 
 
 def is_path(name: str) -> bool:
@@ -260,6 +294,11 @@ def _read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
         raise InputError(f"{name} has no tokenizer; save the model's tokenizer into the same folder.")
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except ImportError as error:
+        raise InputError(
+            f"The tokenizer of {name} needs a Python package that is not installed: "
+            f"{' '.join(str(error).split())[:120].rstrip('.')}."
+        ) from error
     except Exception as error:
         raise InputError(
             f"The tokenizer of {name} is damaged or of a kind that transformers cannot read; "

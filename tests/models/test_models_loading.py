@@ -140,7 +140,7 @@ def test_too_large_says_the_numbers(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_devices_that_are_not_there(folder: Path) -> None:
-    assert "There is no device tpu3000" in refusal(folder, device="tpu3000")
+    assert "no device tpu3000; it has cpu" in refusal(folder, device="tpu3000")
     assert "This machine has no device cuda:99" in refusal(folder, device="cuda:99")
 
 
