@@ -29,7 +29,7 @@ def test_an_adapter_is_loaded_with_its_base(folder: Path, tmp_path: Path) -> Non
     adapted = get_peft_model(
         base, LoraConfig(r=2, target_modules=["c_attn"], init_lora_weights=False, fan_in_fan_out=True)
     )
-    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.save_pretrained(str(tmp_path / "adapter"))
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(folder)
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
