@@ -117,15 +117,18 @@ def _tune_and_show(run: dp.Run, out: Path | None, as_json: bool) -> None:
     """Follow a run to its end, show its result and write its capsule."""
     _follow(run, _emit_step if as_json else _show_step)
     result = run.result
+    unwritten: InputError | None = None
     if out is not None:
         try:
             write_file(out, json.dumps(result.capsule, indent=1, allow_nan=False))
         except OSError as error:
-            raise InputError(f"The capsule could not be written to {out} ({reason(error)}).") from error
+            unwritten = InputError(f"The capsule could not be written to {out} ({reason(error)}); --json prints it.")
     if as_json:
         emit(_result_event(result))
     else:
         _show_result(result)
+    if unwritten is not None:  # what was found is shown all the same
+        raise unwritten
 
 
 def _follow(run: dp.Run, show: Callable[[dp.TuneStep], None]) -> None:

@@ -218,3 +218,16 @@ def test_tune_tells_what_it_does_before_the_first_step(folder: str, init: str, t
     done = call(*task, "--init", init, "--steps", "20", "--restarts", "1", "--json")
     assert records(done)[-1]["prompt_ids"] is not None
     assert told in done.stderr
+
+
+def test_out_is_checked_before_and_a_result_that_cannot_be_written_is_shown(tmp_path: Path) -> None:
+    asked = ("tune", "--model", "random:bytes-llama", "--target", "entropy(bits=2)", "--length", "1", "--steps", "1")
+    (tmp_path / "folder").mkdir()
+    done = call(*asked, "--out", str(tmp_path / "folder"))
+    assert done.returncode == 2
+    assert "is a folder" in done.stderr
+    assert "step 1" not in done.stderr
+    done = call(*asked, "--restarts", "1", "--json", "--out", "/dev/full")
+    assert done.returncode == 2
+    assert "could not be written" in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["capsule"]["result"]["kl_nats"] > 0
