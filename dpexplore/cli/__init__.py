@@ -14,7 +14,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from dpexplore.cli import app as app_command
-from dpexplore.cli import diffuse, figures, floor, frontier, generalise, models, space, sweep, target, tune
+from dpexplore.cli import diffuse, figures, floor, frontier, generalise, models, reach, space, sweep, target, tune
 from dpexplore.cli.common import INTERRUPTED, end_progress, interruptible
 from dpexplore.errors import InputError
 
@@ -28,7 +28,7 @@ cli = typer.Typer(
     no_args_is_help=False,
 )
 for panel, commands in {
-    "One target": (target.target, floor.floor, frontier.frontier, tune.tune),
+    "One target": (target.target, floor.floor, frontier.frontier, reach.reach, tune.tune),
     "Experiments": (sweep.sweep, figures.figures, diffuse.diffuse, generalise.generalise),
     "Models and the page": (models.models, app_command.app),
 }.items():

@@ -48,6 +48,18 @@ class Reach:
     def can(self) -> bool | None:
         return self.ranking.can
 
+    @property
+    def sentence(self) -> str:
+        """The answer for a person."""
+        named = ", ".join(map(repr, self.words))
+        what = f"{named} first" if len(self.words) == 1 else f"{named} as its likeliest tokens, in this order"
+        if self.can is None:
+            return f"Whether the model can say {what}, was not proved in the time given, either way."
+        if not self.can:
+            return f"No prompt, of any length, can make the model say {what} (certified). Above: {self.above[0]!r}, …"
+        seen = "" if self.on_model is None else f"; one soft token does it, by {self.on_model.margin_nats:.2f}"
+        return f"The model can say {what}: by {self.ranking.margin_nats:.2f} nats at least (certified){seen}."
+
     def record(self, *, with_point: bool = True) -> dict[str, Any]:
         """JSON-ready; margins in nats of logit. Without the point where a whole vocabulary is listed."""
         ranking, proof = self.ranking, self.ranking.proof

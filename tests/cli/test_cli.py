@@ -168,6 +168,32 @@ def test_a_capsule_replays_and_goes_on(folder: str, tmp_path: Path) -> None:
     assert json.loads(further.read_text())["resumed_from"]["evaluations"] == result["evaluations"]
 
 
+def test_reach_answers_for_one_word_an_order_and_a_resumed_vocabulary(folder: str, tmp_path: Path) -> None:
+    (word,) = records(call("reach", "--model", folder, "--first", "e", "--head", str(tmp_path / "head.npz"), "--json"))
+    assert word["first"] == "e"
+    assert word["can"] is True
+    assert word["margin"] > word["resolution"]
+    assert word["on_model"]["margin"] > 0
+    assert len(word["u"]) == 32
+    assert np.load(tmp_path / "head.npz")["matrix"].shape[1] == 32
+    (order,) = records(call("reach", "--model", folder, "--order", "e,a", "--json"))
+    assert order["order"] == ["e", "a"]
+    assert "The model can say 'e' first" in call("reach", "--model", folder, "--first", "e").stdout
+
+    listing = tmp_path / "listing.jsonl"
+    *tokens, summary = records(call("reach", "--model", folder, "--all", "--out", str(listing), "--json"))
+    assert summary["tokens"] == len(tokens)
+    assert [token["ids"] for token in tokens] == [[i] for i in range(len(tokens))]
+    assert summary["cannot"] == [i for i, token in enumerate(tokens) if token["can"] is False]
+    lines = listing.read_bytes().splitlines(keepends=True)
+    listing.write_bytes(b"".join(lines[:100]) + lines[100][:20])  # killed while it wrote
+    *again, _ = records(call("reach", "--model", folder, "--all", "--out", str(listing), "--json"))
+    assert [token["can"] for token in again] == [token["can"] for token in tokens]
+    assert len(listing.read_bytes().splitlines()) == len(lines)
+    listing.write_text('{"head": {}}\n')
+    assert "another model" in refused("reach", "--model", folder, "--all", "--out", str(listing))
+
+
 def test_people_get_text(folder: str) -> None:
     done = call("tune", "--model", folder, "--target", "entropy(bits=5)", "--method", "hard", "--steps", "3")
     assert done.returncode == 0
@@ -198,6 +224,9 @@ def test_people_get_text(folder: str) -> None:
         (("target", "--target", "capture('')"), "empty"),
         (("tune", "--target", "entropy(bits=2)", "--restarts", "many"), "'--restarts'"),
         (("tune",), "--target"),
+        (("reach", "--first", "e", "--all"), "one of --first, --order and --all"),
+        (("reach", "--first", "no one token"), "not one token"),
+        (("reach", "--order", "e,,a"), "empty word"),
         (("fly",), "fly"),
         ((), "command"),
     ],
