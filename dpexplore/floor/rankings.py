@@ -87,6 +87,8 @@ class Ranking:
     resolution_nats: float
     point: Tensor = field(repr=False)
     """The best u found, `(hidden,)` float64."""
+    probs: Tensor | None = field(repr=False)
+    """softmax(Au + b) there, `(vocab,)` float64; None where many tokens are decided at once."""
     proof: Proof | None
     """The multipliers that `margin_bound_nats` rests on."""
     seconds: float
@@ -175,6 +177,7 @@ class RankingSolver:
             margin_bound_nats=bound if proof is not None else None,
             resolution_nats=self.resolution_nats,
             point=best_point,
+            probs=self._logits(best_point, exact=True).softmax(-1),
             proof=proof,
             seconds=time.monotonic() - began,
         )
@@ -206,6 +209,7 @@ class RankingSolver:
                         None,
                         self.resolution_nats,
                         points[row],
+                        None,
                         None,
                         share,
                     )

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from dpexplore.checks import check_text
 from dpexplore.errors import InputError
 from dpexplore.targets.recipe import MAX_PARTS, Recipe
-from dpexplore.targets.sources import capture, entropy, file, pos, random_prompt, tokens
+from dpexplore.targets.sources import capture, entropy, file, order, pos, random_prompt, tokens
 from dpexplore.targets.strings import strings
 
 MAX_CHARACTERS = 50_000
@@ -28,6 +28,7 @@ CONSTRUCTORS: dict[str, Callable[..., Recipe]] = {
     "random_prompt": random_prompt,
     "pos": pos,
     "tokens": tokens,
+    "order": order,
     "file": file,
     "strings": strings,
 }

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from dpexplore.checks import check_flag, check_number, check_seed, check_text, check_whole
 from dpexplore.errors import InputError
+from dpexplore.floor.prepared import ranking_solver
+from dpexplore.floor.rankings import Ranking
 from dpexplore.targets.by_pos import MODES, Mode, check_tag, pos_target
 from dpexplore.targets.capture import capture_ids, prompt_ids, random_ids, source_model
 from dpexplore.targets.files import read_target
@@ -24,6 +26,12 @@ from dpexplore.targets.weights import spread_weights
 
 if TYPE_CHECKING:
     from dpexplore.models.language_model import LanguageModel
+
+
+MAX_ORDER = 50
+ORDER_GAP_NATS = 1e-4
+"""The margin is this close to the largest there is, so that a recipe builds the same target everywhere."""
+ORDER_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -210,6 +218,36 @@ class Tokens(Source):
 
 
 @dataclass(frozen=True)
+class Order(Source):
+    """The distribution within the head's reach that puts tokens first, in this order, by the largest margin."""
+
+    words: tuple[str | int, ...]
+    """Tokens (texts or ids), the likeliest first."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.words) <= MAX_ORDER:
+            raise InputError(f'`order` takes 1 to {MAX_ORDER} tokens, as in `order(" the", " a", " an")`.')
+        object.__setattr__(self, "words", tuple(_check_token(word) for word in self.words))
+
+    def __str__(self) -> str:
+        return call_text("order", self.words)
+
+    def probabilities(self, context: BuildContext) -> tuple[Tensor, Provenance]:
+        ids = [token_id(context.lm, word) for word in self.words]
+        found = ranking_solver(context.lm).decide(ids, gap_nats=ORDER_GAP_NATS, seconds=ORDER_SECONDS)
+        if not found.can:
+            raise InputError(_unreachable(context.lm, found))
+        return found.probs.cpu(), {"kind": "order", "ids": ids, "margin_nats": found.margin_nats}
+
+
+def _unreachable(lm: LanguageModel, found: Ranking) -> str:
+    words = ", ".join(repr(lm.token_text(index)) for index in found.ids)
+    if found.can is None:
+        return f"Whether {lm.name} can say {words} in this order could not be proved; use another order."
+    return f"No prompt can make {lm.name} say {words} in this order (certified; see `dpexplore reach`)."
+
+
+@dataclass(frozen=True)
 class File(Source):
     """What a file holds."""
 
@@ -294,6 +332,15 @@ def tokens(weights: Mapping[str | int, float], rest: float = 0.0) -> Tokens:
     if not isinstance(weights, Mapping):
         raise InputError('`weights` is no table; one as in `tokens({" yes": 0.7, " no": 0.3})` is accepted.')
     return Tokens(tuple(weights.items()), rest)
+
+
+def order(*words: str | int) -> Order:
+    """The distribution within reach that puts `words` first, in this order, by the largest margin between logits.
+
+    It is what some soft prompt says, so its floor is 0. `build` raises InputError for words that no prompt can put
+    into this order.
+    """
+    return Order(words)
 
 
 def file(

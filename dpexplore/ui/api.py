@@ -1,10 +1,13 @@
-"""Named endpoints for programs: /models, /target, /floor, /tune. What they are given is checked here, not by Gradio."""
+"""Named endpoints for programs: /models, /target, /floor, /reach, /reach_all, /tune.
+
+What they are given is checked here, not by Gradio.
+"""
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -14,11 +17,15 @@ from anyio import to_thread
 from gradio.events import api
 
 from dpexplore.errors import InputError
+from dpexplore.floor.reach import reach, words_of
+from dpexplore.serving.reach import ANSWER_SECONDS, listing
 from dpexplore.tuning import TuneConfig, TuneResult
+from dpexplore.ui.components.reach_panel import LISTING
 from dpexplore.ui.context import AppContext, sentence
 from dpexplore.ui.watch import LiveRun
 
 TOP_TOKENS = 20
+TOO_LONG_FOR_AGENTS = ("capsule", "u")
 
 
 def models_endpoint(app: AppContext) -> list[dict[str, Any]]:
@@ -67,6 +74,23 @@ def floor_endpoint(app: AppContext, model: str, recipe: str) -> dict[str, Any]:
         "status": floor.status,
         "seconds": floor.seconds,
     }
+
+
+def reach_endpoint(app: AppContext, model: str, first: str, order: str) -> dict[str, Any]:
+    """As `dpexplore reach --json` prints it."""
+    if bool(first) == bool(order):
+        raise InputError("Name one of `first` and `order`.")
+    words = [_text("first", first)] if first else words_of(_text("order", order))
+    if app.rules:
+        app.rules.check_text("The text", first or order)
+    return reach(app.pool.load(_name(app, model)).lm, words, seconds=ANSWER_SECONDS).record()
+
+
+def reach_all_endpoint(app: AppContext, model: str) -> Iterator[dict[str, Any]]:
+    """Rows that say how far it is; the last one has `done` and the records of all tokens that can never come first."""
+    for now in listing(app.pool.load(_name(app, model)).lm):
+        row = {"done": now.done, "decided": now.decided, "total": now.total, "undecided": now.undecided}
+        yield row | {"cannot": now.unsayable if now.done else [record["ids"][0] for record in now.unsayable]}
 
 
 async def tune_endpoint(app: AppContext, model: str, recipe: str, config: TuneConfig) -> AsyncGenerator[dict[str, Any]]:
@@ -145,7 +169,31 @@ def add_endpoints(app: AppContext) -> None:
         """
         return _answer(request, lambda: floor_endpoint(app, model, recipe))
 
+    def reach(request: gr.Request, first: str = "", order: str = "", model: str = "") -> dict[str, Any]:
+        """Can a word ever be the model's likeliest next token, or words the likeliest in an order? With the proof.
+
+        Args:
+            first: one token, such as ` the` (its space counts); leave `order` empty then
+            order: tokens separated by commas, such as ` the, a, an`
+            model: name, Hub id or folder; empty: the page's own
+        """
+        return _answer(request, lambda: reach_endpoint(app, model, first, order))
+
+    def reach_all(request: gr.Request, model: str = "") -> Iterator[dict[str, Any]]:
+        """List the tokens that no prompt can make the likeliest; a whole vocabulary takes a minute or more, once.
+
+        Args:
+            model: name, Hub id or folder; empty: the page's own
+        """
+        try:
+            for row in reach_all_endpoint(app, model):
+                yield _told(request, row)
+        except Exception as error:
+            raise gr.Error(sentence(error), print_exception=False) from None
+
     api(models, api_name="models", concurrency_limit=None)
+    api(reach, api_name="reach", concurrency_limit=None)
+    api(reach_all, api_name="reach_all", concurrency_id=LISTING, concurrency_limit=1)
     api(target, api_name="target", concurrency_limit=None)
     api(floor, api_name="floor", concurrency_limit=None)
     _add_tune(app)
@@ -199,12 +247,12 @@ def _answer(request: gr.Request, make: Callable[[], Any]) -> Any:
 
 
 def _told(request: gr.Request, answer: Any) -> Any:
-    """An answer as its asker reads it: an agent gets JSON, since MCP carries text, and no capsule, which would take
-    tens of thousands of its tokens."""
+    """An answer as its asker reads it: an agent gets JSON, since MCP carries text, and neither capsule nor u, which
+    would take thousands of its tokens."""
     if request.headers.get("x-gradio-user") != "mcp":
         return answer
     if isinstance(answer, dict):
-        answer = {name: value for name, value in answer.items() if name != "capsule"}
+        answer = {name: value for name, value in answer.items() if name not in TOO_LONG_FOR_AGENTS}
     return json.dumps(answer, ensure_ascii=False)
 
 

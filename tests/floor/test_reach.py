@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 import torch
 
 from dpexplore.errors import InputError
+from dpexplore.floor.of_model import softmax_floor
 from dpexplore.floor.proof import margin_bound
 from dpexplore.floor.reach import reach, reach_each, save_head, words_of
 from dpexplore.models import LanguageModel
 from dpexplore.models.head import NoHead
+from dpexplore.targets import parse_recipe
 
 PROMPTS = 10_000
 
@@ -66,6 +69,36 @@ def test_padded_rows_that_are_equal_can_never_be_first(tiny_lm: Callable[[str], 
         assert reach(twin, [7, 8]).can is False
     finally:
         weight[7] = kept
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_an_order_as_a_target_is_said_by_a_soft_token(
+    tiny_lm: Callable[[str], LanguageModel], architecture: str
+) -> None:
+    lm = tiny_lm(architecture)
+    recipe = parse_recipe('order("e", "a")')
+    assert str(recipe) == 'order("e", "a")'
+    target = recipe.build(lm)
+    assert [lm.token_text(i) for i in target.probs.topk(2).indices.tolist()] == ["e", "a"]
+    assert softmax_floor(lm, target).lower_bound_nats < 1e-5
+    u = reach(lm, ["e", "a"]).ranking.point
+    said = lm.log_probs((1e5 * u).float()[None, None])[0].detach().double().exp()
+    chosen = target.probs.topk(3).values
+    # Both have this order; the target has the largest margin there is.
+    assert (chosen[:-1] / chosen[1:]).min() >= (said.topk(3).values[:-1] / said.topk(3).values[1:]).min() - 1e-3
+    with pytest.raises(InputError, match="twice"):
+        parse_recipe('order("e", "e")').build(lm)
+    with pytest.raises(InputError, match="takes 1 to"):
+        parse_recipe("order()")
+
+
+def test_an_order_out_of_reach_is_no_target(tiny_lm: Callable[[str], LanguageModel]) -> None:
+    lm = tiny_lm("llama")
+    never = next((one for one in reach_each(lm, range(lm.vocab_size)) if one.can is False), None)
+    orders = itertools.permutations(range(0, 320, 8), 10)
+    ids = never.ranking.ids if never else next(list(ids) for ids in orders if reach(lm, ids).can is False)
+    with pytest.raises(InputError, match="No prompt can make"):
+        parse_recipe(f"order({', '.join(map(str, ids))})").build(lm)
 
 
 def test_orders_are_read_as_comma_separated_words() -> None:

@@ -63,7 +63,7 @@ def call(address: str, name: str, *arguments: Any) -> list[tuple[str, Any]]:
 def test_every_endpoint_is_named_and_described(address: str) -> None:
     api: Any = Client(address, verbose=False).view_api(return_format="dict", print_info=False)
     endpoints = api["named_endpoints"]
-    assert set(endpoints) == {"/models", "/target", "/floor", "/tune"}
+    assert set(endpoints) == {"/models", "/target", "/floor", "/reach", "/reach_all", "/tune"}
     for name in ("/target", "/floor", "/tune"):
         assert endpoints[name]["parameters"][0]["parameter_name"] == "recipe"
 
@@ -93,6 +93,21 @@ def test_plain_http_is_enough(address: str) -> None:
     assert last == "complete"
     assert result["event"] == "result"
     assert result["kl_nats"] >= floor["lower_bound_nats"]
+
+
+def test_reach_answers_with_its_proof(address: str) -> None:
+    ((kind, (found,)),) = call(address, "reach", "e", "", "")
+    assert kind == "complete"
+    assert (found["first"], found["can"], found["kind"]) == ("e", True, "sphere")
+    assert found["margin"] > found["resolution"]
+    ((kind, (found,)),) = call(address, "reach", "", "e,a", "")
+    assert found["order"] == ["e", "a"]
+    *_, (_, (last,)), (kind, _) = call(address, "reach_all", "")
+    assert kind == "complete"
+    assert last["done"]
+    assert all(record["can"] is False for record in last["cannot"])
+    with pytest.raises(Exception, match="one of `first` and `order`"):
+        Client(address, verbose=False).predict("", "", api_name="/reach")
 
 
 @pytest.mark.parametrize(

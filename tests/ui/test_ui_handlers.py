@@ -33,6 +33,8 @@ from dpexplore.ui.components.floor_panel import follow_floor
 from dpexplore.ui.components.lesson_steps import LESSONS, Desk, Lesson
 from dpexplore.ui.components.markup import probability, progress_bar, quantity, token
 from dpexplore.ui.components.model_panel import use_model
+from dpexplore.ui.components.reach_panel import answer as ask_reach
+from dpexplore.ui.components.reach_panel import follow_listing
 from dpexplore.ui.components.recipes import entropy_recipe
 from dpexplore.ui.components.result_view import result_html
 from dpexplore.ui.components.settings import (
@@ -363,6 +365,29 @@ def test_a_class_sees_what_it_guessed_before_the_answer(app: AppContext) -> None
     assert "data-guesses='2'" in second[0]  # before the answer
     assert "dpx-answer" not in second[0]
     assert "dpx-answer" in second[-1]
+
+
+# What can come first.
+
+
+def test_a_word_is_answered_both_with_its_space_and_without(app: AppContext) -> None:
+    told = ask_reach(app, "tiny", "the")
+    assert told.count("data-can='true'") == 2
+    assert "certified" in told
+    assert "␣" in told
+    assert ask_reach(app, "tiny", "e, the").count("as its likeliest tokens") == 1
+    assert "not one token" in ask_reach(app, "tiny", "no single token")
+    assert "empty word" in ask_reach(app, "tiny", "e,,")
+    assert "use at most" in ask_reach(app, "tiny", "e" * 2000)
+    assert "Type a word" in ask_reach(app, "tiny", None)
+
+
+def test_the_listing_of_a_vocabulary_is_kept(app: AppContext) -> None:
+    *_, first = follow_listing(app, "tiny")
+    total = app.pool.get("tiny").lm.vocab_size
+    assert f"of {total:,} tokens can never come first" in first
+    (again,) = follow_listing(app, "tiny")
+    assert again == first
 
 
 # The floor.

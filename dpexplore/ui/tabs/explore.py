@@ -20,6 +20,7 @@ from dpexplore.ui.components.model_panel import (
     show_terms,
     use_model,
 )
+from dpexplore.ui.components.reach_panel import build_reach_card, wire_reach_panel
 from dpexplore.ui.components.result_view import EMPTY_RESULT
 from dpexplore.ui.components.share_bar import ShareBar, build_share_bar, show_arrivals, wire_share_bar
 from dpexplore.ui.components.target_panel import (
@@ -67,6 +68,8 @@ def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML) -> Explore:
                 told, ladder = build_floor_card()
             with gr.Column(elem_classes="dpx-card", elem_id="why-card"):
                 floor = build_why_card(told, ladder)
+            with gr.Column(elem_classes="dpx-card", elem_id="reach-card"):
+                words = build_reach_card()
         with gr.Column(elem_id="right", scale=1, min_width=320):
             with gr.Column(elem_classes="dpx-card", elem_id="tune-card"):
                 tuning = build_tune_panel()
@@ -76,6 +79,7 @@ def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML) -> Explore:
     wire_examples(app, examples, target, tuning, models.name, run_after)
     wire_continuation(app, onward, models.name, shown.result, shown.capsule)
     wire_floor_panel(app, floor, target, shown.result, models.name)
+    wire_reach_panel(app, words, target, models.name)
     arrivals = wire_share_bar(app, demo, bar, models.name, target, tuning)
     starts = [tuning.tune, *examples.buttons.values()]
     for loaded in _wire_models(app, models, target, starts, tuning.status, arrivals, bar):
