@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +18,7 @@ Record = dict[str, Any]
 NEEDLESS_IN_A_YES = ("margin_bound", "resolution", "above", "proof", "on_model", "seconds")
 
 
-def reach_all(lm: LanguageModel, out: Path | None = None, *, seconds: float = 60.0) -> Iterator[Record]:
+def reach_all(lm: LanguageModel, out: Path | None = None, *, seconds: float = 60.0) -> Generator[Record]:
     """`Reach.record`s of every token id in order, without their points; a yes is kept short.
 
     out: a file of JSON lines, one for each token. What it already holds is read instead of decided, the rest is

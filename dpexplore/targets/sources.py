@@ -235,7 +235,7 @@ class Order(Source):
     def probabilities(self, context: BuildContext) -> tuple[Tensor, Provenance]:
         ids = [token_id(context.lm, word) for word in self.words]
         found = ranking_solver(context.lm).decide(ids, gap_nats=ORDER_GAP_NATS, seconds=ORDER_SECONDS)
-        if not found.can:
+        if not found.can or found.probs is None:
             raise InputError(_unreachable(context.lm, found))
         return found.probs.cpu(), {"kind": "order", "ids": ids, "margin_nats": found.margin_nats}
 
