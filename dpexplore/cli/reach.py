@@ -46,7 +46,7 @@ def reach(
     from dpexplore.floor import reach as of_model
     from dpexplore.floor.whole_vocabulary import reach_all
 
-    words = of_model.words_of(order) if order is not None else [first]
+    words = of_model.words_of(order) if order is not None else [first or ""]
     lm = load(model, device)
     if head is not None:
         of_model.save_head(lm, head)
