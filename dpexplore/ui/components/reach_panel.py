@@ -120,7 +120,7 @@ def build_reach_card() -> ReachPanel:
     shown = view(EMPTY, live=True, elem_id="reach-answer")
     with gr.Row(elem_classes="dpx-inline"):
         take = gr.Button("Make this the target", size="sm", elem_id="reach-take")
-        draw = gr.Button("List every word it can never say first", size="sm", elem_id="reach-list")
+        draw = gr.Button("List unsayable words", size="sm", elem_id="reach-list")
     listed = view(elem_id="reach-listed")
     with gr.Accordion("Why can a word be unsayable?", open=False, elem_id="reach-why"):
         gr.Markdown(WHY)
