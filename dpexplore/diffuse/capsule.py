@@ -36,7 +36,7 @@ def make_capsule(run: AdapterRun, told: Sequence[Answers]) -> dict[str, Any]:
             "name": run.lm.name,
             "identity": run.lm.identity,
             "device": run.lm.device.type,
-            "dtype": str(run.lm.dtype).removeprefix("torch."),
+            "dtype": run.lm.dtype_name,
         },
         "libraries": {**library_versions(), "peft": version("peft")},
         "config": run.config.to_dict(),

@@ -12,8 +12,9 @@ import torch
 from dpexplore.errors import InputError
 from dpexplore.models.config import read_config
 from dpexplore.models.loading import RANDOM_PREFIX, is_path
+from dpexplore.models.precision import choose_precision, split_dtype
 from dpexplore.models.random_model import BYTES_LLAMA, bytes_llama_config
-from dpexplore.models.registry import REGISTRY, default_device, default_dtype, memory_needed
+from dpexplore.models.registry import REGISTRY, default_device, memory_needed
 from dpexplore.models.sizes import count_parameters
 
 PROBE = 1024
@@ -29,17 +30,23 @@ class ModelSize:
     parameters: int
     vocab_size: int
     hidden_size: int | None
-    memory_bytes: int
+    dtype: torch.dtype
+    """The precision it would be loaded in."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """What its weights and a handful of rows take."""
+        return memory_needed(self.parameters, self.dtype)
 
 
 def model_size(name: str, device: str | None = None) -> ModelSize | None:
     """By the registry, or by the configuration in a folder; None for a model that would have to be fetched first."""
-    bare = name.removeprefix(RANDOM_PREFIX).strip()
-    dtype = default_dtype(default_device() if device is None else torch.device(device))
+    bare, asked = split_dtype(name.removeprefix(RANDOM_PREFIX).strip())
+    place = default_device() if device is None else torch.device(device)
     entry = REGISTRY.get(bare.lower())
     if entry is not None:
-        needed = memory_needed(entry.parameters, dtype)
-        return ModelSize(entry.parameters, entry.vocab_size, None, needed)
+        dtype = choose_precision(entry.parameters, place, asked).dtype
+        return ModelSize(entry.parameters, entry.vocab_size, None, dtype)
     try:
         config = bytes_llama_config() if bare == BYTES_LLAMA else read_config(Path(bare).expanduser(), bare)
         parameters = count_parameters(config, bare)
@@ -48,7 +55,8 @@ def model_size(name: str, device: str | None = None) -> ModelSize | None:
             raise
         return None
     text = config.get_text_config()
-    return ModelSize(parameters, text.vocab_size, text.hidden_size, memory_needed(parameters, dtype))
+    dtype = choose_precision(parameters, place, asked).dtype
+    return ModelSize(parameters, text.vocab_size, text.hidden_size, dtype)
 
 
 def operations_of(size: ModelSize, positions: int, row_steps: int) -> float:
@@ -63,7 +71,7 @@ def operations_of(size: ModelSize, positions: int, row_steps: int) -> float:
 
 def seconds_of(size: ModelSize, positions: int, row_steps: int, device: str | None = None) -> float:
     """Rough time for that on this machine."""
-    return operations_of(size, positions, row_steps) / (SHARE_OF_PEAK * matrix_product_speed(device))
+    return operations_of(size, positions, row_steps) / (SHARE_OF_PEAK * matrix_product_speed(size.dtype, device))
 
 
 def _hidden_guess(size: ModelSize) -> int:
@@ -72,10 +80,10 @@ def _hidden_guess(size: ModelSize) -> int:
 
 
 @cache
-def matrix_product_speed(device: str | None = None) -> float:
-    """Operations a second of a plain matrix product, in the precision that models have on this device."""
+def matrix_product_speed(dtype: torch.dtype, device: str | None = None) -> float:
+    """Operations a second of a plain matrix product in this precision."""
     place = default_device() if device is None else torch.device(device)
-    left = torch.ones(PROBE, PROBE, device=place, dtype=default_dtype(place))
+    left = torch.ones(PROBE, PROBE, device=place, dtype=dtype)
     times = []
     for _ in range(4):
         began = time.perf_counter()

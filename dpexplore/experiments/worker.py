@@ -77,7 +77,7 @@ class Worker:
     def facts(self) -> ModelFacts:
         """Load the model and say what it is. InputError if it cannot be loaded."""
         lm = self._model()
-        return ModelFacts(self._name, lm.identity, str(lm.dtype).removeprefix("torch."), lm.vocab_size)
+        return ModelFacts(self._name, lm.identity, lm.dtype_name, lm.vocab_size)
 
     def run(self, problems: Sequence[Problem], stop: Callable[[], bool] | None = None) -> Iterator[Event]:
         """Compute problems; results come as they are finished, not in order.

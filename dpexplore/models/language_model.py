@@ -35,6 +35,10 @@ class LanguageModel:
     """What the weights are, for capsules: `sha256:…` of the weights, `hub:<id>@<commit>`, `random:<seed>:<config>`."""
     untunable: str | None = None
     """Why no prompt can be tuned on it, a sentence; None if one can. Found by trying when it is loaded (`proof`)."""
+    dtype_reason: str = ""
+    """Why the weights have the precision that they have, in a sentence."""
+    compute_dtype: torch.dtype | None = None
+    """What it computes in, where that is not the dtype of its weights (`upcast.in_float32`)."""
 
     @property
     def device(self) -> torch.device:
@@ -42,7 +46,13 @@ class LanguageModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.dtype
+        """What it computes in, and expects of embeddings."""
+        return self.compute_dtype or self.model.dtype
+
+    @property
+    def dtype_name(self) -> str:
+        """`float32`, `bfloat16`, …"""
+        return str(self.dtype).removeprefix("torch.")
 
     @cached_property
     def vocab_size(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from pathlib import Path
@@ -9,6 +10,7 @@ from threading import Lock
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from filelock import FileLock
 from torch import Tensor, nn
 from transformers import (
@@ -18,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.initialization import no_init_weights
 
 from dpexplore.errors import InputError
 from dpexplore.files import reason, replacing_folder
@@ -28,10 +31,11 @@ from dpexplore.models.folder import adapter_base, check_pointers
 from dpexplore.models.language_model import LanguageModel
 from dpexplore.models.names import DEFAULT_MODEL
 from dpexplore.models.packaged import gguf_folder
+from dpexplore.models.precision import choose_precision, dtype_of, split_dtype
 from dpexplore.models.proof import prove
 from dpexplore.models.quiet import quiet_libraries
 from dpexplore.models.random_model import BYTES_LLAMA, bytes_llama_config, bytes_tokenizer, initialise
-from dpexplore.models.registry import REGISTRY, default_device, default_dtype
+from dpexplore.models.registry import REGISTRY, default_device
 from dpexplore.models.sizes import count_parameters
 
 RANDOM_PREFIX = "random:"
@@ -52,7 +56,7 @@ def load_model(
     name: str = DEFAULT_MODEL,
     *,
     device: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> LanguageModel:
@@ -60,21 +64,22 @@ def load_model(
 
     name: a registry name (`describe_models`), Hub id, model folder, `.gguf` file, or `random:` before one of
         these: the same architecture and tokenizer with random weights drawn from `seed`
-        (the paper's Fig. 6). `random:bytes-llama` needs no files at all.
+        (the paper's Fig. 6). `random:bytes-llama` needs no files at all. It may end in `@float32` or `@bfloat16`.
     device: default CUDA if there is one.
-    dtype: default bfloat16 on CUDA where the card has it, float32 elsewhere.
+    dtype: "float32" or "bfloat16"; default float32 unless its weights take half of a card's memory or more.
     progress: called with what is being done and the fraction done (None if unknown).
 
     InputError, in one sentence, if there is no such model, it is gated or cannot be reached, is no causal
     language model, needs code of its repository to be run, does not fit into the free memory, or is damaged.
     """
     place = _device(device)
-    precision = default_dtype(place) if dtype is None else dtype
-    name = name.strip()
+    name, asked = split_dtype(name.strip())
+    if dtype is not None:
+        asked = dtype_of(dtype)
     if not name.removeprefix(RANDOM_PREFIX):
         raise InputError(f"No model was named; the default is {DEFAULT_MODEL}.")
     with _ONE_AT_A_TIME, quiet_libraries():
-        loader = _Loader(place, precision, progress or (lambda _text, _fraction: None))
+        loader = _Loader(place, asked, progress or (lambda _text, _fraction: None))
         if name.startswith(RANDOM_PREFIX):
             return loader.random(name, seed)
         if name.lower().endswith(".gguf"):
@@ -85,14 +90,21 @@ def load_model(
 class _Loader:
     """One call of `load_model`: where the model goes, and who hears of the progress."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, progress: Progress) -> None:
-        self.device, self.dtype, self.progress = device, dtype, progress
+    def __init__(self, device: torch.device, asked: torch.dtype | None, progress: Progress) -> None:
+        self.device, self.progress = device, progress
+        self._asked = asked
+        self.precision = choose_precision(0, device, asked)
+
+    def _admit(self, name: str, parameters: int) -> None:
+        """Choose the precision of a model of so many parameters. InputError if it does not fit."""
+        self.precision = choose_precision(parameters, self.device, self._asked)
+        check_fits(name, parameters, self.precision.dtype, self.device)
 
     def pretrained(self, name: str) -> LanguageModel:
         """A registry name, a folder, or a Hub id."""
         entry = REGISTRY.get(name.lower())
         if entry is not None:
-            check_fits(entry.name, entry.parameters, self.dtype, self.device)
+            self._admit(entry.name, entry.parameters)
             name = entry.name
         if name in PACKAGED:
             return self._from_folder(PACKAGED[name].prepare(self.progress), name, PACKAGED[name].identity)
@@ -136,7 +148,7 @@ class _Loader:
         if not folder.exists():
             with gguf.parsed_once():
                 config, _ = _read_gguf(file, name)
-                check_fits(name, count_parameters(config, name), self.dtype, self.device)
+                self._admit(name, count_parameters(config, name))
                 self.progress(f"Unpacking {name}, once", None)
                 _keep_gguf(file, name, folder)
         return self._from_folder(folder, name, identity)
@@ -144,7 +156,7 @@ class _Loader:
     def random(self, name: str, seed: int) -> LanguageModel:
         wanted = name.removeprefix(RANDOM_PREFIX).strip()
         config, tokenizer = self._config_and_tokenizer(wanted)
-        check_fits(name, count_parameters(config, name), self.dtype, self.device)
+        self._admit(name, count_parameters(config, name))
         return self._finish(name, initialise(config, seed), tokenizer, f"random:{seed}:{wanted}")
 
     def _config_and_tokenizer(self, wanted: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
@@ -163,7 +175,7 @@ class _Loader:
         return read_config(folder, wanted), _read_tokenizer(folder, wanted)
 
     def _preflight(self, folder: Path, name: str) -> None:
-        check_fits(name, count_parameters(read_config(folder, name), name), self.dtype, self.device)
+        self._admit(name, count_parameters(read_config(folder, name), name))
 
     def _from_folder(self, folder: Path, name: str, identity: str | None) -> LanguageModel:
         """identity: None for a folder whose weights must be hashed to name them."""
@@ -181,7 +193,7 @@ class _Loader:
         placement = {"device_map": {"": self.device}} if self.device.type == "cuda" else {}
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=self.dtype, trust_remote_code=False, output_loading_info=True, **placement
+                folder, dtype=self.precision.dtype, trust_remote_code=False, output_loading_info=True, **placement
             )
         except ImportError as error:
             package = f" ({' '.join(str(error).split())[:120].rstrip('.')})"
@@ -203,19 +215,44 @@ class _Loader:
                 f"The weights of {name} lack {len(missing)} of the tensors of a causal language model "
                 f"({missing[0]}); choose a model that was saved with its language-model head."
             )
+        if self.precision.dtype.itemsize < torch.float32.itemsize:
+            _restore_buffers(model)
         return model
 
     def _finish(
         self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, identity: str
     ) -> LanguageModel:
-        nn.Module.to(model, device=self.device, dtype=self.dtype)
+        _place(model, self.device, self.precision.dtype)
         model.eval().requires_grad_(False)
         head = model.get_output_embeddings()
         if head is not None:
             head.register_forward_pre_hook(_contiguous)
         self.progress(f"Loaded {name}", 1.0)
-        lm = LanguageModel(name=name, model=model, tokenizer=tokenizer, identity=identity)
+        lm = LanguageModel(name, model, tokenizer, identity, dtype_reason=self.precision.why)
         return dataclasses.replace(lm, untunable=prove(lm))
+
+
+def _place(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:
+    """Parameters go to the device in the dtype; buffers, such as rotary frequencies, are never rounded to less."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(device, dtype)
+    for buffer in model.buffers():
+        widened = torch.promote_types(buffer.dtype, dtype) if buffer.is_floating_point() else buffer.dtype
+        buffer.data = buffer.data.to(device, widened)
+
+
+def _restore_buffers(model: PreTrainedModel) -> None:
+    """Constants that are not stored with the weights, such as Gemma's scale of embeddings, in float32 again.
+
+    transformers rounds some of them to the dtype of the weights, after which no computation in float32 is exact.
+    """
+    with no_init_weights(), init_empty_weights(include_buffers=False):
+        exact = type(model)._from_config(copy.deepcopy(model.config), dtype=torch.float32)
+    for name, buffer in exact.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        if leaf in module._non_persistent_buffers_set and buffer.is_floating_point():
+            setattr(module, leaf, buffer.to(getattr(module, leaf).device))
 
 
 def _contiguous(_head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -8,6 +8,7 @@ import psutil
 import torch
 
 from dpexplore.models.names import DEFAULT_MODEL
+from dpexplore.models.precision import choose_precision
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,6 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on CUDA where the card has it, float32 elsewhere."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    return torch.float32
-
-
 def memory_needed(parameters: int, dtype: torch.dtype) -> int:
     """Bytes to hold the weights and to tune a handful of rows: the weights, a fifth more, and 256 MiB.
 
@@ -109,14 +103,14 @@ def memory_present(device: torch.device) -> int:
 def describe_models(device: str | None = None) -> list[ModelInfo]:
     """The curated models with the memory each needs on `device` (default: CUDA if there is one)."""
     place = default_device() if device is None else torch.device(device)
-    present, dtype = memory_present(place), default_dtype(place)
+    present = memory_present(place)
     return [
         ModelInfo(
             name=entry.name,
             hub_id=entry.hub_id,
             parameters=entry.parameters,
             vocab_size=entry.vocab_size,
-            bytes_needed=memory_needed(entry.parameters, dtype),
+            bytes_needed=memory_needed(entry.parameters, choose_precision(entry.parameters, place).dtype),
             bytes_present=present,
             gated=entry.gated,
             licence=entry.licence,

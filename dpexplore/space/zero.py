@@ -20,7 +20,8 @@ import torch
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
-from dpexplore.models.registry import default_device, default_dtype
+from dpexplore.models.precision import choose_precision
+from dpexplore.models.registry import default_device
 from dpexplore.targets import Target
 from dpexplore.tuning import Engine, Run, TuneConfig, TuneStep
 from dpexplore.tuning.engine.checkpoint import Checkpoint, carry_on, checkpoint, pack, taken_up, unpack
@@ -93,7 +94,8 @@ class SlicedServer:
         self._runs: list[Run] = []
         self._gate = threading.Lock()
         self._closing = False
-        _MODELS[lm.name] = lm
+        self._key = f"{lm.name}@{lm.dtype_name}"
+        _MODELS[self._key] = lm
 
     @property
     def running(self) -> int:
@@ -127,7 +129,7 @@ class SlicedServer:
             run.cancel()
         for run in self._runs:
             run.wait(timeout=RESERVE_SECONDS, seen=sys.maxsize)
-        _MODELS.pop(self.lm.name, None)
+        _MODELS.pop(self._key, None)
 
     def _follow(self, run: Run) -> None:
         """Slice after slice until the run has ended."""
@@ -151,7 +153,7 @@ class SlicedServer:
     def _one_slice(self, run: Run, saved: Checkpoint) -> tuple[Checkpoint, bool]:
         """The last checkpoint of a slice, and whether the run ended in it."""
         try:
-            for news in self._slice_of(self.lm.name, saved, self._seconds):
+            for news in self._slice_of(self._key, saved, self._seconds):
                 run.follow(news.steps, BestPrompt(*unpack(news.best, CPU)) if news.best else run.best_prompt())
                 saved = news.saved or saved
                 if run.steps:
@@ -185,8 +187,11 @@ def _placed(lm: LanguageModel) -> LanguageModel:
     device = default_device()
     if lm.device == device:
         return lm
+    precision = choose_precision(lm.parameter_count, device, None if lm.dtype == torch.float32 else lm.dtype)
     model: Any = copy.deepcopy(lm.model)
-    return LanguageModel(lm.name, model.to(device, default_dtype(device)), lm.tokenizer, lm.identity)
+    return LanguageModel(
+        lm.name, model.to(device, precision.dtype), lm.tokenizer, lm.identity, dtype_reason=precision.why
+    )
 
 
 def _best(run: Run) -> BestPrompt | None:

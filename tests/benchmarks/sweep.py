@@ -75,7 +75,7 @@ def main() -> None:
     steps = sum(row["steps"] for row in together.values())
     size = model_size(spec.models[0], options.device)
     assert size is not None
-    share = operations_of(size, 5 * steps, steps) / wall / matrix_product_speed(options.device)
+    share = operations_of(size, 5 * steps, steps) / wall / matrix_product_speed(lm.dtype, options.device)
     print(f"{len(problems)} problems of {spec.name} on {lm.device.type}, at most {problems[0].config.steps} steps each")
     for name, count, w, p in (("the paper's way", len(sample), wall_alone, processor_alone),
                               ("the sweep's way", len(problems), wall, processor)):  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Callable
@@ -506,22 +505,6 @@ def test_what_is_no_capsule_is_said(tmp_path: Path, lm: LanguageModel, target: T
     capsule["restarts"] = [None]
     with pytest.raises(InputError, match="no prompt to go on from"):
         resume(lm, capsule)
-
-
-# Precision.
-
-
-def test_low_precision_is_compared_with_float32(lm: LanguageModel, target: Target) -> None:
-    coarse = LanguageModel(lm.name, copy.deepcopy(lm.model).bfloat16(), lm.tokenizer, lm.identity)
-    result = tune(coarse, target, TuneConfig(method="hard", hard_rule="search", restarts=1, steps=4)).result
-    assert result.prompt_ids is not None
-    rounded = LanguageModel(lm.name, copy.deepcopy(coarse.model).float(), lm.tokenizer, lm.identity)
-    log_q = rounded.log_probs_of_ids(torch.tensor([result.prompt_ids]))[0].double()
-    exact = float((torch.xlogy(target.probs, target.probs) - target.probs * log_q).sum())
-    assert result.kl_float32_nats == pytest.approx(exact, abs=1e-3)
-    differs = abs(result.kl_nats - exact) > 0.02 * exact
-    assert (result.precision_warning is not None) == differs
-    assert tune(lm, target, TuneConfig(restarts=1, steps=1)).result.kl_float32_nats is None
 
 
 # What is refused, in a sentence.

@@ -9,15 +9,10 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.tuning.init.layout import NO_TOKEN
 from dpexplore.tuning.init.nearest import by_direction
-from dpexplore.tuning.objectives.next_token import (
-    Scores,
-    all_divergences,
-    entropy_of,
-    top_overlap,
-)
+from dpexplore.tuning.objectives.next_token import all_divergences, entropy_of, top_overlap
 from dpexplore.tuning.record.capsule import make_capsule
-from dpexplore.tuning.record.outcome import RecordedRun
-from dpexplore.tuning.record.precision import kl_in_float32
+from dpexplore.tuning.record.outcome import RecordedRun, RowOutcome
+from dpexplore.tuning.record.precision import final_scores, final_scores_of_ids
 from dpexplore.tuning.record.steps import NearestToken, TuneResult
 
 NEAREST_SHOWN = 5
@@ -33,31 +28,34 @@ def build_result(run: RecordedRun) -> TuneResult:
             "No restart gave a finite KL, so there is no prompt to show; a smaller learning rate or another "
             "initialisation is worth a try."
         )
-    best = min(outcomes, key=lambda restart: outcomes[restart].loss)
+    losses, kls = _per_restart(run, outcomes)
+    best = min(losses, key=lambda restart: losses[restart])
     outcome = outcomes[best]
     ids = None if (outcome.ids == NO_TOKEN).any() else outcome.ids.tolist()
-    scores = _score(run, outcome.embeds) if ids is None else score_ids(run, ids)
+    scores = final_scores(run.lm, run.objective, [(outcome.ids, outcome.embeds)])
+    log_q = scores.log_q[0]
     text = None if ids is None else run.lm.decode(ids[len(run.layout.bos_ids) :])
     reencoded = None if text is None else encode_again(run.lm, text, run.config.bos)
     result = TuneResult(
         status=run.status or "cancelled",
         kl_nats=float(scores.kl),
-        kl_nats_per_restart=[outcomes[i].kl_nats if i in outcomes else None for i in range(run.config.restarts)],
+        scored_in=scores.scored_in,
+        kl_search_nats=None if scores.scored_in == run.lm.dtype_name else outcome.kl_nats,
+        kl_nats_per_restart=[kls.get(i) for i in range(run.config.restarts)],
         best_restart=best,
-        entropy_nats=float(entropy_of(scores.log_q)),
+        entropy_nats=float(entropy_of(log_q)),
         target_entropy_nats=run.target.entropy_nats,
         slots=str(run.config.parsed_slots()),
         prompt_ids=ids,
         prompt_text=text,
-        kl_reencoded_nats=None if reencoded is None else float(score_ids(run, reencoded).kl),
+        kl_reencoded_nats=None if reencoded is None else _kl_of_ids(run, reencoded),
         reencoded_ids=reencoded,
         prompt_embeds=outcome.embeds,
-        log_probs=scores.log_q[0].cpu(),
+        log_probs=log_q,
         nearest=nearest_to_soft(run.lm, outcome.embeds, outcome.ids),
         objective=run.config.objective,
-        distances=all_divergences(run.target.probs, scores.log_q[0].cpu()),
-        top_overlap=top_overlap(run.target.probs, scores.log_q[0].cpu()),
-        kl_float32_nats=kl_in_float32(run.lm, run.target, outcome.embeds, ids),
+        distances=all_divergences(run.target.probs, log_q),
+        top_overlap=top_overlap(run.target.probs, log_q),
         bounds=run.bounds,
         steps=max(outcome.steps for outcome in run.outcomes.values()),
         evaluations=sum(outcome.evaluations for outcome in run.outcomes.values()),
@@ -68,10 +66,19 @@ def build_result(run: RecordedRun) -> TuneResult:
     return result
 
 
-def score_ids(run: RecordedRun, ids: list[int]) -> Scores:
-    """Score a prompt of ids alone, without any cache."""
-    with torch.no_grad():
-        return _score(run, run.lm.embed(torch.tensor([ids], device=run.lm.device))[0].float())
+def _per_restart(run: RecordedRun, outcomes: dict[int, RowOutcome]) -> tuple[dict[int, float], dict[int, float]]:
+    """Loss and KL of each restart's best prompt; what a search in low precision made of them is not kept."""
+    if run.lm.dtype == torch.float32:
+        return {i: each.loss for i, each in outcomes.items()}, {i: each.kl_nats for i, each in outcomes.items()}
+    scores = final_scores(run.lm, run.objective, [(each.ids, each.embeds) for each in outcomes.values()])
+    return (
+        dict(zip(outcomes, scores.loss.tolist(), strict=True)),
+        dict(zip(outcomes, scores.kl.tolist(), strict=True)),
+    )
+
+
+def _kl_of_ids(run: RecordedRun, ids: list[int]) -> float:
+    return float(final_scores_of_ids(run.lm, run.objective, ids).kl)
 
 
 def nearest_tokens(lm: LanguageModel, embeds: Tensor, count: int = NEAREST_SHOWN) -> list[list[NearestToken]]:
@@ -88,11 +95,6 @@ def nearest_tokens(lm: LanguageModel, embeds: Tensor, count: int = NEAREST_SHOWN
         ]
         for index, values in zip(top.indices, top.values, strict=True)
     ]
-
-
-def _score(run: RecordedRun, embeds: Tensor) -> Scores:
-    with torch.no_grad():
-        return run.objective.score(run.lm, embeds[None].to(run.lm.device), [run.objective])
 
 
 def encode_again(lm: LanguageModel, text: str, bos: bool) -> list[int] | None:

@@ -32,7 +32,8 @@ def describe_run(run: RecordedRun) -> dict[str, Any]:
             "name": run.lm.name,
             "identity": run.lm.identity,
             "device": run.lm.device.type,
-            "dtype": str(run.lm.dtype).removeprefix("torch."),
+            "dtype": run.lm.dtype_name,
+            "dtype_reason": run.lm.dtype_reason,
         },
         "libraries": library_versions(),
         "resumed_from": run.resumed_from,
@@ -52,6 +53,8 @@ def make_capsule(run: RecordedRun, result: TuneResult) -> dict[str, Any]:
         "result": {
             "status": result.status,
             "kl_nats": result.kl_nats,
+            "scored_in": result.scored_in,
+            "kl_search_nats": result.kl_search_nats,
             "kl_nats_per_restart": result.kl_nats_per_restart,
             "best_restart": result.best_restart,
             "entropy_nats": result.entropy_nats,
@@ -62,7 +65,6 @@ def make_capsule(run: RecordedRun, result: TuneResult) -> dict[str, Any]:
             "prompt_embeds": None if result.prompt_ids is not None else encode_array(result.prompt_embeds),
             "distances": {kind: finite(value) for kind, value in result.distances.items()},
             "top_overlap": result.top_overlap,
-            "kl_float32_nats": result.kl_float32_nats,
             "floor_nats": result.bounds.floor_nats,
             "head_optimum_nats": result.bounds.head_optimum_nats,
             "direct_note": result.bounds.note,
@@ -71,7 +73,7 @@ def make_capsule(run: RecordedRun, result: TuneResult) -> dict[str, Any]:
             "evaluations": result.evaluations,
             "seconds": round(result.seconds, 3),
         },
-        "restarts": [_restart(run, i) for i in range(run.config.restarts)],
+        "restarts": [_restart(run, i, kl) for i, kl in enumerate(result.kl_nats_per_restart)],
         "history": {
             "kl_nats": [[_rounded(kl) for kl in step.kl_nats] for step in run.steps],
             "entropy_nats": [[_rounded(nats) for nats in step.entropy_nats] for step in run.steps],
@@ -122,7 +124,8 @@ def interrupted_capsule(
             "best_restart": best["restart"],
             "prompt_ids": None if soft else best["ids"],
             "prompt_embeds": best["embeds"],
-            "kl_float32_nats": None,
+            "scored_in": head["model"]["dtype"],
+            "kl_search_nats": None,
             "steps": best["steps"],
             "evaluations": best["evaluations"],
             "seconds": best["seconds"],
@@ -157,7 +160,7 @@ def decode_array(record: dict[str, Any]) -> Tensor:
     return torch.from_numpy(data.reshape(record["shape"]).astype(np.float32))
 
 
-def _restart(run: RecordedRun, restart: int) -> dict[str, Any] | None:
+def _restart(run: RecordedRun, restart: int, kl_nats: float | None) -> dict[str, Any] | None:
     """Where a restart's best prompt stands, so that it can go on from there; None if it has none."""
     outcome = run.outcomes.get(restart)
     if outcome is None or outcome.loss == math.inf:
@@ -168,7 +171,7 @@ def _restart(run: RecordedRun, restart: int) -> dict[str, Any] | None:
         "steps": outcome.steps,
         "evaluations": outcome.evaluations,
         "loss": outcome.loss,
-        "kl_nats": outcome.kl_nats,
+        "kl_nats": kl_nats,
         "ids": outcome.ids.tolist(),
         "embeds": encode_array(outcome.embeds) if has_soft else None,
     }

@@ -1,31 +1,76 @@
-"""The same prompt in float32: what a model in low precision says of a KL is wrong by per cents near the optimum."""
+"""Final scores in float32: what a model in low precision says of a KL is wrong by per cents near the optimum."""
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dpexplore.models import LanguageModel
-from dpexplore.models.registry import memory_present
-from dpexplore.targets import Target
-from dpexplore.tuning.objectives.sequences import objective_for
+from dpexplore.models.precision import dtype_name
+from dpexplore.models.upcast import in_float32
+from dpexplore.tuning.engine.capacity import is_out_of_memory
+from dpexplore.tuning.init.layout import NO_TOKEN, Start
+from dpexplore.tuning.objectives.next_token import Objective, Scores
 
-BYTES_FLOAT32 = 4
-USABLE = 0.5  # share of the free memory that the second copy may take; other runs go on beside it
+TOGETHER = 32
+"""Prompts scored in one pass."""
 
 
-def kl_in_float32(lm: LanguageModel, target: Target, embeds: Tensor, ids: list[int] | None) -> float | None:
-    """KL(p‖q) in nats of a prompt by a copy of the model in float32, which is dropped again.
+@dataclass(frozen=True, eq=False)
+class FinalScores:
+    """What prompts come to, on the CPU, and in which precision that was computed."""
 
-    embeds `(pos hidden)`, and its ids if it has them. None where the model is in float32 already, or where the copy
-    does not fit the memory.
+    loss: Tensor
+    """`(prompts,)` float32."""
+    kl: Tensor
+    """`(prompts,)` float32, nats."""
+    log_q: Tensor
+    """`(prompts vocab)` float32."""
+    scored_in: str
+    """float32, or the model's own dtype where the memory does not hold one layer of it in float32."""
+
+
+def final_scores(lm: LanguageModel, objective: Objective, prompts: Sequence[Start]) -> FinalScores:
+    """Score prompts of one length in float32, whatever the model runs in, and without any cache.
+
+    A prompt is its ids `(pos,)`, `NO_TOKEN` at soft tokens, and its embeddings `(pos hidden)`. A model in low precision
+    is computed layer by layer (`models.upcast`), with the weights that it has: so no KL lies below its certified floor.
     """
-    if lm.dtype == torch.float32 or lm.parameter_count * BYTES_FLOAT32 > USABLE * memory_present(lm.device):
-        return None
-    exact = LanguageModel(lm.name, copy.deepcopy(lm.model).float(), lm.tokenizer, lm.identity)
-    with torch.no_grad():
-        prompt = embeds[None].to(lm.device) if ids is None else exact.embed(torch.tensor([ids]))
-        objective = objective_for(exact, target)
-        return float(objective.score(exact, prompt, [objective]).kl)
+    ids = torch.stack([ids for ids, _ in prompts])
+    embeds = torch.stack([embeds for _, embeds in prompts])
+    try:
+        with in_float32(lm) as exact:
+            return _in_parts(exact, objective, ids, embeds)
+    except RuntimeError as error:
+        if lm.dtype == torch.float32 or not is_out_of_memory(error):
+            raise
+    return _in_parts(lm, objective, ids, embeds)
+
+
+def final_scores_of_ids(lm: LanguageModel, objective: Objective, ids: list[int]) -> FinalScores:
+    """The same for one prompt of tokens alone."""
+    return final_scores(lm, objective, [(torch.tensor(ids), torch.zeros(len(ids), lm.hidden_size))])
+
+
+def _in_parts(lm: LanguageModel, objective: Objective, ids: Tensor, embeds: Tensor) -> FinalScores:
+    found = [
+        _one_pass(lm, objective, ids[start : start + TOGETHER], embeds[start : start + TOGETHER])
+        for start in range(0, len(ids), TOGETHER)
+    ]
+    return FinalScores(
+        torch.cat([scores.loss.cpu() for scores in found]),
+        torch.cat([scores.kl.cpu() for scores in found]),
+        torch.cat([scores.log_q.cpu() for scores in found]),
+        dtype_name(lm.dtype),
+    )
+
+
+@torch.no_grad()
+def _one_pass(lm: LanguageModel, objective: Objective, ids: Tensor, embeds: Tensor) -> Scores:
+    ids, embeds = ids.to(lm.device), embeds.to(lm.device, torch.float32)
+    words = lm.embed(ids.clamp_min(0)).float()
+    prompts = torch.where((ids == NO_TOKEN)[..., None], embeds, words)
+    return objective.score(lm, prompts, [objective] * len(prompts))

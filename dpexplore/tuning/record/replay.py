@@ -15,12 +15,13 @@ from dpexplore.targets import Target, parse_recipe
 from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.engine.engine import Engine
 from dpexplore.tuning.engine.server import EngineServer
-from dpexplore.tuning.init.layout import Layout, Start
-from dpexplore.tuning.objectives.next_token import Scores, all_divergences, entropy_of, top_overlap
+from dpexplore.tuning.init.layout import NO_TOKEN, Layout, Start
+from dpexplore.tuning.objectives.next_token import all_divergences, entropy_of, top_overlap
 from dpexplore.tuning.objectives.sequences import objective_for
 from dpexplore.tuning.record.bounds import Bounds
 from dpexplore.tuning.record.build import encode_again, nearest_to_soft
 from dpexplore.tuning.record.capsule import FORMAT, FORMAT_VERSION, decode_array, finite, library_versions
+from dpexplore.tuning.record.precision import final_scores, final_scores_of_ids
 from dpexplore.tuning.record.steps import TuneResult
 from dpexplore.tuning.run import Run
 
@@ -72,9 +73,8 @@ def replay(lm: LanguageModel, capsule: dict[str, Any], target: Target | None = N
     `target` spares building it again. InputError if the prompt does not fit the model.
     """
     objective = objective_for(lm, target or target_of(lm, capsule))
-    result = capsule["result"]
-    with torch.no_grad():
-        kl = float(objective.score(lm, _prompt(lm, result)[None].to(lm.device), [objective]).kl)
+    result = _result_record(capsule)
+    kl = float(final_scores(lm, objective, [_prompt(lm, result)]).kl)
     libraries = capsule["libraries"]
     same = all(libraries.get(name) == now for name, now in library_versions().items())
     return Replay(result["kl_nats"], kl, capsule["model"]["identity"] == lm.identity, same)
@@ -94,29 +94,23 @@ def restore(lm: LanguageModel, capsule: dict[str, Any], target: Target | None = 
 
 
 def _restore(lm: LanguageModel, capsule: dict[str, Any], target: Target) -> TuneResult:
-    config, record = TuneConfig.from_dict(capsule["config"]), capsule["result"]
+    config, record = TuneConfig.from_dict(capsule["config"]), _result_record(capsule)
     best = capsule["restarts"][record["best_restart"]]
     objective, layout_ids, ids = (
         objective_for(lm, target, config.objective),
         torch.tensor(best["ids"]),
         record["prompt_ids"],
     )
-    embeds = _prompt(lm, record)
-
-    def score(prompt: torch.Tensor) -> Scores:
-        with torch.no_grad():
-            return objective.score(lm, prompt[None].to(lm.device), [objective])
-
-    scores = score(embeds)
-    log_q = scores.log_q[0].cpu()
+    prompt = _prompt(lm, record)
+    log_q = final_scores(lm, objective, [prompt]).log_q[0]
     distances = all_divergences(target.probs, log_q)
     text = None if ids is None else lm.decode(ids[len(Layout.of(lm, config).bos_ids) :])
     again = None if text is None else encode_again(lm, text, config.bos)
     measured = {
-        "entropy_nats": float(entropy_of(scores.log_q)),
+        "entropy_nats": float(entropy_of(log_q)),
         "slots": str(config.parsed_slots()),
         "prompt_text": text,
-        "kl_reencoded_nats": None if again is None else float(score(_embedded(lm, again)).kl),
+        "kl_reencoded_nats": None if again is None else float(final_scores_of_ids(lm, objective, _known(lm, again)).kl),
         "distances": {kind: finite(value) for kind, value in distances.items()},
         "top_overlap": top_overlap(target.probs, log_q),
     }
@@ -124,6 +118,8 @@ def _restore(lm: LanguageModel, capsule: dict[str, Any], target: Target) -> Tune
     return TuneResult(
         status=result["status"],
         kl_nats=float(result["kl_nats"]),
+        scored_in=result["scored_in"],
+        kl_search_nats=result["kl_search_nats"],
         kl_nats_per_restart=result["kl_nats_per_restart"],
         best_restart=result["best_restart"],
         entropy_nats=result["entropy_nats"],
@@ -133,13 +129,12 @@ def _restore(lm: LanguageModel, capsule: dict[str, Any], target: Target) -> Tune
         prompt_text=text,
         kl_reencoded_nats=result["kl_reencoded_nats"],
         reencoded_ids=again,
-        prompt_embeds=embeds.cpu(),
+        prompt_embeds=prompt[1].cpu(),
         log_probs=log_q,
-        nearest=nearest_to_soft(lm, embeds.cpu(), layout_ids),
+        nearest=nearest_to_soft(lm, prompt[1].cpu(), layout_ids),
         objective=config.objective,
         distances=distances,
         top_overlap=result["top_overlap"],
-        kl_float32_nats=result["kl_float32_nats"],
         bounds=Bounds(result.get("floor_nats"), result.get("head_optimum_nats"), note=result.get("direct_note")),
         steps=result["steps"],
         evaluations=result["evaluations"],
@@ -148,11 +143,24 @@ def _restore(lm: LanguageModel, capsule: dict[str, Any], target: Target) -> Tune
     )
 
 
-def _prompt(lm: LanguageModel, record: dict[str, Any]) -> torch.Tensor:
-    """The prompt of a capsule's `result`, `(pos hidden)` float32."""
-    if record["prompt_ids"] is not None:
-        return _embedded(lm, record["prompt_ids"])
-    return _fitting(lm, decode_array(record["prompt_embeds"]))
+def _result_record(capsule: dict[str, Any]) -> dict[str, Any]:
+    """A capsule's `result`; capsules of before say in other words what their KL was scored in."""
+    result = dict(capsule["result"])
+    if "scored_in" not in result:
+        exact, own = result.pop("kl_float32_nats", None), capsule["model"]["dtype"]
+        result |= {"scored_in": own, "kl_search_nats": None}
+        if exact is not None:
+            result |= {"kl_nats": exact, "scored_in": "float32", "kl_search_nats": result["kl_nats"]}
+    return result
+
+
+def _prompt(lm: LanguageModel, record: dict[str, Any]) -> Start:
+    """The prompt of a capsule's `result`: its ids, and its embeddings `(pos hidden)` float32."""
+    ids = record["prompt_ids"]
+    if ids is not None:
+        return torch.tensor(ids), _embedded(lm, ids)
+    embeds = _fitting(lm, decode_array(record["prompt_embeds"]))
+    return torch.full((len(embeds),), NO_TOKEN), embeds
 
 
 def _embedded(lm: LanguageModel, ids: list[int]) -> torch.Tensor:

@@ -49,7 +49,11 @@ class TuneResult:
     status: Status
     """converged: every restart stopped improving; max_steps; cancelled; nonfinite: no restart stayed finite."""
     kl_nats: float
-    """KL(p‖q) of the best prompt, re-scored in a pass of its own."""
+    """KL(p‖q) of the best prompt, re-scored in a pass of its own, in the precision of `scored_in`."""
+    scored_in: str
+    """float32; the model's own dtype only where the memory does not hold one layer of it in float32."""
+    kl_search_nats: float | None
+    """KL of the same prompt as the search saw it, in the model's own precision; None where that is `scored_in`."""
     kl_nats_per_restart: list[float | None]
     """KL of each restart's best prompt; None if it was never finite or never began."""
     best_restart: int
@@ -77,8 +81,6 @@ class TuneResult:
     """kl, reverse_kl, js (nats) and tv (0 to 1) between p and q at the best prompt; reverse_kl may be infinite."""
     top_overlap: float
     """Share of p's ten likeliest tokens that are among q's."""
-    kl_float32_nats: float | None
-    """KL of the same prompt in float32, where the model runs in less; None in float32, or if it does not fit beside."""
     bounds: Bounds
     """Floor and head optimum of the target, where the run solved its head (soft rule `direct`)."""
     steps: int
@@ -98,17 +100,17 @@ class TuneResult:
     @property
     def bounds_sentence(self) -> str | None:
         """What the certified floor and this prompt say together: the question closed, or the interval that is left."""
-        kl = self.kl_nats if self.kl_float32_nats is None else self.kl_float32_nats
-        return bounds_sentence(self.bounds.floor_nats, kl)
+        return bounds_sentence(self.bounds.floor_nats, self.kl_nats)
 
     @property
     def precision_warning(self) -> str | None:
-        """A sentence where the model's precision moves the KL by more than 2 %; None where it does not."""
-        exact = self.kl_float32_nats
-        if exact is None or abs(self.kl_nats - exact) <= PRECISION_TOLERANCE * abs(exact):
+        """A sentence where the model's precision moves the KL by more than 2 %, or nobody could check that."""
+        seen, dtype = self.kl_search_nats, self.capsule["model"]["dtype"]
+        if self.scored_in != "float32":
+            return f"This KL was computed in {self.scored_in}: the memory is too small to check it in float32."
+        if seen is None or abs(self.kl_nats - seen) <= PRECISION_TOLERANCE * abs(self.kl_nats):
             return None
-        dtype = self.capsule["model"]["dtype"]
         return (
-            f"The model runs in {dtype}, which moves the KL of this prompt: {self.kl_nats:.4f} nats there, "
-            f"{exact:.4f} nats in float32."
+            f"The search ran in {dtype}, which moves the KL of this prompt: {seen:.4f} nats there, "
+            f"{self.kl_nats:.4f} nats in float32."
         )
