@@ -34,7 +34,14 @@ from dpexplore.models.packaged import gguf_folder
 from dpexplore.models.precision import choose_precision, dtype_of, split_dtype
 from dpexplore.models.proof import prove
 from dpexplore.models.quiet import quiet_libraries
-from dpexplore.models.random_model import BYTES_LLAMA, bytes_llama_config, bytes_tokenizer, initialise
+from dpexplore.models.random_model import (
+    BYTES_LLAMA,
+    bytes_llama_config,
+    bytes_tokenizer,
+    drawn_on,
+    initialise,
+    random_identity,
+)
 from dpexplore.models.registry import REGISTRY, default_device
 from dpexplore.models.sizes import count_parameters
 
@@ -156,8 +163,11 @@ class _Loader:
     def random(self, name: str, seed: int) -> LanguageModel:
         wanted = name.removeprefix(RANDOM_PREFIX).strip()
         config, tokenizer = self._config_and_tokenizer(wanted)
-        self._admit(name, count_parameters(config, name))
-        return self._finish(name, initialise(config, seed), tokenizer, f"random:{seed}:{wanted}")
+        parameters = count_parameters(config, name)
+        self._admit(name, parameters)
+        drawn, dtype = drawn_on(parameters, self.device), self.precision.dtype
+        model = initialise(config, seed, drawn, dtype)
+        return self._finish(name, model, tokenizer, random_identity(seed, wanted, drawn, dtype))
 
     def _config_and_tokenizer(self, wanted: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
         if wanted.lower() == BYTES_LLAMA:

@@ -13,18 +13,46 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from dpexplore.models.precision import dtype_name
+
 BYTES_LLAMA = "bytes-llama"
 """`random:bytes-llama` needs neither cache nor network: a small Llama over single bytes."""
+
+MOST_DRAWN_ON_CPU = 200_000_000
+"""Parameters; a second or two."""
 
 _END = "<|endoftext|>"
 
 
-def initialise(config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    """The architecture with its own initialisation from `seed`, in float32; the global generator is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would reseed the CUDA generators as well, which fork_rng does not restore here
-        torch.default_generator.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+def drawn_on(parameters: int, device: torch.device) -> torch.device:
+    """Where the weights of a random model are drawn.
+
+    On the CPU, the same numbers for every device, while that is quick. A large model that goes to a CUDA card is drawn
+    there: 8 billion numbers take minutes on a CPU, a moment on a card.
+    """
+    large = parameters > MOST_DRAWN_ON_CPU
+    return device if large and device.type == "cuda" else torch.device("cpu")
+
+
+def random_identity(seed: int, config_name: str, drawn: torch.device, dtype: torch.dtype) -> str:
+    """What the weights are. A card draws other numbers than a CPU from the same seed, and others in each dtype."""
+    where = "" if drawn.type == "cpu" else f"@{drawn.type}-{dtype_name(dtype)}"
+    return f"random:{seed}:{config_name}{where}"
+
+
+def initialise(config: PretrainedConfig, seed: int, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """The architecture with its own initialisation from `seed`, drawn on `device`; generators are left alone.
+
+    On the CPU always in float32, from which any dtype is rounded; elsewhere directly in `dtype`.
+    """
+    if device.type == "cpu":
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would reseed the CUDA generators as well, which fork_rng does not restore here
+            torch.default_generator.manual_seed(seed)
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    with torch.random.fork_rng(devices=[device], device_type=device.type), device:
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
 def bytes_llama_config() -> LlamaConfig:

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 
 from dpexplore.errors import InputError
 from dpexplore.models import DEFAULT_MODEL, LanguageModel, describe_models, load_model
+from dpexplore.models.random_model import bytes_llama_config, drawn_on, initialise, random_identity
 from dpexplore.models.registry import REGISTRY, memory_needed
 from tests.tiny_models import ARCHITECTURES
 
@@ -199,6 +200,18 @@ class TestRandom:
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
         assert [lm.identity for lm in models] == [f"random:{seed}:bytes-llama" for seed in (1, 1, 2)]
+
+    def test_large_models_are_drawn_where_they_go(self) -> None:
+        cpu, card = torch.device("cpu"), torch.device("cuda", 0)
+        assert [drawn_on(parameters, card) for parameters in (10**8, 10**9)] == [cpu, card]
+        assert drawn_on(10**10, cpu) == cpu
+        assert random_identity(3, "gpt2", cpu, torch.bfloat16) == "random:3:gpt2"
+        assert random_identity(3, "gpt2", card, torch.bfloat16) == "random:3:gpt2@cuda-bfloat16"
+
+    def test_weights_are_drawn_on_the_device_in_its_dtype(self) -> None:
+        """On `meta` the path of a card runs, without numbers."""
+        model = initialise(bytes_llama_config(), 0, torch.device("meta"), torch.bfloat16)
+        assert {(each.device.type, each.dtype) for each in model.parameters()} == {("meta", torch.bfloat16)}
 
     def test_global_generator_is_left_alone(self) -> None:
         before = torch.get_rng_state()

@@ -123,7 +123,7 @@ def test_the_tables_memory_is_asked_for_before_the_run(
     needed = table_bytes(lm)
     assert needed >= 2 * len(lm.ordinary_ids) * lm.hidden_size
     monkeypatch.setattr("dpexplore.tuning.engine.capacity.memory_present", lambda _device: needed)
-    with pytest.raises(InputError, match=r"look tokens up .* init 'vocab' is accepted"):
+    with pytest.raises(InputError, match=r"look tokens up .* Use init 'vocab'"):
         tune(lm, target, LOOKUP)
     monkeypatch.undo()
     closest_tokens(lm, target.probs)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 
 from dpexplore.errors import InputError
@@ -10,7 +13,7 @@ from dpexplore.models.registry import memory_present
 
 USABLE = 0.7  # share of the memory present that rows may take; the rest is for temporaries and for others
 GROW_AFTER = 50  # steps at full capacity without running out before more is tried
-BYTES_PER_RECORD = 80  # KL and entropy of one restart at one step, as Python keeps them
+BYTES_PER_RECORD = 80  # numbers of one restart at one step: in the engine's log, and as Python lists in its capsule
 PROBE_LENGTHS = (2, 10)  # prompt lengths at which saved activations are measured; they grow linearly between
 
 
@@ -22,11 +25,44 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return "can't allocate memory" in text or "not enough memory" in text
 
 
-class Capacity:
-    """The number of rows that one pass may hold, for prompts of any length."""
+@dataclass(frozen=True)
+class Memory:
+    """A memory that work must fit into."""
 
-    def __init__(self, lm: LanguageModel, max_rows: int | None = None) -> None:
+    name: str
+    """As messages name it."""
+    free: Callable[[], int]
+    """Bytes that are free now."""
+
+
+def memory_of_model(lm: LanguageModel) -> Memory:
+    """Where rows live: on the model's device; on the fullest card where it is spread over several."""
+    devices = {parameter.device for parameter in lm.model.parameters()}
+    name = "the machine's memory" if devices == {torch.device("cpu")} else "the card's memory"
+    return Memory(name, lambda: min(memory_present(device) for device in devices))
+
+
+def memory_of_machine() -> Memory:
+    """Where records and tables live."""
+    return Memory("the machine's memory", lambda: memory_present(torch.device("cpu")))
+
+
+class Capacity:
+    """The number of rows that one pass may hold, for prompts of any length.
+
+    Rows are held against the memory of the model's device; what runs leave behind, against that of the machine.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        max_rows: int | None = None,
+        device: Memory | None = None,
+        machine: Memory | None = None,
+    ) -> None:
         self.lm = lm
+        self.device = device or memory_of_model(lm)
+        self.machine = machine or memory_of_machine()
         self._ceiling = max_rows
         self._limit = max_rows
         self._calm_steps = 0
@@ -49,33 +85,23 @@ class Capacity:
 
     def rows(self, length: int, pairs: int = 0, behind: int = 0) -> int:
         """How many rows of this length fit now, at least 1."""
-        fit = int(USABLE * memory_present(self.lm.device) // self.bytes_per_row(length, pairs, behind))
+        fit = int(USABLE * self.device.free() // self.bytes_per_row(length, pairs, behind))
         return max(1, fit if self._limit is None else min(fit, self._limit))
 
     def check(self, length: int, restarts: int, steps: int, pairs: int = 0, behind: int = 0) -> None:
         """InputError, with the numbers, if one row of this length, or what the restarts leave behind, cannot fit."""
-        present = memory_present(self.lm.device)
         needed = self.bytes_per_row(length, pairs, behind)
-        if needed > present:
-            raise InputError(
-                f"A prompt of {length:,} tokens needs {needed / 2**30:.1f} GiB to tune and "
-                f"{present / 2**30:.1f} GiB are free; a shorter prompt is accepted."
-            )
+        if needed > self.device.free():
+            raise _too_much(f"A prompt of {length:,} tokens needs", needed, self.device, "Use a shorter prompt.")
         outcomes = restarts * (length * self.lm.hidden_size * 4 + steps * BYTES_PER_RECORD)
-        if outcomes > present:
-            raise InputError(
-                f"{restarts:,} restarts of {length:,} tokens and {steps:,} steps need {outcomes / 2**30:.1f} GiB and "
-                f"{present / 2**30:.1f} GiB are free; fewer restarts or steps or a shorter prompt are accepted."
-            )
+        if outcomes > self.machine.free():
+            work = f"The records of {restarts:,} restarts of {length:,} tokens and {steps:,} steps need"
+            raise _too_much(work, outcomes, self.machine, "Use fewer restarts or steps, or a shorter prompt.")
 
     def check_table(self, needed: int) -> None:
-        """InputError, with the numbers, if a table of so many bytes does not fit into the processor's memory."""
-        present = memory_present(torch.device("cpu"))
-        if needed > USABLE * present:
-            raise InputError(
-                f"To look tokens up takes {needed / 2**30:.1f} GiB for {self.lm.name} and {present / 2**30:.1f} GiB "
-                "are free; init 'vocab' is accepted."
-            )
+        """InputError, with the numbers, if a table of so many bytes does not fit into the machine's memory."""
+        if needed > USABLE * self.machine.free():
+            raise _too_much(f"To look tokens up for {self.lm.name} takes", needed, self.machine, "Use init 'vocab'.")
 
     def ran_out(self, rows: int) -> None:
         """A pass of so many rows did not fit: half of it is the new limit."""
@@ -93,9 +119,10 @@ class Capacity:
             self._limit = grown if self._ceiling is None else min(grown, self._ceiling)
 
     def _probe(self, length: int) -> int:
-        """Bytes that autograd keeps for the backward pass of one row, parameters not counted."""
+        """Bytes that autograd keeps for the backward pass of one row, weights not counted."""
         lm = self.lm
-        held = {parameter.untyped_storage().data_ptr() for parameter in lm.model.parameters()}
+        weights = [*lm.model.parameters(), *lm.model.buffers()]
+        held = {weight.untyped_storage().data_ptr() for weight in weights}
         kept: dict[int, int] = {}
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -109,3 +136,8 @@ class Capacity:
             graph = lm.log_probs(embeds)
         del graph
         return sum(kept.values())
+
+
+def _too_much(work: str, needed: int, memory: Memory, instead: str) -> InputError:
+    need, free = needed / 2**30, memory.free() / 2**30
+    return InputError(f"{work} {need:.1f} GiB of {memory.name}, of which {free:.1f} GiB are free. {instead}")
