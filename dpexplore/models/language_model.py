@@ -50,6 +50,11 @@ class LanguageModel:
         return self.compute_dtype or self.model.dtype
 
     @property
+    def is_spread(self) -> bool:
+        """Whether its layers are on several cards: then no pass can be captured."""
+        return is_spread(self.model)
+
+    @property
     def dtype_name(self) -> str:
         """`float32`, `bfloat16`, …"""
         return str(self.dtype).removeprefix("torch.")
@@ -223,3 +228,8 @@ class LanguageModel:
             ) from error
         assert isinstance(ids, list)
         return ids
+
+
+def is_spread(model: PreTrainedModel) -> bool:
+    """Whether the layers of a model are on several devices."""
+    return len(set(getattr(model, "hf_device_map", {}).values())) > 1

@@ -28,9 +28,10 @@ from dpexplore.models import gguf, hub
 from dpexplore.models.config import check_causal, check_fits, read_config
 from dpexplore.models.default_model import PACKAGED, Progress
 from dpexplore.models.folder import adapter_base, check_pointers
-from dpexplore.models.language_model import LanguageModel
+from dpexplore.models.language_model import LanguageModel, is_spread
 from dpexplore.models.names import DEFAULT_MODEL
 from dpexplore.models.packaged import gguf_folder
+from dpexplore.models.placement import device_map, free_cards, needs_all_cards
 from dpexplore.models.precision import choose_precision, dtype_of, split_dtype
 from dpexplore.models.proof import prove
 from dpexplore.models.quiet import quiet_libraries
@@ -86,7 +87,7 @@ def load_model(
     if not name.removeprefix(RANDOM_PREFIX):
         raise InputError(f"No model was named; the default is {DEFAULT_MODEL}.")
     with _ONE_AT_A_TIME, quiet_libraries():
-        loader = _Loader(place, asked, progress or (lambda _text, _fraction: None))
+        loader = _Loader(place, device is None, asked, progress or (lambda _text, _fraction: None))
         if name.startswith(RANDOM_PREFIX):
             return loader.random(name, seed)
         if name.lower().endswith(".gguf"):
@@ -97,15 +98,20 @@ def load_model(
 class _Loader:
     """One call of `load_model`: where the model goes, and who hears of the progress."""
 
-    def __init__(self, device: torch.device, asked: torch.dtype | None, progress: Progress) -> None:
+    def __init__(self, device: torch.device, may_spread: bool, asked: torch.dtype | None, progress: Progress) -> None:
+        """`may_spread`: nobody named a device, so that a model too large for one card may take all of them."""
         self.device, self.progress = device, progress
-        self._asked = asked
+        self._may_spread, self._asked = may_spread, asked
         self.precision = choose_precision(0, device, asked)
 
     def _admit(self, name: str, parameters: int) -> None:
         """Choose the precision of a model of so many parameters. InputError if it does not fit."""
         self.precision = choose_precision(parameters, self.device, self._asked)
-        check_fits(name, parameters, self.precision.dtype, self.device)
+        if not self._spreads(parameters):
+            check_fits(name, parameters, self.precision.dtype, self.device)
+
+    def _spreads(self, parameters: int) -> bool:
+        return self._may_spread and needs_all_cards(parameters, self.precision.dtype, free_cards())
 
     def pretrained(self, name: str) -> LanguageModel:
         """A registry name, a folder, or a Hub id."""
@@ -200,7 +206,7 @@ class _Loader:
 
     def _read_weights(self, folder: Path, name: str) -> PreTrainedModel:
         # On CUDA each tensor goes straight to the card: the machine's memory may be smaller than the card's.
-        placement = {"device_map": {"": self.device}} if self.device.type == "cuda" else {}
+        placement = self._device_map(folder, name) if self.device.type == "cuda" else {}
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=self.precision.dtype, trust_remote_code=False, output_loading_info=True, **placement
@@ -229,10 +235,22 @@ class _Loader:
             _restore_buffers(model)
         return model
 
+    def _device_map(self, folder: Path, name: str) -> dict[str, Any]:
+        config = read_config(folder, name)
+        if not self._spreads(count_parameters(config, name)):
+            return {"device_map": {"": self.device}}
+        cards = free_cards()
+        found = device_map(config, self.precision.dtype, cards)
+        if found is None:
+            raise InputError(
+                f"The layers of {name} do not fit into the {len(cards)} cards of this machine; choose a smaller model."
+            )
+        return {"device_map": found}
+
     def _finish(
         self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, identity: str
     ) -> LanguageModel:
-        _place(model, self.device, self.precision.dtype)
+        _place(model, None if is_spread(model) else self.device, self.precision.dtype)
         model.eval().requires_grad_(False)
         head = model.get_output_embeddings()
         if head is not None:
@@ -242,13 +260,16 @@ class _Loader:
         return dataclasses.replace(lm, untunable=prove(lm))
 
 
-def _place(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:
-    """Parameters go to the device in the dtype; buffers, such as rotary frequencies, are never rounded to less."""
+def _place(model: PreTrainedModel, device: torch.device | None, dtype: torch.dtype) -> None:
+    """Parameters go to the device in the dtype; buffers, such as rotary frequencies, are never rounded to less.
+
+    device: None leaves everything where it is.
+    """
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(device, dtype)
+        parameter.data = parameter.data.to(device or parameter.device, dtype)
     for buffer in model.buffers():
         widened = torch.promote_types(buffer.dtype, dtype) if buffer.is_floating_point() else buffer.dtype
-        buffer.data = buffer.data.to(device, widened)
+        buffer.data = buffer.data.to(device or buffer.device, widened)
 
 
 def _restore_buffers(model: PreTrainedModel) -> None:
