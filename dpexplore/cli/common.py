@@ -25,14 +25,18 @@ ModelOption = Annotated[
 TargetOption = Annotated[str, typer.Option(help="The target's recipe, such as 'entropy(bits=7, seed=0)'.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if there is one.")]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(help="float32 or bfloat16; default: float32 unless its weights take half of a card's memory or more."),
+]
 
 AcceptOption = Annotated[
     bool, typer.Option("--accept-terms", help="Accept the terms a packaged model comes under; asked for once.")
 ]
 
 
-def load(model: str, device: str | None, accept_terms: bool = False) -> dp.LanguageModel:
-    """Load a model and report progress on standard error. InputError as `load_model`."""
+def load(model: str, device: str | None, dtype: str | None = None, accept_terms: bool = False) -> dp.LanguageModel:
+    """Load a model and report progress, and its precision, on standard error. InputError as `load_model`."""
     import dpexplore as dp
     from dpexplore.models.default_model import PACKAGED
 
@@ -40,7 +44,9 @@ def load(model: str, device: str | None, accept_terms: bool = False) -> dp.Langu
     if accept_terms and packaged is not None and packaged.terms is not None:
         packaged.terms.accept()
 
-    return dp.load_model(model, device=device, progress=lambda text, _fraction: progress(text))
+    lm = dp.load_model(model, device=device, dtype=dtype, progress=lambda text, _fraction: progress(text))
+    progress(f"{lm.name} in {lm.dtype_reason}")
+    return lm
 
 
 def progress(text: str) -> None:

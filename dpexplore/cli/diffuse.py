@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpexplore.cli.common import DeviceOption, JsonOption, ModelOption, emit, load, progress, say, stoppable
+from dpexplore.cli.common import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    emit,
+    load,
+    progress,
+    say,
+    stoppable,
+)
 from dpexplore.diffuse.config import PRESETS, SIZES, AdapterConfig
 from dpexplore.errors import InputError
 from dpexplore.files import write_file
@@ -63,10 +73,11 @@ def diffuse(
     replay: Annotated[Path | None, typer.Option(help="Score the adapter in this folder again; train nothing.")] = None,
     as_json: JsonOption = False,
     device: DeviceOption = None,
+    dtype: DtypeOption = None,
 ) -> None:
     """Bring a model to a distribution over strings, by LoRA or by a prompt. The last line is the metrics."""
     if replay is not None:
-        _show_replay(replay, model, device, as_json)
+        _show_replay(replay, model, device, dtype, as_json)
         return
     if method not in ALL_METHODS:
         raise InputError(f"--method is {method!r}; use one of {', '.join(ALL_METHODS)}.")
@@ -82,7 +93,7 @@ def diffuse(
     from dpexplore.diffuse.report import means
 
     tasks = collect(prompts or [], size)
-    lm = load(model, device)
+    lm = load(model, device, dtype)
     if method in METHODS:
         configs = [
             prompt_config(lm, task.strings, method, slots, preset or "fast", seed=seed, **_given(tuning, but="slots"))
@@ -256,10 +267,10 @@ def _show_facts(when: str, facts: SampleFacts | None) -> None:
         )
 
 
-def _show_replay(folder: Path, model: str, device: str | None, as_json: bool) -> None:
+def _show_replay(folder: Path, model: str, device: str | None, dtype: str | None, as_json: bool) -> None:
     from dpexplore.diffuse.capsule import replay_adapter
 
-    found = replay_adapter(load(model, device), folder)
+    found = replay_adapter(load(model, device, dtype), folder)
     if as_json:
         emit({"event": "replay", **dataclasses.asdict(found), "agrees": found.agrees})
         return

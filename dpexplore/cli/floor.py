@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from dpexplore.cli.common import AcceptOption, DeviceOption, JsonOption, ModelOption, TargetOption, emit, load, say
+from dpexplore.cli.common import (
+    AcceptOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    TargetOption,
+    emit,
+    load,
+    say,
+)
 from dpexplore.models.names import DEFAULT_MODEL
 
 FIELDS = (
@@ -22,13 +32,14 @@ def floor(
     model: ModelOption = DEFAULT_MODEL,
     as_json: JsonOption = False,
     device: DeviceOption = None,
+    dtype: DtypeOption = None,
     accept_terms: AcceptOption = False,
 ) -> None:
     """Certify how close any prompt whatsoever could bring the model to a target."""
     import dpexplore as dp
 
     recipe = dp.parse_recipe(target)
-    lm = load(model, device, accept_terms)
+    lm = load(model, device, dtype, accept_terms)
     found = dp.softmax_floor(lm, recipe.build(lm))
     if as_json:
         emit({name: getattr(found, name) for name in FIELDS})

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dpexplore.cli.common import DeviceOption, JsonOption, ModelOption, emit, load, progress, say
+from dpexplore.cli.common import DeviceOption, DtypeOption, JsonOption, ModelOption, emit, load, progress, say
 from dpexplore.cli.diffuse import SizeOption
 from dpexplore.diffuse.config import PRESETS, AdapterConfig
 from dpexplore.errors import InputError
@@ -33,6 +33,7 @@ def generalise(
     ] = None,
     as_json: JsonOption = False,
     device: DeviceOption = None,
+    dtype: DtypeOption = None,
 ) -> None:
     """Train on some families of requests and test on others; KL in nats with 95 % intervals over the requests.
 
@@ -52,7 +53,7 @@ def generalise(
             raise InputError(f"--modes has {mode!r}; use {', '.join(MODES)}.")
     for name in chosen:
         family(name, size)  # type: ignore[arg-type]  # refuse now, not after the first training
-    lm = load(model, device)
+    lm = load(model, device, dtype)
     settings = {"model": lm.identity, "size": size, "config": config.to_dict(), "seeds": seeds}
     wanted_cells = [record for record in read_cells(out, settings) if record["mode"] in wanted] if out else []
     records = [record for record in wanted_cells if {*record["trained"], record["tested"]} <= set(chosen)]

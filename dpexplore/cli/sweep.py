@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpexplore.cli.common import INTERRUPTED, DeviceOption, JsonOption, emit, progress, say, stoppable, warn
+from dpexplore.cli.common import (
+    INTERRUPTED,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    emit,
+    progress,
+    say,
+    stoppable,
+    warn,
+)
 from dpexplore.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,6 +48,7 @@ def sweep(
     ] = None,
     rows: Annotated[int | None, typer.Option(help="Most prompts in a batch; default: what fits.")] = None,
     device: DeviceOption = None,
+    dtype: DtypeOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say how many problems there are, and how long they take.")
     ] = False,
@@ -46,7 +57,7 @@ def sweep(
     """Run the problems of a figure; running it again continues. Exit code 1 if some could not be computed."""
     from dpexplore.experiments import Store, load_spec, plan_sweep, run_sweep
 
-    chosen = _with_models(load_spec(spec, size), model)
+    chosen = _with_models(load_spec(spec, size), model, dtype)
     if dry_run:
         _show_plan(chosen, plan_sweep(chosen, store, device), as_json)
         return 0
@@ -61,10 +72,14 @@ def sweep(
     return INTERRUPTED if report.stopped else SOME_FAILED if report.failed else 0
 
 
-def _with_models(spec: Spec, models: list[str] | None) -> Spec:
-    if not models:
-        return spec
-    groups = tuple(dataclasses.replace(group, models=tuple(models)) for group in spec.groups)
+def _with_models(spec: Spec, models: list[str] | None, dtype: str | None) -> Spec:
+    """The spec with other models, if any are named, each in the dtype if one is given."""
+    from dpexplore.models.precision import with_dtype
+
+    groups = tuple(
+        dataclasses.replace(group, models=tuple(with_dtype(model, dtype) for model in models or group.models))
+        for group in spec.groups
+    )
     return dataclasses.replace(spec, groups=groups)
 
 

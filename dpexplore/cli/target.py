@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from dpexplore.cli.common import AcceptOption, DeviceOption, JsonOption, ModelOption, TargetOption, emit, load, say
+from dpexplore.cli.common import (
+    AcceptOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    TargetOption,
+    emit,
+    load,
+    say,
+)
 from dpexplore.models.names import DEFAULT_MODEL
 
 TOP_SHOWN = 20
@@ -19,13 +29,14 @@ def target(
     out: Annotated[Path | None, typer.Option(help="Write the probabilities to this .npz file.")] = None,
     as_json: JsonOption = False,
     device: DeviceOption = None,
+    dtype: DtypeOption = None,
     accept_terms: AcceptOption = False,
 ) -> None:
     """Build a target and describe it: its entropy and its likeliest tokens."""
     import dpexplore as dp
 
     recipe = dp.parse_recipe(target)
-    lm = load(model, device, accept_terms)
+    lm = load(model, device, dtype, accept_terms)
     built = recipe.build(lm)
     if out is not None:
         dp.save_target(built, out)

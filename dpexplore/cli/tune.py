@@ -14,6 +14,7 @@ import typer
 from dpexplore.cli.common import (
     AcceptOption,
     DeviceOption,
+    DtypeOption,
     JsonOption,
     ModelOption,
     emit,
@@ -43,6 +44,7 @@ def tune(
     resume: Annotated[Path | None, typer.Option(help="Continue this capsule's restarts.")] = None,
     as_json: JsonOption = False,
     device: DeviceOption = None,
+    dtype: DtypeOption = None,
     accept_terms: AcceptOption = False,
     **settings: Any,
 ) -> None:
@@ -60,13 +62,15 @@ def tune(
         raise InputError(f"{out} is a folder; give --out the name of a file in it.")
     path = replay or resume
     if path is not None:
-        _replay_or_resume(path, named | set(asked), asked, model, device, out, as_json, only_score=replay is not None)
+        _replay_or_resume(
+            path, named | set(asked), asked, model, device, dtype, out, as_json, only_score=replay is not None
+        )
         return
     if target is None:
         raise InputError("Missing option --target; give it a recipe such as 'entropy(bits=7, seed=0)'.")
     config = TuneConfig.preset(preset, **asked)
     recipe = dp.parse_recipe(target)
-    lm = load(model, device, accept_terms)
+    lm = load(model, device, dtype, accept_terms)
     _tune_and_show(dp.tune(lm, recipe.build(lm), config), out, as_json)
 
 
@@ -82,6 +86,7 @@ def _replay_or_resume(
     asked: dict[str, Any],
     model: str,
     device: str | None,
+    dtype: str | None,
     out: Path | None,
     as_json: bool,
     *,
@@ -92,14 +97,19 @@ def _replay_or_resume(
     if fixed:
         name = sorted(fixed)[0].replace("_", "-")
         raise InputError(
-            f"--{name} cannot be changed for a capsule; --model, --device and, to resume, limits such as --steps can."
+            f"--{name} cannot be changed for a capsule; --model, --device, --dtype and, to resume, limits such as "
+            "--steps can."
         )
+    from dpexplore.models.precision import DTYPES
     from dpexplore.tuning import load_capsule
     from dpexplore.tuning import replay as replay_capsule
     from dpexplore.tuning import resume as resume_capsule
 
     capsule = load_capsule(path)
-    lm = load(model if "model" in given else capsule["model"]["name"], device)
+    recorded = capsule["model"]
+    if "model" not in given:
+        model, dtype = recorded["name"], dtype or (recorded["dtype"] if recorded["dtype"] in DTYPES else None)
+    lm = load(model, device, dtype)
     if not only_score:
         _tune_and_show(resume_capsule(lm, capsule, **asked), out, as_json)
         return

@@ -194,6 +194,22 @@ def test_reach_answers_for_one_word_an_order_and_a_resumed_vocabulary(folder: st
     assert "another model" in refused("reach", "--model", folder, "--all", "--out", str(listing))
 
 
+def test_dtype_is_recorded_and_replayed(folder: str, tmp_path: Path) -> None:
+    file = tmp_path / "capsule.json"
+    done = call("tune", "--model", folder, "--target", "entropy(bits=3, seed=0)", "--restarts", "2", "--steps", "3",
+                "--dtype", "bfloat16", "--out", str(file), "--json")  # fmt: skip
+    result = records(done)[-1]
+    model = json.loads(file.read_text())["model"]
+    assert (model["dtype"], model["dtype_reason"]) == ("bfloat16", "bfloat16: as requested.")
+    assert result["scored_in"] == "float32"
+    assert "in bfloat16: as requested." in done.stderr
+    again = records(call("tune", "--replay", str(file), "--json"))[-1]
+    assert again["kl_nats"] == pytest.approx(result["kl_nats"], abs=1e-4)
+    assert "use float32 or bfloat16" in refused(
+        "target", "--model", folder, "--target", "entropy(bits=3)", "--dtype", "int4"
+    )
+
+
 def test_people_get_text(folder: str) -> None:
     done = call("tune", "--model", folder, "--target", "entropy(bits=5)", "--method", "hard", "--steps", "3")
     assert done.returncode == 0
