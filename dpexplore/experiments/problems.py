@@ -80,6 +80,8 @@ class Problem:
             "files": [_digest(file) for file in files],
             "settings": json.loads(self.settings),
         }
+        if self.kind == "tune" and self.model.dtype != "float32":
+            content["scored_in"] = "float32"  # results of before were scored in the model's own dtype
         return content_id(content)
 
 

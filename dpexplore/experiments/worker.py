@@ -20,7 +20,9 @@ from dpexplore.models import LanguageModel, load_model
 from dpexplore.targets import Target, build_many, parse_recipe
 from dpexplore.targets.by_pos import pos_histogram
 from dpexplore.tuning import Engine, Run
+from dpexplore.tuning.objectives.next_token import entropy_of
 from dpexplore.tuning.record.capsule import library_versions
+from dpexplore.tuning.record.precision import final_scores
 
 FLUSH_SECONDS = 20.0
 """Finished results wait at most so long before they are handed over to be committed."""
@@ -179,8 +181,7 @@ class Worker:
             with self._lock:
                 engine.step()
                 held = engine.active_rows
-            for run in [run for run in running if run.finished]:
-                yield self._tuned(running.pop(run), run)
+            yield from self._tuned([(running.pop(run), run) for run in list(running) if run.finished])
             if time.monotonic() - told > TELL_SECONDS:
                 told = time.monotonic()
                 yield Progress(sum(_share_done(run) for run in running), held)
@@ -188,24 +189,44 @@ class Worker:
         for run in running:
             run.cancel()
 
-    def _tuned(self, problem: Problem, run: Run) -> dict[str, Any] | Failed:
-        if run.error is not None:
-            return Failed(problem, str(run.error))
-        outcome = run.outcomes[0]
-        finite = outcome.loss < float("inf")
-        soft = bool(run.layout.soft.any())
-        return self._row(
-            problem,
-            target_entropy_nats=run.target.entropy_nats,
-            kl_nats=outcome.kl_nats if finite else None,
-            entropy_nats=outcome.entropy_nats if finite else None,
-            first_kl_nats=run.steps[0].kl_nats[0] if run.steps else None,
-            reason=outcome.reason,
-            steps=outcome.steps,
-            evaluations=outcome.evaluations,
-            prompt_ids=None if soft else outcome.ids.tolist(),
-            seconds=run.seconds,
-        )
+    def _tuned(self, ended: Sequence[tuple[Problem, Run]]) -> Iterator[dict[str, Any] | Failed]:
+        """The rows of runs that have ended; every KL and entropy in float32."""
+        for problem, run in ended:
+            if run.error is not None:
+                yield Failed(problem, str(run.error))
+        sound = [(problem, run) for problem, run in ended if run.error is None]
+        scored = self._scores([run for _, run in sound if run.outcomes[0].loss < float("inf")])
+        for problem, run in sound:
+            outcome, (kl, entropy, scored_in) = run.outcomes[0], scored.get(run, (None, None, "float32"))
+            if scored_in != "float32":
+                yield Failed(problem, f"The memory does not hold one layer of {run.lm.name} in float32 to score it.")
+                continue
+            yield self._row(
+                problem,
+                target_entropy_nats=run.target.entropy_nats,
+                kl_nats=kl,
+                entropy_nats=entropy,
+                first_kl_nats=run.steps[0].kl_nats[0] if run.steps else None,
+                reason=outcome.reason,
+                steps=outcome.steps,
+                evaluations=outcome.evaluations,
+                prompt_ids=None if bool(run.layout.soft.any()) else outcome.ids.tolist(),
+                seconds=run.seconds,
+            )
+
+    def _scores(self, runs: Sequence[Run]) -> dict[Run, tuple[float, float, str]]:
+        """KL and entropy in nats of the best prompts, and what they were scored in; prompts of one length together."""
+        by_length: dict[int, list[Run]] = {}
+        for run in runs:
+            by_length.setdefault(len(run.layout), []).append(run)
+        found: dict[Run, tuple[float, float, str]] = {}
+        for same in by_length.values():
+            prompts = [(run.outcomes[0].ids, run.outcomes[0].embeds) for run in same]
+            scores = final_scores(self._model(), [run.objective for run in same], prompts)
+            entropies = entropy_of(scores.log_q.double()).tolist()
+            for run, kl, entropy in zip(same, scores.kl.tolist(), entropies, strict=True):
+                found[run] = kl, entropy, scores.scored_in
+        return found
 
     def _floors(self, problems: Sequence[Problem], stop: Callable[[], bool]) -> Iterator[Event | dict[str, Any]]:
         together: list[tuple[Problem, Target]] = []

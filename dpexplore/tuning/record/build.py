@@ -32,7 +32,7 @@ def build_result(run: RecordedRun) -> TuneResult:
     best = min(losses, key=lambda restart: losses[restart])
     outcome = outcomes[best]
     ids = None if (outcome.ids == NO_TOKEN).any() else outcome.ids.tolist()
-    scores = final_scores(run.lm, run.objective, [(outcome.ids, outcome.embeds)])
+    scores = final_scores(run.lm, [run.objective], [(outcome.ids, outcome.embeds)])
     log_q = scores.log_q[0]
     text = None if ids is None else run.lm.decode(ids[len(run.layout.bos_ids) :])
     reencoded = None if text is None else encode_again(run.lm, text, run.config.bos)
@@ -70,7 +70,8 @@ def _per_restart(run: RecordedRun, outcomes: dict[int, RowOutcome]) -> tuple[dic
     """Loss and KL of each restart's best prompt; what a search in low precision made of them is not kept."""
     if run.lm.dtype == torch.float32:
         return {i: each.loss for i, each in outcomes.items()}, {i: each.kl_nats for i, each in outcomes.items()}
-    scores = final_scores(run.lm, run.objective, [(each.ids, each.embeds) for each in outcomes.values()])
+    prompts = [(each.ids, each.embeds) for each in outcomes.values()]
+    scores = final_scores(run.lm, [run.objective] * len(prompts), prompts)
     return (
         dict(zip(outcomes, scores.loss.tolist(), strict=True)),
         dict(zip(outcomes, scores.kl.tolist(), strict=True)),

@@ -33,33 +33,32 @@ class FinalScores:
     """float32, or the model's own dtype where the memory does not hold one layer of it in float32."""
 
 
-def final_scores(lm: LanguageModel, objective: Objective, prompts: Sequence[Start]) -> FinalScores:
+def final_scores(lm: LanguageModel, objectives: Sequence[Objective], prompts: Sequence[Start]) -> FinalScores:
     """Score prompts of one length in float32, whatever the model runs in, and without any cache.
 
-    A prompt is its ids `(pos,)`, `NO_TOKEN` at soft tokens, and its embeddings `(pos hidden)`. A model in low precision
-    is computed layer by layer (`models.upcast`), with the weights that it has: so no KL lies below its certified floor.
+    The objectives, one a prompt, are of one class and group. A prompt is its ids `(pos,)`, `NO_TOKEN` at soft tokens,
+    and its embeddings `(pos hidden)`. A model in low precision is computed layer by layer (`models.upcast`), with the
+    weights that it has: so no KL lies below its certified floor.
     """
     ids = torch.stack([ids for ids, _ in prompts])
     embeds = torch.stack([embeds for _, embeds in prompts])
     try:
         with in_float32(lm) as exact:
-            return _in_parts(exact, objective, ids, embeds)
+            return _in_parts(exact, objectives, ids, embeds)
     except RuntimeError as error:
         if lm.dtype == torch.float32 or not is_out_of_memory(error):
             raise
-    return _in_parts(lm, objective, ids, embeds)
+    return _in_parts(lm, objectives, ids, embeds)
 
 
 def final_scores_of_ids(lm: LanguageModel, objective: Objective, ids: list[int]) -> FinalScores:
     """The same for one prompt of tokens alone."""
-    return final_scores(lm, objective, [(torch.tensor(ids), torch.zeros(len(ids), lm.hidden_size))])
+    return final_scores(lm, [objective], [(torch.tensor(ids), torch.zeros(len(ids), lm.hidden_size))])
 
 
-def _in_parts(lm: LanguageModel, objective: Objective, ids: Tensor, embeds: Tensor) -> FinalScores:
-    found = [
-        _one_pass(lm, objective, ids[start : start + TOGETHER], embeds[start : start + TOGETHER])
-        for start in range(0, len(ids), TOGETHER)
-    ]
+def _in_parts(lm: LanguageModel, objectives: Sequence[Objective], ids: Tensor, embeds: Tensor) -> FinalScores:
+    parts = [slice(start, start + TOGETHER) for start in range(0, len(ids), TOGETHER)]
+    found = [_one_pass(lm, objectives[part], ids[part], embeds[part]) for part in parts]
     return FinalScores(
         torch.cat([scores.loss.cpu() for scores in found]),
         torch.cat([scores.kl.cpu() for scores in found]),
@@ -69,8 +68,8 @@ def _in_parts(lm: LanguageModel, objective: Objective, ids: Tensor, embeds: Tens
 
 
 @torch.no_grad()
-def _one_pass(lm: LanguageModel, objective: Objective, ids: Tensor, embeds: Tensor) -> Scores:
+def _one_pass(lm: LanguageModel, objectives: Sequence[Objective], ids: Tensor, embeds: Tensor) -> Scores:
     ids, embeds = ids.to(lm.device), embeds.to(lm.device, torch.float32)
     words = lm.embed(ids.clamp_min(0)).float()
     prompts = torch.where((ids == NO_TOKEN)[..., None], embeds, words)
-    return objective.score(lm, prompts, [objective] * len(prompts))
+    return objectives[0].score(lm, prompts, objectives)

@@ -74,7 +74,7 @@ def replay(lm: LanguageModel, capsule: dict[str, Any], target: Target | None = N
     """
     objective = objective_for(lm, target or target_of(lm, capsule))
     result = _result_record(capsule)
-    kl = float(final_scores(lm, objective, [_prompt(lm, result)]).kl)
+    kl = float(final_scores(lm, [objective], [_prompt(lm, result)]).kl)
     libraries = capsule["libraries"]
     same = all(libraries.get(name) == now for name, now in library_versions().items())
     return Replay(result["kl_nats"], kl, capsule["model"]["identity"] == lm.identity, same)
@@ -102,7 +102,7 @@ def _restore(lm: LanguageModel, capsule: dict[str, Any], target: Target) -> Tune
         record["prompt_ids"],
     )
     prompt = _prompt(lm, record)
-    log_q = final_scores(lm, objective, [prompt]).log_q[0]
+    log_q = final_scores(lm, [objective], [prompt]).log_q[0]
     distances = all_divergences(target.probs, log_q)
     text = None if ids is None else lm.decode(ids[len(Layout.of(lm, config).bos_ids) :])
     again = None if text is None else encode_again(lm, text, config.bos)
