@@ -10,28 +10,24 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 
 import dpexplore as dp
 from dpexplore.tuning.engine.rows import RowStack
+from tests.benchmarks.clock import seconds
 
 LENGTH = 5
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def paired(a: Callable[[], object], b: Callable[[], object], pairs: int) -> tuple[float, float, float]:
+def paired(
+    a: Callable[[], object], b: Callable[[], object], pairs: int, device: torch.device
+) -> tuple[float, float, float]:
     """Medians of a, of b and of their ratio a/b over interleaved pairs, after one pair that is not counted."""
     a()
     b()
-    times = [(seconds(a), seconds(b)) for _ in range(pairs)]
+    times = [(seconds(a, device), seconds(b, device)) for _ in range(pairs)]
     return (
         statistics.median(x for x, _ in times),
         statistics.median(y for _, y in times),
@@ -59,7 +55,9 @@ def overhead(lm: dp.LanguageModel, target: dp.Target, rows: int, pairs: int) -> 
         run = engine.submit(target, config)
         stack = RowStack(lm)
         stack.admit([(run, restart) for restart in range(rows)])
-        step, bare, ratio = paired(engine.step, bare_pass(lm, stack.prompts.embeds, target.probs.float()), pairs)
+        step, bare, ratio = paired(
+            engine.step, bare_pass(lm, stack.prompts.embeds, target.probs.float()), pairs, lm.device
+        )
         print(
             f"  {method:5} {rows:4} rows   step {step:6.3f} s   bare pass {bare:6.3f} s   ratio {ratio:.3f}", flush=True
         )
@@ -75,7 +73,7 @@ def throughput(lm: dp.LanguageModel, target: dp.Target, counts: list[int], pairs
 
     one = stepping(1)
     for rows in counts:
-        batch, single, ratio = paired(stepping(rows), one, pairs)
+        batch, single, ratio = paired(stepping(rows), one, pairs, lm.device)
         print(
             f"  {rows:4} rows {rows / batch:7.1f} rows/s   one at a time {1 / single:6.1f} rows/s   "
             f"ratio {rows / ratio:5.2f}",
@@ -100,7 +98,7 @@ def together(lm: dp.LanguageModel, target: dp.Target, runs: int, rows: int, step
         for config in configs:
             list(dp.Engine(lm).submit(target, config))
 
-    turn, once, ratio = paired(in_turn, at_once, pairs)
+    turn, once, ratio = paired(in_turn, at_once, pairs, lm.device)
     print(f"  in turn {turn:6.1f} s   together {once:6.1f} s   ratio {ratio:.2f}", flush=True)
 
 
