@@ -27,7 +27,7 @@ BITS = 3
 def configs(count: int) -> list[dp.TuneConfig]:
     """Runs of one row that none of the rules ends."""
     return [
-        dp.TuneConfig(length=LENGTH, restarts=1, steps=10**6, patience=None, screen=1, seed=seed)
+        dp.TuneConfig(length=LENGTH, restarts=1, steps=1_000, patience=None, screen=1, seed=seed)
         for seed in range(count)
     ]
 
@@ -43,7 +43,7 @@ def many_runs(lm: dp.LanguageModel, target: dp.Target, count: int) -> tuple[dp.E
 def one_run(lm: dp.LanguageModel, target: dp.Target, rows: int) -> dp.Engine:
     """An engine with one run of `rows` rows."""
     engine = dp.Engine(lm, max_rows=rows)
-    engine.submit(target, dp.TuneConfig(length=LENGTH, restarts=rows, steps=10**6, patience=None, screen=1))
+    engine.submit(target, dp.TuneConfig(length=LENGTH, restarts=rows, steps=1_000, patience=None, screen=1))
     return engine
 
 
