@@ -1,8 +1,12 @@
 """Runs on disk, one file each, written while they move: a server that is killed loses at most their last second.
 
-A file only grows. Each of its lines is a tag, a space and JSON: `run` (what was asked for, once), `live` and `rank`
-(lines of the charts' streams), `best` (the best prompt so far) and, as the last one, `end` (the capsule, or the
-sentence with which the run failed). A line that was cut off in the middle is ignored.
+A file only grows. Each of its lines is a tag, a space and JSON: `run` (what was asked for, once), `step` (every restart
+of one step, with nothing rounded or left out), `mark` (lines across the KL chart, `floor` and `head` in nats), `rank`
+(lines of the rank chart's stream, which no step holds), `best` (the best prompt so far) and, as the last one, `end`
+(the capsule, or the sentence with which the run failed). A line that was cut off in the middle is ignored.
+
+Until November 2026 there were lines of the KL chart's stream, `live`, in place of `step` and `mark`: of many restarts
+they hold some, of long runs some steps. They are read as what they are.
 """
 
 from __future__ import annotations
@@ -10,13 +14,18 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import secrets
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpexplore.files import leftovers, remove_leftovers, write_file
+from dpexplore.serving.streams import LiveStream
+from dpexplore.tuning import TuneStep
 from dpexplore.tuning.record.capsule import interrupted_capsule
 
 logger = logging.getLogger(__name__)
@@ -34,6 +43,27 @@ def new_run_id() -> str:
     return secrets.token_urlsafe(16)
 
 
+@dataclass(frozen=True)
+class StepLine:
+    """One step of a run as its journal keeps it; nats, None where a restart was not running."""
+
+    step: int
+    kl_nats: list[float | None]
+    entropy_nats: list[float | None]
+    best_restart: int
+    evaluations: list[int]
+
+    @classmethod
+    def of(cls, step: TuneStep) -> StepLine:
+        return cls(
+            step.step,
+            [_finite(kl) for kl in step.kl_nats],
+            [_finite(nats) for nats in step.entropy_nats],
+            step.best_restart,
+            step.evaluations,
+        )
+
+
 @dataclass
 class Record:
     """What a journal tells of a run."""
@@ -43,7 +73,8 @@ class Record:
     """What the model was asked for by."""
     head: dict[str, Any]
     """`capsule.describe_run` of it."""
-    live: list[str] = field(default_factory=list)
+    moments: list[StepLine | dict[str, Any]] = field(default_factory=list)
+    """Its steps and marks in their order."""
     ranks: list[str] = field(default_factory=list)
     best: dict[str, Any] | None = None
     capsule: dict[str, Any] | None = None
@@ -60,8 +91,40 @@ class Record:
         """The run's capsule; of an interrupted one what is known of it; None if there is no prompt."""
         if not self.interrupted or self.best is None:
             return self.capsule
-        rows = [row for row in map(json.loads, self.live) if isinstance(row, list)]
-        return interrupted_capsule(self.head, self.best, [row[1] for row in rows], [row[2] for row in rows])
+        absent: list[float | None] = [None] * self.head["config"]["restarts"]
+        kls, entropies = [absent] * self._last_step, [absent] * self._last_step
+        for step in self.steps:
+            kls[step.step - 1], entropies[step.step - 1] = step.kl_nats, step.entropy_nats
+        return interrupted_capsule(self.head, self.best, kls, entropies)
+
+    @property
+    def steps(self) -> list[StepLine]:
+        return [moment for moment in self.moments if isinstance(moment, StepLine)]
+
+    @property
+    def _last_step(self) -> int:
+        return max((step.step for step in self.steps), default=0)
+
+    @property
+    def floor_nats(self) -> float | None:
+        """The certified floor of its target, if it was known while the run moved."""
+        marks = [moment["floor"] for moment in self.moments if isinstance(moment, dict) and "floor" in moment]
+        return marks[-1] if marks else None
+
+    def live_stream(self) -> str:
+        """The KL chart's stream, as it was drawn."""
+        config, entropy = self.head["config"], self.head["target"]["entropy_nats"]
+        stream = LiveStream(self.run_id, config["restarts"], config["steps"], entropy)
+        for moment in self.moments:
+            if isinstance(moment, StepLine):
+                stream.add_step(moment.step, moment.kl_nats, moment.entropy_nats, moment.best_restart)
+            else:
+                stream.mark(**moment)
+        return stream.text
+
+    def rank_stream(self) -> str:
+        """The rank chart's stream, as it was drawn."""
+        return "".join(f"{line}\n" for line in self.ranks)
 
 
 class RunFile:
@@ -87,9 +150,14 @@ class RunFile:
             logger.error("the journal %s ends here: %s", self._path.name, error)
             self.close()
 
-    def update(self, live: str, ranks: str, best: dict[str, Any] | None) -> None:
-        """What is new of the charts' streams, whole lines, and the best prompt if it is another one."""
-        lines = [b"live " + line.encode() + b"\n" for line in live.splitlines()]
+    def update(
+        self, moments: Sequence[TuneStep | dict[str, float | None]], ranks: str, best: dict[str, Any] | None
+    ) -> None:
+        """New steps and marks, new whole lines of the rank chart's stream, and the best prompt if it is another one."""
+        lines = [
+            _line("mark", moment) if isinstance(moment, dict) else _line("step", asdict(StepLine.of(moment)))
+            for moment in moments
+        ]
         lines += [b"rank " + line.encode() + b"\n" for line in ranks.splitlines()]
         if best is not None:
             lines.append(_line("best", best))
@@ -110,18 +178,16 @@ class RunFile:
             self._descriptor = None
 
     def _compact(self) -> None:
-        """Leave out all best prompts but the last; the new file takes the old one's place at once, or not at all."""
-        lines = self._path.read_bytes().splitlines(keepends=True)
-        last = max(i for i, line in enumerate(lines) if line.startswith(b"best "))
-        aside = self._path.with_suffix(".new")
+        """Leave out all best prompts but the last."""
+        self._stale = 0  # where it fails, it is tried again when as many bytes are stale again
         try:
-            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-            self.close()
-            self._descriptor, self._stale = descriptor, 0
+            lines = self._path.read_bytes().splitlines(keepends=True)
+            last = max(i for i, line in enumerate(lines) if line.startswith(b"best "))
             kept = [line for i, line in enumerate(lines) if i >= last or not line.startswith(b"best ")]
-            self.write(kept, to_disk=True)
-            if self._descriptor is not None:
-                os.replace(aside, self._path)
+            write_file(self._path, b"".join(kept), private=True)
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+            self.close()
+            self._descriptor = descriptor
         except OSError as error:
             logger.error("the journal %s cannot be made smaller: %s", self._path.name, error)
 
@@ -164,7 +230,8 @@ class Journal:
         return self.folder / f"{run_id}{SUFFIX}"
 
     def _make_room(self) -> None:
-        """Delete the files written longest ago until the others stay within the limit."""
+        """Delete the files written longest ago until the others stay within the limit, what is half written counted."""
+        remove_leftovers(self.folder)
         files = sorted(
             (
                 (status.st_mtime, status.st_size, path)
@@ -173,7 +240,7 @@ class Journal:
             ),
             reverse=True,
         )
-        total = 0
+        total = sum(status.st_size for path in leftovers(self.folder) if (status := _stat(path)))
         for _, size, path in files:
             total += size
             if total > self._most_bytes:
@@ -188,9 +255,12 @@ def _take(run_id: str, record: Record | None, line: str) -> Record | None:
         return Record(run_id, head["model"], head["capsule"])
     if record is None:
         return None
-    if tag == "live":
-        json.loads(content)
-        record.live.append(content)
+    if tag == "step":
+        record.moments.append(StepLine(**json.loads(content)))
+    elif tag == "mark":
+        record.moments.append(dict(json.loads(content)))
+    elif tag == "live":
+        record.moments += _old_line(json.loads(content), record.head["config"]["restarts"])
     elif tag == "rank":
         record.ranks.append(content)
     elif tag == "best":
@@ -201,8 +271,23 @@ def _take(run_id: str, record: Record | None, line: str) -> Record | None:
     return record
 
 
+def _old_line(line: Any, restarts: int) -> list[StepLine | dict[str, Any]]:
+    """What a line of the KL chart's stream says of a step. Of more restarts than it shows, the last column belongs to
+    whichever was the best one, and so to none."""
+    if isinstance(line, dict):
+        return [] if "run" in line else [line]
+    step, kls, entropies, best = line
+    known = min(len(kls), restarts) - (restarts > len(kls))
+    absent = [None] * (restarts - known)
+    return [StepLine(step, kls[:known] + absent, entropies[:known] + absent, best, [])]
+
+
 def _line(tag: str, content: dict[str, Any]) -> bytes:
     return f"{tag} {json.dumps(content, separators=(',', ':'), ensure_ascii=False)}\n".encode()
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _stat(path: Path) -> os.stat_result | None:

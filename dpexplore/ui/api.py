@@ -18,11 +18,11 @@ from gradio.events import api
 
 from dpexplore.errors import InputError
 from dpexplore.floor.reach import reach, words_of
+from dpexplore.serving.app_context import AppContext, sentence
+from dpexplore.serving.live_run import LiveRun
 from dpexplore.serving.reach import ANSWER_SECONDS, listing
 from dpexplore.tuning import TuneConfig, TuneResult
 from dpexplore.ui.components.reach_panel import LISTING
-from dpexplore.ui.context import AppContext, sentence
-from dpexplore.ui.watch import LiveRun
 
 TOP_TOKENS = 20
 TOO_LONG_FOR_AGENTS = ("capsule", "u")

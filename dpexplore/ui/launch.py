@@ -10,10 +10,10 @@ from importlib.util import find_spec
 from dpexplore.errors import InputError
 from dpexplore.models import DEFAULT_MODEL, load_model
 from dpexplore.models.memory import share_heaps
+from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.model_pool import ModelPool
 from dpexplore.space import VisitorRules, running_on_a_space
 from dpexplore.space.zero import SlicedServer, slice_on_zero
-from dpexplore.ui.context import AppContext
 from dpexplore.ui.server import log_as_json, serve
 
 

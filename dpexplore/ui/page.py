@@ -6,9 +6,9 @@ from typing import Any
 
 import gradio as gr
 
+from dpexplore.serving.app_context import AppContext
 from dpexplore.ui.api import add_endpoints
 from dpexplore.ui.components.widgets import segmented, view
-from dpexplore.ui.context import AppContext
 from dpexplore.ui.tabs.about import build_about
 from dpexplore.ui.tabs.compare import build_compare, kept_runs
 from dpexplore.ui.tabs.experiments import build_experiments

@@ -22,7 +22,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dpexplore.ui.context import AppContext
+from dpexplore.serving.app_context import AppContext
 from dpexplore.ui.page import build, launch_settings
 
 MESSAGE_BYTES = 4 * 2**20

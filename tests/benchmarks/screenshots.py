@@ -13,7 +13,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from dpexplore.ui.context import AppContext
+from dpexplore.serving.app_context import AppContext
 from dpexplore.ui.page import build, launch_settings
 from tests.browser.driver import chromium_path
 

@@ -16,10 +16,10 @@ from playwright.sync_api import Browser, Page, expect
 
 import dpexplore
 from dpexplore.models import LanguageModel
+from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.journal import Journal
 from dpexplore.serving.model_pool import ModelPool
 from dpexplore.ui.components.lesson_steps import LESSONS
-from dpexplore.ui.context import AppContext
 from dpexplore.ui.page import build, launch_settings
 from tests.browser.driver import PATIENCE
 

@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, Page, expect
 from dpexplore.diffuse.families import FAMILIES
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
+from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.model_pool import ModelPool
 from dpexplore.targets import strings
 from dpexplore.tuning import TuneConfig
@@ -32,7 +33,6 @@ from dpexplore.ui.components.string_view import (
     write_lines,
 )
 from dpexplore.ui.components.target_panel import show_target
-from dpexplore.ui.context import AppContext
 from dpexplore.ui.page import build, launch_settings
 from dpexplore.ui.tabs.strings import FIRST, examples, from_controls, from_files, from_recipe, in_braces, mark_earlier
 

@@ -15,12 +15,13 @@ from gradio_client import Client
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
+from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.journal import Journal, Record, RunFile, new_run_id
 from dpexplore.serving.model_pool import ModelPool
+from dpexplore.serving.run_view import RunView
 from dpexplore.tuning import TuneConfig, restore
+from dpexplore.ui.components.run_status import status_line
 from dpexplore.ui.components.share_bar import arrive, arrive_by_capsule, arrived_views
-from dpexplore.ui.context import AppContext
-from dpexplore.ui.watch import RunView
 from tests.live_server import free_port, start_server
 
 pytestmark = [
@@ -71,7 +72,7 @@ def test_a_finished_run_comes_back_as_it_was(app: AppContext, method: str) -> No
     assert shown.live.startswith(again.live)  # the end is marked after the last line that is journaled
     assert shown.ranks.startswith(again.ranks)
     assert len(again.live.splitlines()) >= 6
-    assert again.status == shown.status
+    assert status_line(again) == status_line(shown)
     for view in marked:  # the run had ended before its floor was known
         assert view.live.startswith(again.live)
         assert view.result is again.result
@@ -95,14 +96,14 @@ def test_a_journal_cut_off_anywhere_gives_what_was_whole(app: AppContext, method
             assert record is None
             continue
         assert record is not None
-        assert 1 + len(record.live) + len(record.ranks) + (record.best is not None) <= lines
+        assert 1 + len(record.moments) + len(record.ranks) + (record.best is not None) <= lines
         view, *_ = arrived_views(app, "s", f"run {run_id}")
         if record.capsule is None and record.best is None:
             assert view.result is None
-            assert "press Tune to begin it again" in view.status
+            assert "press Tune to begin it again" in status_line(view)
         else:
             assert view.result is not None
-            assert "Cut off" in view.status or record.capsule is not None
+            assert "Cut off" in status_line(view) or record.capsule is not None
             # What is shown is a prompt of the run, and its KL is that prompt's.
             best = record.best or {}
             expected = record.capsule["result"]["kl_nats"] if record.capsule else best["kl_nats"]
@@ -114,8 +115,8 @@ def test_a_failed_run_says_so_again(app: AppContext, monkeypatch: pytest.MonkeyP
     live.run.error = InputError("The memory does not hold a single prompt.")
     *_, last = app.watch("s", live)
     again, *_ = arrived_views(app, "s", f"run {live.id}")
-    assert "does not hold" in last.status
-    assert again.status == last.status
+    assert "does not hold" in status_line(last)
+    assert status_line(again) == status_line(last)
 
 
 @pytest.mark.parametrize("run_id", ["", "x", "../../etc/passwd", "a" * 22 + "/", "A" * 22, "é" * 22])
@@ -155,12 +156,12 @@ def test_replaced_best_prompts_do_not_pile_up(tmp_path: Path, monkeypatch: pytes
     file = journal.open(run_id, "tiny", {})
     assert file is not None
     for number in range(50):
-        file.update(f"[{number}]\n", "", {"number": number, "weight": "x" * 900})
+        file.update([{"floor": number}], "", {"number": number, "weight": "x" * 900})
         record = journal.read(run_id)
         assert record is not None
         assert record.best is not None
         assert record.best["number"] == number
-        assert record.live == [f"[{i}]" for i in range(number + 1)]
+        assert record.moments == [{"floor": i} for i in range(number + 1)]
     assert (tmp_path / f"{run_id}.run").stat().st_size < 9_000
     file.close()
 
@@ -256,15 +257,15 @@ def test_sigkill_loses_no_finished_run_and_at_most_a_second_of_a_running_one(
     cut = Journal(tmp_path / "runs").read(seen[0][1]["run"])
     assert cut is not None
     assert cut.interrupted
-    rows = [row for row in map(json.loads, cut.live) if isinstance(row, list)]
     before = [row["step"] for when, row in seen if when < killed - 2.5]  # a second, and the loaded machine's delays
     assert before
-    assert rows[-1][0] >= before[-1]
+    assert [step.step for step in cut.steps] == list(range(1, cut.steps[-1].step + 1))
+    assert cut.steps[-1].step >= before[-1]
     capsule = cut.as_capsule()
     assert capsule is not None
     lm = app.pool.get("tiny").lm
     result_again = restore(lm, capsule, app.target("tiny", RECIPE))
-    assert result_again.kl_nats == pytest.approx(min(row[1][0] for row in rows), abs=0.5)
+    assert result_again.kl_nats == pytest.approx(min(step.kl_nats[0] for step in cut.steps), abs=0.5)
     assert result_again.distances["kl"] == pytest.approx(result_again.kl_nats, abs=1e-3)
     # What comes after it shows both.
     after = AppContext(pool=app.pool, model="tiny", journal=Journal(tmp_path / "runs"))
@@ -275,7 +276,52 @@ def test_sigkill_loses_no_finished_run_and_at_most_a_second_of_a_running_one(
         app.pool._loaded.setdefault(left.model, app.pool.get("tiny"))
         view, *_ = arrived_views(after, "s", arrival.shows)
         assert view.result is not None
-        assert ("Cut off" in view.status) == left.interrupted
+        assert ("Cut off" in status_line(view)) == left.interrupted
+
+
+def test_an_interrupted_record_holds_every_restart_of_every_step(app: AppContext) -> None:
+    """More restarts than the chart shows and more steps than it keeps: the record is the run's, not the chart's."""
+    config = TuneConfig(length=1, restarts=30, steps=40, screen=1, patience=None)
+    live = app.begin("s", "tiny", RECIPE, config)
+    *_, last = app.watch("s", live)
+    assert last.result is not None
+    path = app.journal.folder / f"{live.id}.run"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(line for line in lines if not line.startswith(b"end ")))
+    record = app.journal.read(live.id)
+    assert record is not None
+    assert record.interrupted
+    assert [step.kl_nats for step in record.steps] == [step.kl_nats for step in live.run.steps]
+    capsule = record.as_capsule()
+    assert capsule is not None
+    history, whole = capsule["history"], last.result.capsule["history"]
+    assert history["kl_nats"] == [pytest.approx(row, rel=1e-5) for row in whole["kl_nats"]]
+    assert history["entropy_nats"] == [pytest.approx(row, rel=1e-5) for row in whole["entropy_nats"]]
+    assert capsule["result"]["kl_nats_per_restart"] == [
+        pytest.approx(min(kl for row in whole["kl_nats"] if (kl := row[i]) is not None), rel=1e-5) for i in range(30)
+    ]
+
+
+def test_an_old_journal_opens_and_gives_no_restart_another_ones_numbers(tmp_path: Path) -> None:
+    run_id, shown = new_run_id(), 24
+    head = {"config": {"restarts": 30, "steps": 9}, "target": {"entropy_nats": 1.0}}
+    best = {"restart": 27, "kl_nats": 0.5, "embeds": None, "ids": [1], "steps": 3, "evaluations": 3, "seconds": 1.0}
+    rows = [[step, [float(i) for i in range(shown)], [0.0] * shown, 23] for step in (1, 3)]
+    lines = [
+        "run " + json.dumps({"model": "tiny", "capsule": head}),
+        'live {"run":"x"}',
+        *("live " + json.dumps(row) for row in rows),
+        'live {"floor":0.25,"head":0.5}',
+        "best " + json.dumps(best),
+    ]
+    (tmp_path / f"{run_id}.run").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    record = Journal(tmp_path).read(run_id)
+    assert record is not None
+    assert record.floor_nats == 0.25
+    capsule = record.as_capsule()
+    assert capsule is not None
+    assert [row[5] for row in capsule["history"]["kl_nats"]] == [5.0, None, 5.0]
+    assert all(row[23:] == [None] * 7 for row in capsule["history"]["kl_nats"])
 
 
 def test_a_record_without_a_beginning_is_none(tmp_path: Path) -> None:

@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
+from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.journal import Journal
 from dpexplore.serving.model_pool import ModelPool
+from dpexplore.serving.run_view import RunView
 from dpexplore.targets import Target, entropy
 from dpexplore.tuning import Engine, EngineServer, Run, TuneConfig, tune
 from dpexplore.tuning.engine.engine import INTERNAL_ERROR
 from dpexplore.tuning.engine.fairness import SHARED_STEP_SECONDS, Pace, fair_shares
 from dpexplore.tuning.objectives.next_token import NextTokenObjective, Scores
-from dpexplore.ui.context import AppContext
-from dpexplore.ui.watch import RunView
+from dpexplore.ui.components.run_status import status_line
 
 TinyLM = Callable[[str], LanguageModel]
 
@@ -235,8 +236,8 @@ def test_nobodys_trouble_touches_the_others(
     views["closed"].close()
     app.sessions.close("closed")
     lasts = {who: list(views[who])[-1] for who in ("too large", "NaN", "well")}
-    assert "does not hold a single prompt" in lasts["too large"].status
-    assert "data-status='nonfinite'" in lasts["NaN"].status
+    assert "does not hold a single prompt" in status_line(lasts["too large"])
+    assert "data-status='nonfinite'" in status_line(lasts["NaN"])
     assert lasts["well"].result is not None
     assert lasts["well"].result.status == "max_steps"
     assert lasts["well"].result.kl_nats_per_restart == pytest.approx(alone.kl_nats_per_restart, abs=1e-4)
@@ -252,15 +253,15 @@ def test_who_comes_to_a_full_machine_is_told_how_many_are_ahead(lm: LanguageMode
     pool.load("tiny")
     first = app.begin("first", "tiny", "entropy(bits=2)", ENDLESS)
     running = app.watch("first", first)
-    while "Running" not in next(running).status:
+    while "Running" not in status_line(next(running)):
         pass
     second = app.watch("second", app.begin("second", "tiny", "entropy(bits=2)", ENDLESS))
     third = app.watch("third", app.begin("third", "tiny", "entropy(bits=2)", ENDLESS))
-    while "The machine is full: 1 row is ahead of this run" not in next(third).status:
+    while "The machine is full: 1 row is ahead of this run" not in status_line(next(third)):
         pass
-    assert "The machine is full: this run is next" in next(second).status
+    assert "The machine is full: this run is next" in status_line(next(second))
     first.cancel()
-    while "Running" not in next(second).status:
+    while "Running" not in status_line(next(second)):
         pass
     for views in (running, second, third):
         views.close()

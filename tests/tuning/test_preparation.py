@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,6 +11,7 @@ from torch.nn.functional import cosine_similarity
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
+from dpexplore.serving.run_view import Moving
 from dpexplore.targets import Target
 from dpexplore.tuning import Engine, EngineServer, Run, TuneConfig, tune
 from dpexplore.tuning.engine import preparation
@@ -18,7 +20,6 @@ from dpexplore.tuning.engine.rows import RowStack
 from dpexplore.tuning.init import lookup
 from dpexplore.tuning.init.lookup import BATCH, closest_tokens, table_bytes
 from dpexplore.tuning.init.policy import survives
-from dpexplore.ui.watch import status_line
 
 TinyLM = Callable[[str], LanguageModel]
 
@@ -88,7 +89,7 @@ def test_a_run_stops_while_it_looks_up_and_the_next_one_goes_on_there(lm: Langua
     run = engine.submit(target, LOOKUP)
     for _ in range(3):
         engine.step()
-    assert "%" in status_line(run, None)
+    assert "%" in (Moving.of(run).preparation or "")
     run.cancel()
     assert not engine.step()
     assert run.status == "cancelled"
@@ -235,7 +236,7 @@ def test_a_run_stops_while_its_soft_part_runs(lm: LanguageModel, target: Target)
     for _ in range(3):
         engine.step()
     assert engine.running == 1
-    assert "step 2 of 6" in status_line(run, None) or "step 3 of 6" in status_line(run, None)
+    assert re.search("step [23] of 6", Moving.of(run).preparation or "")
     run.cancel()
     while engine.step():
         pass

@@ -17,11 +17,11 @@ from gradio_client import Client
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
+from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.journal import Journal
 from dpexplore.serving.model_pool import ModelPool
 from dpexplore.tuning import TuneConfig
 from dpexplore.ui.api import tune_config
-from dpexplore.ui.context import AppContext
 from dpexplore.ui.page import build, launch_settings
 
 pytestmark = [

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.plots import NATS_PER_BIT
+from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.journal import Journal
 from dpexplore.serving.model_pool import ModelPool
 from dpexplore.tuning import TuneConfig
@@ -27,7 +28,6 @@ from dpexplore.ui.components.compare_runs import (
     summary_table,
     write_tables,
 )
-from dpexplore.ui.context import AppContext
 from dpexplore.ui.tabs.compare import EMPTY, MOST_RUNS, Choice, Library, compare_table, compared
 
 METHODS = {

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from dpexplore.errors import InputError
 from dpexplore.floor.of_model import softmax_floor
 from dpexplore.models import LanguageModel
+from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.floors import Floors
 from dpexplore.serving.model_pool import INTERNAL_ERROR, ModelPool
 from dpexplore.targets import parse_recipe
@@ -63,7 +64,6 @@ from dpexplore.ui.components.target_panel import (
 )
 from dpexplore.ui.components.target_tabs import Tab, build_tabs
 from dpexplore.ui.components.tune_panel import READY, check_settings, start_run, tune
-from dpexplore.ui.context import AppContext
 from dpexplore.ui.tabs.lessons import answer, look
 
 SOFT = {"method": "soft", "length": 2, "restarts": 2, "steps": 6, "seed": 0}

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from gradio.utils import get_upload_folder
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dpexplore.errors import InputError
+from dpexplore.serving.uploads import check_files, upload_folder
 from dpexplore.targets import parse_recipe
 from dpexplore.targets.by_pos import TAGS
 from dpexplore.ui.components import recipes
@@ -95,9 +97,9 @@ def test_a_nudged_bar_changes_its_own_line_only() -> None:
 )
 def test_the_pages_recipes_open_uploads_only(text: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="uploaded"):
-        recipes.check_files(parse_recipe(text), tmp_path)
+        check_files(parse_recipe(text), tmp_path)
     inside = tmp_path / "upload" / "t.csv"
-    recipes.check_files(parse_recipe(f'file("{inside}")'), tmp_path)
+    check_files(parse_recipe(f'file("{inside}")'), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -113,3 +115,9 @@ def test_the_pages_recipes_open_uploads_only(text: str, tmp_path: Path) -> None:
 def test_empty_controls_are_answered_by_one_sentence(make, values: tuple) -> None:
     with pytest.raises(InputError):
         make(*values)
+
+
+def test_uploads_lie_where_gradio_puts_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert str(upload_folder()) == get_upload_folder()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    assert str(upload_folder()) == get_upload_folder()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,9 +79,7 @@ class KeptRun:
         """From a journal; None for a run that did not end with a result."""
         if record.capsule is None:
             return None
-        marks = [line for line in record.live if line.startswith("{") and '"floor"' in line]
-        floor = json.loads(marks[-1]).get("floor") if marks else None
-        return cls.of(record.run_id, record.capsule, floor)
+        return cls.of(record.run_id, record.capsule, record.floor_nats)
 
     @property
     def above_floor_nats(self) -> float | None:

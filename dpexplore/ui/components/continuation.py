@@ -13,12 +13,12 @@ from torch import Tensor
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
+from dpexplore.serving.app_context import AppContext, sentence
 from dpexplore.tuning.continuation import continue_prompt
 from dpexplore.tuning.record.capsule import decode_array
 from dpexplore.ui.components.markup import message, token
 from dpexplore.ui.components.recipes import whole
 from dpexplore.ui.components.widgets import view
-from dpexplore.ui.context import AppContext, sentence
 
 EMPTY = "<p class='dpx-note'>After a run: three samples of what the model writes after the prompt that was found.</p>"
 SAMPLES = 3

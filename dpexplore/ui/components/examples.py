@@ -8,11 +8,11 @@ from typing import Any
 
 import gradio as gr
 
+from dpexplore.serving.app_context import AppContext
 from dpexplore.ui.components.settings import CUSTOM, PRESET_FIELDS, preset_values
 from dpexplore.ui.components.target_panel import QUIET, TargetPanel, read_recipe
 from dpexplore.ui.components.tune_panel import TunePanel
 from dpexplore.ui.components.widgets import view
-from dpexplore.ui.context import AppContext
 
 PRESET = "fast"
 FEW = {"restarts": 2, "steps": 60}

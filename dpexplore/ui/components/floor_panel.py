@@ -13,12 +13,12 @@ from dpexplore.floor.over_entropies import KINDS, floor_curve
 from dpexplore.models import LanguageModel
 from dpexplore.plots import FloorPoint, figure_json, token_shares
 from dpexplore.plots import floor_curve as floor_figure
+from dpexplore.serving.app_context import AppContext, sentence
 from dpexplore.targets import Target
 from dpexplore.tuning.record.bounds import bounds_sentence
 from dpexplore.ui.components.markup import bar, message, probability, progress_bar, quantity, table, token
 from dpexplore.ui.components.target_panel import QUIET, TargetPanel
 from dpexplore.ui.components.widgets import card_title, chart, view
-from dpexplore.ui.context import AppContext, sentence
 
 NEGLIGIBLE_NATS = 5e-3
 """A floor below this is shown as none: it would round to 0.00."""

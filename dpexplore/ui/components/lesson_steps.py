@@ -13,10 +13,10 @@ import torch
 from gradio.components import Component
 
 from dpexplore.models import LanguageModel
+from dpexplore.serving.app_context import AppContext
 from dpexplore.targets import Target, capture, entropy, top_tokens
 from dpexplore.tuning import TuneConfig
 from dpexplore.ui.components.markup import bar, probability, progress_bar, quantity, token
-from dpexplore.ui.context import AppContext
 
 WORDS = ("yes", "no", "maybe")
 SURE, UNSURE = "The capital of France is", "I love"

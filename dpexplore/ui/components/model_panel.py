@@ -11,10 +11,10 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel, ModelInfo
 from dpexplore.models.default_model import PACKAGED
 from dpexplore.models.packaged import Terms
+from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.model_pool import ModelPool
 from dpexplore.ui.components.markup import message, progress_bar, table
 from dpexplore.ui.components.widgets import view
-from dpexplore.ui.context import AppContext
 
 POLL_SECONDS = 0.25
 

@@ -12,11 +12,11 @@ import gradio as gr
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
+from dpexplore.serving.app_context import AppContext, check_single_tokens, sentence
 from dpexplore.serving.streams import RankStream
 from dpexplore.targets import Target, outlier_mass, outlier_range, pos_histogram, search_tokens, token_id, top_tokens
 from dpexplore.ui.components.markup import bar, message, probability, token
 from dpexplore.ui.components.recipes import read_weights, token_value
-from dpexplore.ui.context import AppContext, check_single_tokens, sentence
 
 SHOWN_TOKENS = 8
 MOST_MATCHES = 50

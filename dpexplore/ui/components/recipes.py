@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dpexplore.errors import InputError
 from dpexplore.targets import Recipe, parse_recipe
 from dpexplore.targets.sources import Capture, Entropy, File, Pos, RandomPrompt, Tokens
-from dpexplore.targets.transforms import Mix, Transform
+from dpexplore.targets.transforms import Transform
 
 DEFAULT_RECIPE = "entropy(bits=7, seed=0)"
 HAND_EXAMPLE = '" yes" 0.7\n" no" 0.3'
@@ -55,21 +53,6 @@ def with_base(text: str, base: Recipe) -> str:
     except InputError:
         kept = []
     return join_recipe(str(base), kept)
-
-
-def check_files(recipe: Recipe, folder: Path) -> None:
-    """InputError if a recipe reads a file outside `folder`: a page must not open the server's own files."""
-    for source in _sources(recipe):
-        if isinstance(source, File) and not Path(source.path).resolve().is_relative_to(folder.resolve()):
-            raise InputError("The page reads uploaded files only; put the file into the File tab.")
-
-
-def _sources(recipe: Recipe) -> Iterator[Recipe]:
-    while isinstance(recipe, Transform):
-        if isinstance(recipe, Mix):
-            yield from _sources(recipe.other)
-        recipe = recipe.base
-    yield recipe
 
 
 # What each tab writes.

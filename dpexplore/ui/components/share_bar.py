@@ -13,7 +13,9 @@ import gradio as gr
 from gradio.components import Component
 
 from dpexplore.errors import InputError
+from dpexplore.serving.app_context import AppContext, sentence
 from dpexplore.serving.journal import Record
+from dpexplore.serving.run_view import RunView, capsule_view, failed_view
 from dpexplore.serving.share import Setup, decode_setup, encode_setup
 from dpexplore.tuning import TuneConfig, load_capsule
 from dpexplore.ui.components.markup import message
@@ -21,8 +23,6 @@ from dpexplore.ui.components.settings import control_values, make_config, preset
 from dpexplore.ui.components.target_panel import QUIET, TargetPanel, panels_of, show_target
 from dpexplore.ui.components.tune_panel import ResultPanel, TunePanel, run_outputs, show_run
 from dpexplore.ui.components.widgets import view
-from dpexplore.ui.context import AppContext, sentence
-from dpexplore.ui.watch import RunView, capsule_view, failed_view
 
 _SCRIPT = """
 const root = element.querySelector('.dpx-share-links');

@@ -22,6 +22,7 @@ from dpexplore.diffuse.report import answers, held_out_text
 from dpexplore.diffuse.training import AdapterRun, AdapterStep
 from dpexplore.errors import InputError
 from dpexplore.models.cores import all_cores
+from dpexplore.serving.app_context import AppContext, sentence
 from dpexplore.targets import StringTarget
 from dpexplore.tuning import TuneConfig
 from dpexplore.ui.components.markup import message
@@ -35,7 +36,6 @@ from dpexplore.ui.components.string_view import (
     ended_line,
     live_line,
 )
-from dpexplore.ui.context import AppContext, sentence
 
 FEWEST_SAMPLES, MOST_SAMPLES = 10, 1000
 """Answers that may be drawn from every way."""

@@ -7,11 +7,11 @@ from itertools import count
 from pathlib import Path
 
 from dpexplore.errors import InputError
+from dpexplore.serving.app_context import sentence
 from dpexplore.targets import Strings
 from dpexplore.targets.string_files import parse_strings
 from dpexplore.ui.components.markup import message
 from dpexplore.ui.components.string_view import read_lines
-from dpexplore.ui.context import sentence
 
 MOST_FILES = 200
 MOST_CHARACTERS = 2_000_000

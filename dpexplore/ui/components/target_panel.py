@@ -12,13 +12,13 @@ import gradio as gr
 from gradio.components import Component
 
 from dpexplore.errors import InputError
+from dpexplore.serving.app_context import AppContext, sentence
 from dpexplore.targets import Recipe
 from dpexplore.ui.components import recipes
 from dpexplore.ui.components.markup import message
 from dpexplore.ui.components.preview import hand_bars, outlier_line, pos_bars, preview, token_choices
 from dpexplore.ui.components.target_tabs import Limit, Tab, build_tabs
 from dpexplore.ui.components.widgets import card_title, chart, view
-from dpexplore.ui.context import AppContext, sentence
 
 QUIET: dict[str, Any] = {
     "show_progress": "hidden",

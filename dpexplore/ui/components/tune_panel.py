@@ -10,10 +10,13 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from dpexplore.serving.app_context import AppContext, sentence
+from dpexplore.serving.run_view import RunView
 from dpexplore.tuning import METHODS, PRESETS, TuneConfig, fig4_slots
 from dpexplore.ui.components.markup import message
 from dpexplore.ui.components.microscope import microscope_json
 from dpexplore.ui.components.result_view import EMPTY_RESULT, capsule_file, result_html
+from dpexplore.ui.components.run_status import status_line
 from dpexplore.ui.components.settings import (
     ADVANCED,
     CUSTOM,
@@ -27,8 +30,6 @@ from dpexplore.ui.components.settings import (
 )
 from dpexplore.ui.components.target_panel import QUIET
 from dpexplore.ui.components.widgets import SCRUBBER, axis_switch, chart, legend, slot_chips, view
-from dpexplore.ui.context import AppContext, sentence
-from dpexplore.ui.watch import RunView
 
 DEFAULT_SLOTS = "soft*3 hard*2"
 FIG4 = "Fig. 4"
@@ -85,12 +86,12 @@ def show_run(app: AppContext, model: str, recipe: str, views: Generator[RunView]
         with closing(views):
             for view in views:
                 if view.result is None:
-                    yield [view.live, view.ranks, view.status, *rest]
+                    yield [view.live, view.ranks, status_line(view), *rest]
                     rest = [EMPTY_RESULT, "", None, TUNE, STOP]
                 else:
-                    yield [view.live, view.ranks, view.status, *_finished(app, model, recipe, view), *idle]
+                    yield [view.live, view.ranks, status_line(view), *_finished(app, model, recipe, view), *idle]
         if view is not None and view.result is None:
-            yield [*stay[:2], view.status, *stay[:3], *idle]
+            yield [*stay[:2], status_line(view), *stay[:3], *idle]
     except Exception as error:
         yield [*stay[:2], message(sentence(error), "error"), *stay[:3], *idle]
 

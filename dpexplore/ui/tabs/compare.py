@@ -15,6 +15,7 @@ import gradio as gr
 
 from dpexplore.errors import InputError
 from dpexplore.plots import figure_json
+from dpexplore.serving.app_context import AppContext, sentence
 from dpexplore.serving.journal import new_run_id
 from dpexplore.tuning import load_capsule
 from dpexplore.ui.components.compare_runs import (
@@ -29,7 +30,6 @@ from dpexplore.ui.components.compare_runs import (
 from dpexplore.ui.components.markup import message, quantity, table
 from dpexplore.ui.components.target_panel import QUIET
 from dpexplore.ui.components.widgets import axis_switch, card_title, chart, view
-from dpexplore.ui.context import AppContext, sentence
 
 MOST_RUNS = 24
 """A page compares so many; the ones kept first give way."""

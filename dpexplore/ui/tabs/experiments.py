@@ -12,10 +12,10 @@ import gradio as gr
 from dpexplore.experiments import Store, known_specs, load_spec, plan_sweep
 from dpexplore.experiments.gallery import Shown, gallery_of, shipped_gallery
 from dpexplore.experiments.progress import duration
+from dpexplore.serving.app_context import AppContext, sentence
 from dpexplore.serving.sweep_runner import SweepRunner, SweepState
 from dpexplore.ui.components.markup import message, progress_bar
 from dpexplore.ui.components.widgets import card_title, chart, view
-from dpexplore.ui.context import AppContext, sentence
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
 SHIPPED, HERE = "shipped", "here"

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from dpexplore.serving.app_context import AppContext
 from dpexplore.ui.components.continuation import ContinuationPanel, build_continuation, wire_continuation
 from dpexplore.ui.components.examples import build_examples, wire_examples
 from dpexplore.ui.components.floor_panel import build_floor_card, build_why_card, wire_floor_panel
@@ -39,7 +40,6 @@ from dpexplore.ui.components.tune_panel import (
     wire_tune_panel,
 )
 from dpexplore.ui.components.widgets import axis_switch, card_title, legend, microscope, segmented, view
-from dpexplore.ui.context import AppContext
 
 TITLE = "<h2><i class='is-target'></i>Target and <i class='is-achieved'></i>achieved</h2>"
 BY = [("by rank", "achieved-chart:by:rank"), ("by token", "achieved-chart:by:token")]

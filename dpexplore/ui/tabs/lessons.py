@@ -10,11 +10,11 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from dpexplore.serving.app_context import AppContext, sentence
 from dpexplore.ui.components.lesson_steps import LESSONS, Answer, Desk, Lesson, bars
 from dpexplore.ui.components.markup import message
 from dpexplore.ui.components.target_panel import QUIET
 from dpexplore.ui.components.widgets import view
-from dpexplore.ui.context import AppContext, sentence
 
 INTRODUCTION = (
     "<h2>What can a language model say?</h2><p>Six short steps. In each, move something, make a prediction, then "

@@ -12,6 +12,7 @@ from dpexplore.diffuse.config import PRESETS
 from dpexplore.diffuse.families import FAMILIES, family
 from dpexplore.diffuse.prompts import DEFAULT_SLOTS
 from dpexplore.errors import InputError
+from dpexplore.serving.app_context import AppContext, sentence
 from dpexplore.targets import Strings, parse_recipe
 from dpexplore.tuning.knobs import METHODS
 from dpexplore.ui.components.markup import message
@@ -30,7 +31,6 @@ from dpexplore.ui.components.string_view import (
 )
 from dpexplore.ui.components.target_panel import QUIET
 from dpexplore.ui.components.widgets import card_title, chart, legend, view
-from dpexplore.ui.context import AppContext, sentence
 
 FIRST = "numbers / 1-10"
 SAMPLES = 100

@@ -8,20 +8,16 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from html import escape
 from typing import Any
 
 from dpexplore.errors import InputError
-from dpexplore.models import LanguageModel
 from dpexplore.serving.frames import Frames
-from dpexplore.serving.journal import Record, RunFile
+from dpexplore.serving.journal import RunFile
 from dpexplore.serving.model_pool import INTERNAL_ERROR
-from dpexplore.serving.streams import LiveStream, RankStream, mark_line
-from dpexplore.targets import Target
-from dpexplore.tuning import Run, TuneResult, TuneStep, restore
+from dpexplore.serving.run_view import Moving, RunView
+from dpexplore.serving.streams import LiveStream, RankStream
+from dpexplore.tuning import Run, TuneStep
 from dpexplore.tuning.record.capsule import describe_best
-from dpexplore.ui.components.markup import message, quantity
 
 logger = logging.getLogger(__name__)
 
@@ -43,33 +39,6 @@ FIRST_LOOK_SECONDS = 15.0
 Marks = Callable[[], dict[str, float | None] | None]
 
 
-@dataclass(frozen=True)
-class RunView:
-    """What the page shows of a run at one moment."""
-
-    live: str
-    """The live chart's stream."""
-    ranks: str
-    """The rank chart's stream."""
-    status: str
-    """One line of HTML."""
-    step: TuneStep | None = None
-    """The latest step, once there is one."""
-    result: TuneResult | None = None
-    """At the last view, unless the run failed."""
-    frames: Frames | None = None
-    """With the result: what the run said on its way."""
-
-    @property
-    def marked(self) -> bool:
-        """Whether the live chart has the floor's lines."""
-        return '\n{"floor":' in self.live
-
-    def with_marks(self, marks: dict[str, float | None]) -> RunView:
-        """The same view with lines across the KL chart, nats."""
-        return replace(self, live=self.live + mark_line(**marks))
-
-
 class LiveRun:
     """A run on the server. A thread of its own follows it, journals it, and stops it when nobody looks for long."""
 
@@ -87,7 +56,10 @@ class LiveRun:
         self._frames = Frames(run.lm.vocab_size)
         self._seen, self._latest, self._marked = 0, None, False
         self._shown_best, self._last_frame = float("inf"), -FRAME_SECONDS
-        self._journaled, self._written, self._noted_best = 0.0, [0, 0], float("inf")
+        self._journaled, self._noted_best = 0.0, float("inf")
+        self._moments: list[TuneStep | dict[str, float | None]] = []
+        """Steps and marks that the journal has not got yet."""
+        self._ranks_written = 0
         self._viewers, self._looked, self._alone_since = 0, False, time.monotonic()
         self._last: RunView | None = None
         self._changes, self._changed = 0, threading.Condition()
@@ -95,6 +67,10 @@ class LiveRun:
     def start(self, ended: Callable[[LiveRun], None] = lambda _live: None) -> None:
         """Begin to follow the run; `ended` is called once its result, if it has one, can be seen and is journaled."""
         threading.Thread(target=self._follow, args=(ended,), name=f"run {self.id[:6]}", daemon=True).start()
+
+    @property
+    def _recipe(self) -> str:
+        return self.run.target.recipe
 
     @property
     def ended(self) -> bool:
@@ -136,7 +112,7 @@ class LiveRun:
         self.run.cancel()
 
     def _view(self) -> RunView:
-        return RunView(self._live.text, self._ranks.text, status_line(self.run, self._latest), self._latest)
+        return RunView(self._live.text, self._ranks.text, self._recipe, Moving.of(self.run), self._latest)
 
     @contextmanager
     def _looking(self) -> Generator[None]:
@@ -163,7 +139,7 @@ class LiveRun:
         except Exception:
             logger.exception("following a run failed")
             self.run.cancel()
-            last = RunView(self._live.text, self._ranks.text, message(INTERNAL_ERROR, "error"))
+            last = RunView(self._live.text, self._ranks.text, self._recipe, error=INTERNAL_ERROR)
             self._end_journal(None, INTERNAL_ERROR)
         self._last = last
         self._tell()
@@ -174,6 +150,7 @@ class LiveRun:
         ended, steps = self.run.finished, self.run.steps_since(self._seen)
         for step in steps:
             self._live.add_step(step.step, step.kl_nats, step.entropy_nats, step.best_restart)
+        self._moments += steps
         self._seen += len(steps)
         if steps:
             self._latest = steps[-1]
@@ -182,6 +159,7 @@ class LiveRun:
         if lines is not None:
             self._marked = True
             self._live.mark(**lines)
+            self._moments.append(lines)
         if ended or time.monotonic() - self._journaled >= JOURNAL_SECONDS:
             self._write_journal()
         if steps or lines is not None:
@@ -204,6 +182,7 @@ class LiveRun:
 
     def _write_journal(self) -> None:
         self._journaled = time.monotonic()
+        moments, self._moments = self._moments, []
         if self._file is None:
             return
         best = describe_best(self.run)
@@ -211,9 +190,8 @@ class LiveRun:
             self._noted_best = best["loss"]
         else:
             best = None
-        texts = self._live.text, self._ranks.text
-        self._file.update(texts[0][self._written[0] :], texts[1][self._written[1] :], best)
-        self._written = [len(text) for text in texts]
+        self._file.update(moments, self._ranks.text[self._ranks_written :], best)
+        self._ranks_written = len(self._ranks.text)
 
     def _end_journal(self, capsule: dict[str, Any] | None, error: str | None) -> None:
         if self._file is not None:
@@ -233,79 +211,9 @@ class LiveRun:
             result = self.run.result
         except InputError as error:
             self._end_journal(None, str(error))
-            return RunView(self._live.text, self._ranks.text, message(str(error), "error"))
+            return RunView(self._live.text, self._ranks.text, self._recipe, error=str(error))
         self._live.mark(end=result.status)
         self._ranks.add_frame(result.steps, result.log_probs.numpy(), result.kl_nats)
         self._frames.add(result.steps, result.log_probs.numpy(), last=True)
         self._end_journal(result.capsule, None)
-        line = ended_line(result, self.run.target.recipe)
-        return RunView(self._live.text, self._ranks.text, line, self._latest, result, self._frames)
-
-
-def capsule_view(lm: LanguageModel, target: Target, capsule: dict[str, Any], record: Record | None = None) -> RunView:
-    """A finished run as it was shown, from its capsule and its journal, if it has one. InputError as `restore`."""
-    result = restore(lm, capsule, target)
-    if record is None or not record.live:  # a capsule from elsewhere has no streams
-        live, ranks = _drawn_again(lm, target, capsule, result)
-    else:
-        live, ranks = "".join(f"{line}\n" for line in record.live), "".join(f"{line}\n" for line in record.ranks)
-    frames = Frames(lm.vocab_size)
-    frames.add(result.steps, result.log_probs.numpy(), last=True)
-    interrupted = record is not None and record.interrupted
-    return RunView(live, ranks, ended_line(result, target.recipe, interrupted), None, result, frames)
-
-
-def failed_view(record: Record) -> RunView:
-    """A journaled run that left no prompt."""
-    reason = record.error or "The server stopped before this run had made a step; press Tune to begin it again."
-    live, ranks = "".join(f"{line}\n" for line in record.live), "".join(f"{line}\n" for line in record.ranks)
-    return RunView(live, ranks, message(reason, "error"))
-
-
-def _drawn_again(lm: LanguageModel, target: Target, capsule: dict[str, Any], result: TuneResult) -> tuple[str, str]:
-    """Both charts' streams of a capsule."""
-    history, name = capsule["history"], f"capsule {capsule.get('created', '')}"
-    rows = list(zip(history["kl_nats"], history["entropy_nats"], strict=True))
-    live = LiveStream(name, _restarts_of(capsule), capsule["config"]["steps"], target.entropy_nats)
-    for step, (kl, entropy) in enumerate(rows, start=1):
-        live.add_step(step, kl, entropy, result.best_restart)
-    live.mark(end=result.status)
-    ranks = RankStream(name, target.probs.numpy(), lm.token_text)
-    ranks.add_frame(result.steps, result.log_probs.numpy(), result.kl_nats)
-    return live.text, ranks.text
-
-
-def _restarts_of(capsule: dict[str, Any]) -> int:
-    """How many restarts a capsule tells of."""
-    return max(len(capsule["restarts"]), *(len(row) for row in capsule["history"]["kl_nats"]), 1)
-
-
-def status_line(run: Run, step: TuneStep | None) -> str:
-    """Where a moving run stands."""
-    if step is None:
-        place = run.queue_position
-        ahead = {1: "this run is next", 2: "1 row is ahead of this run"}
-        full = f"The machine is full: {ahead.get(place, f'{place - 1:,} rows are ahead of this run')}"
-        doing = "Preparing the first step" if run.preparation is None else run.preparation.text
-        text = full if place else doing
-        return f"<p class='dpx-message is-busy' data-place='{place}'>{text}</p>"
-    active = sum(kl is not None for kl in step.kl_nats)
-    waiting = f" · {run.waiting_rows} wait for a place" if run.waiting_rows else ""
-    return (
-        f"<p class='dpx-message is-busy' data-moving data-step='{step.step}'><b>Running</b> · "
-        f"step {step.step} of {run.config.steps} · "
-        f"best {quantity(step.best_kl_nats, 'kl', 3)} (restart {step.best_restart + 1}) · "
-        f"{active} of {run.config.restarts} restarts active{waiting}</p>"
-    )
-
-
-def ended_line(result: TuneResult, recipe: str, interrupted: bool = False) -> str:
-    """How a run ended."""
-    word = {"cancelled": "Stopped", "converged": "Converged", "max_steps": "Done", "nonfinite": "Failed"}[result.status]
-    if interrupted:
-        word = "Cut off when the server stopped"
-    return (
-        f"<p class='dpx-message is-ready' data-status='{result.status}'><b>{word}</b> · best "
-        f"{quantity(result.kl_nats, 'kl', 3)} after {result.steps} steps in {result.seconds:.1f} s · "
-        f"target <code>{escape(recipe[:80])}</code></p>"
-    )
+        return RunView(self._live.text, self._ranks.text, self._recipe, None, self._latest, result, self._frames)

@@ -1,4 +1,4 @@
-"""What all handlers of one page share."""
+"""What everything that serves one page shares: its models, runs, floors, journal and rules. Knows no page."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import logging
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
-
-from gradio.utils import get_upload_folder
 
 from dpexplore.errors import InputError
 from dpexplore.models import DEFAULT_MODEL, LanguageModel, ModelInfo, describe_models
@@ -16,14 +13,15 @@ from dpexplore.models.default_model import cache_folder
 from dpexplore.serving.floors import Floors
 from dpexplore.serving.guesses import Guesses
 from dpexplore.serving.journal import Journal, new_run_id
+from dpexplore.serving.live_run import LiveRun
 from dpexplore.serving.model_pool import INTERNAL_ERROR, ModelPool
+from dpexplore.serving.run_view import RunView
+from dpexplore.serving.sessions import Sessions
+from dpexplore.serving.uploads import check_files, upload_folder
 from dpexplore.space import VisitorRules
 from dpexplore.targets import StringTarget, Target, parse_recipe
 from dpexplore.tuning import TuneConfig
 from dpexplore.tuning.record.capsule import describe_run
-from dpexplore.ui.components.recipes import check_files
-from dpexplore.ui.sessions import Sessions
-from dpexplore.ui.watch import LiveRun, RunView
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +49,7 @@ class AppContext:
         if self.rules:
             self.rules.check_text("The recipe", recipe_text)
         recipe = parse_recipe(recipe_text)
-        check_files(recipe, Path(get_upload_folder()))
+        check_files(recipe, upload_folder())
         if self.rules:
             self.rules.check_recipe(recipe)
         return self.pool.get(model).target(recipe, self.pool.source)

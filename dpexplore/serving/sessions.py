@@ -7,8 +7,8 @@ import threading
 import time
 from typing import Any
 
+from dpexplore.serving.live_run import LiveRun
 from dpexplore.tuning import TuneResult
-from dpexplore.ui.watch import LiveRun
 
 
 class Sessions:
