@@ -58,7 +58,7 @@ def _wait_for(server: PublicServer) -> None:
     while time.monotonic() < deadline:
         assert server.process.poll() is None, server.log.read_text(encoding="utf-8")
         try:
-            if httpx.get(f"{server.url}/health").json()["models"]:
+            if httpx.get(f"{server.url}/health").json()["ready"]:
                 return
         except (httpx.HTTPError, ValueError):
             pass

@@ -33,6 +33,14 @@ def app(
         str | None,
         typer.Option(help="Path at which a proxy serves the page, such as /dpexplore.", rich_help_panel=ACCESS),
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A further name that the page may be opened by.", rich_help_panel=ACCESS),
+    ] = None,
+    trusted_proxies: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADDRESS", help="A proxy that tells clients' addresses truly.", rich_help_panel=ACCESS),
+    ] = None,
     log_text: Annotated[
         bool, typer.Option("--log-text", help="With --public: log what users wrote, too.", rich_help_panel=ACCESS)
     ] = False,
@@ -55,5 +63,7 @@ def app(
         auth=tuple(auth or ()),
         root_path=root_path,
         log_text=log_text,
+        allowed_hosts=tuple(allowed_host or ()),
+        trusted_proxies=tuple(trusted_proxies or ()),
     )
     launch(options)

@@ -91,6 +91,8 @@ class Server(_Table):
     characters: Count
     upload_megabytes: Count
     runs: Count
+    visitors_per_address: Count
+    """People who may sit behind one address, such as a class: it has this many visitors' shares."""
     free_memory_gigabytes: Annotated[float, Field(ge=0, strict=False)]
     free_disk_gigabytes: Annotated[float, Field(ge=0, strict=False)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import os
 import socket
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +16,7 @@ from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.model_pool import ModelPool
 from dpexplore.space import VisitorRules, running_on_a_space
 from dpexplore.space.zero import SlicedServer, slice_on_zero
+from dpexplore.ui.gate import own_names
 from dpexplore.ui.server import log_as_json, serve
 
 
@@ -30,12 +33,16 @@ class Options:
     auth: tuple[str, ...]
     root_path: str | None
     log_text: bool
+    allowed_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
 
 
 def launch(options: Options) -> None:
     """Serve the page until the process is asked to end. InputError, before anything is loaded, if it cannot be."""
     share_heaps()
     check(options)
+    # uvicorn reads it: a client's address is taken from a header where these, and nobody else, have written it.
+    os.environ["FORWARDED_ALLOW_IPS"] = ",".join(options.trusted_proxies)
     app = context(options.model, public=options.public or running_on_a_space())
     app = replace(app, grace_seconds=options.grace_seconds)
     if app.rules:
@@ -46,7 +53,9 @@ def launch(options: Options) -> None:
         print(f"MCP is at http://{options.host}:{options.port}/gradio_api/mcp/", flush=True)
     logins = [tuple(login.split(":", 1)) for login in options.auth]
     settings = {"auth": logins or None, "root_path": options.root_path, "mcp_server": options.mcp}
-    serve(app, options.host, options.port, **settings)
+    anybody = app.rules is not None and not options.allowed_hosts
+    names = None if anybody else own_names(options.host, options.allowed_hosts)
+    serve(app, options.host, options.port, names, **settings)
 
 
 def check(options: Options) -> None:
@@ -57,6 +66,11 @@ def check(options: Options) -> None:
         raise InputError("--mcp needs one more library: pip install 'gradio[mcp]'.")
     if not 1 <= options.port <= 65535:
         raise InputError(f"Port {options.port} is out of range; ports go from 1 to 65535.")
+    for proxy in options.trusted_proxies:
+        try:
+            ipaddress.ip_network(proxy)
+        except ValueError:
+            raise InputError(f"--trusted-proxies {proxy!r} is no address; give one such as 10.0.0.0/8.") from None
     where = f"{options.host}:{options.port}"
     try:
         family = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0][0]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
-import tempfile
 from html import escape
-from pathlib import Path
 
 import numpy as np
 
 from dpexplore.files import write_file
 from dpexplore.models import LanguageModel
+from dpexplore.serving.uploads import download_folder
 from dpexplore.targets import Target
 from dpexplore.tuning import TuneResult
 from dpexplore.tuning.record.build import nearest_tokens
@@ -43,7 +42,7 @@ def capsule_file(result: TuneResult) -> str:
     """The run's capsule as a file to download; its name tells model, method and KL."""
     capsule = result.capsule
     label = f"dpexplore-{capsule['model']['name']}-{capsule['config']['method']}-{result.kl_nats:.3f}nats"
-    folder = Path(tempfile.mkdtemp(prefix="dpexplore-"))
+    folder = download_folder()
     path = folder / (re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-")[:100] + ".json")
     write_file(path, json.dumps(capsule, indent=1, ensure_ascii=False))
     return str(path)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -23,6 +21,7 @@ from dpexplore.diffuse.training import AdapterRun, AdapterStep
 from dpexplore.errors import InputError
 from dpexplore.models.cores import all_cores
 from dpexplore.serving.app_context import AppContext, sentence
+from dpexplore.serving.uploads import download_folder
 from dpexplore.targets import StringTarget
 from dpexplore.tuning import TuneConfig
 from dpexplore.ui.components.markup import message
@@ -207,7 +206,7 @@ def _finish_adapter(course: Course, run: AdapterRun, samples: int) -> None:
     way.note = (
         f"{len(run.steps)} passes in {run.seconds:.0f} s; {count:,} parameters trained, the model's own untouched."
     )
-    folder = Path(tempfile.mkdtemp(prefix="dpexplore-"))
+    folder = download_folder()
     save_run(run, [way.told], folder / "adapter")
     course.archive = shutil.make_archive(str(folder / "dpexplore-adapter"), "zip", folder / "adapter")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from dpexplore.errors import InputError
 from dpexplore.plots import figure_json
 from dpexplore.serving.app_context import AppContext, sentence
 from dpexplore.serving.journal import new_run_id
+from dpexplore.serving.uploads import upload_folder
 from dpexplore.tuning import load_capsule
 from dpexplore.ui.components.compare_runs import (
     Axis,
@@ -315,4 +315,4 @@ def _file_label(name: str) -> str:
 def _folder(session: str) -> Path:
     """Where a session's tables lie until Gradio has taken them over."""
     safe = "".join(character for character in session if character.isalnum())[:40]
-    return Path(tempfile.gettempdir()) / "dpexplore-compare" / (safe or "nobody")
+    return upload_folder() / "downloads" / f"compare-{safe or 'nobody'}"
