@@ -151,7 +151,7 @@ ALLOWED = {
     "files.py": "the one place",
     "serving/journal.py": "a journal appends to its own open file",
     "diffuse/adapter.py": "into the folder of `replacing_folder`",
-    "models/default_model.py": "into the folder of `replacing_folder`",
+    "models/gguf.py": "into the folder of `replacing_folder`",
 }
 
 
