@@ -116,7 +116,8 @@ class Gate:
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, address: str, headers: Headers) -> None:
         """Count and time the body as it arrives. A refusal in its middle is a closed client for who reads it."""
-        began, taken, whole, refused, answered = time.monotonic(), 0, False, None, False
+        began, taken, whole, answered = time.monotonic(), 0, False, False
+        refused: JSONResponse | None = None
         upload, most = _is_upload(scope), self._most_bytes(scope)
         if upload and not await asyncio.to_thread(self._has_room):
             return await _refuse(507, "The server holds as many uploads as it can; try again in an hour.")(
@@ -227,7 +228,7 @@ def own_names(host: str, more: Collection[str] = ()) -> frozenset[str]:
     return frozenset(name.lower() for name in ("localhost", host, socket.gethostname(), *more) if name)
 
 
-def end_silent_connections(server: Any, seconds: Callable[[], float] = lambda: FIRST_BYTES_SECONDS) -> None:
+def end_silent_connections(server: Any, seconds: Callable[[], float] = lambda: FIRST_BYTES_SECONDS) -> threading.Thread:
     """Close a uvicorn server's connections on which no whole request has come for long, for as long as it runs.
 
     uvicorn has a time-out between requests only, and none for headers that arrive a byte at a time.
@@ -244,4 +245,6 @@ def end_silent_connections(server: Any, seconds: Callable[[], float] = lambda: F
                 elif now - silent_since.setdefault(connection, now) > seconds():
                     connection.loop.call_soon_threadsafe(connection.transport.abort)
 
-    threading.Thread(target=watch, name="silent connections", daemon=True).start()
+    thread = threading.Thread(target=watch, name="silent connections", daemon=True)
+    thread.start()
+    return thread

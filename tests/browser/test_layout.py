@@ -9,8 +9,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from dpexplore.models import LanguageModel
+from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.model_pool import ModelPool
-from dpexplore.ui.context import AppContext
 from dpexplore.ui.page import build, launch_settings
 
 pytestmark = [

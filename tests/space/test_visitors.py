@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from pathlib import Path
@@ -21,7 +20,7 @@ from dpexplore.space.visitors import this_machine
 from dpexplore.targets import parse_recipe
 from dpexplore.tuning import TuneConfig
 from dpexplore.ui.components.string_runs import Running
-from dpexplore.ui.server import UPLOADS_AN_HOUR, BodyLimits, JsonLines
+from dpexplore.ui.server import JsonLines
 
 
 @pytest.fixture
@@ -168,50 +167,6 @@ def test_strangers_train_one_adapter_at_a_time() -> None:
 
 
 # The server around the page.
-
-
-def answer_of(limits: BodyLimits, path: str, size: int, declared: bool = True, address: str = "10.0.0.1") -> Any:
-    """Status of a POST of so many bytes, and how many of them the page was given."""
-    seen = {"bytes": 0, "status": 0}
-
-    async def page(scope: Any, receive: Any, send: Any) -> None:
-        while True:
-            message = await receive()
-            seen["bytes"] += len(message.get("body", b""))
-            if message["type"] == "http.disconnect" or not message.get("more_body"):
-                break
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-
-    limits.app = page
-    chunks = [min(2**20, size - at) for at in range(0, size, 2**20)]
-
-    async def receive() -> Any:
-        return {"type": "http.request", "body": bytes(chunks.pop()), "more_body": bool(chunks)}
-
-    async def send(message: Any) -> None:
-        seen["status"] = seen["status"] or message.get("status", 0)
-
-    headers = [(b"content-length", str(size).encode())] if declared else []
-    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "client": (address, 1)}
-    asyncio.run(limits(scope, receive, send))
-    return seen["status"], seen["bytes"]
-
-
-def test_bodies_are_bounded_declared_or_not() -> None:
-    limits = BodyLimits(None, upload_bytes=10 * 2**20)  # type: ignore[arg-type]
-    assert answer_of(limits, "/queue/join", 2**20) == (200, 2**20)
-    assert answer_of(limits, "/queue/join", 5 * 2**20) == (413, 0)
-    assert answer_of(limits, "/upload", 9 * 2**20) == (200, 9 * 2**20)
-    assert answer_of(limits, "/upload", 15 * 2**20) == (413, 0)
-    status, taken = answer_of(limits, "/queue/join", 50 * 2**20, declared=False)
-    assert (status, taken) == (200, 4 * 2**20)  # the page was told that its reader had gone
-
-
-def test_one_address_cannot_fill_the_disk() -> None:
-    limits = BodyLimits(None, upload_bytes=2**20)  # type: ignore[arg-type]
-    statuses = [answer_of(limits, "/upload", 2**20)[0] for _ in range(UPLOADS_AN_HOUR + 2)]
-    assert statuses == [200] * UPLOADS_AN_HOUR + [429] * 2
-    assert answer_of(limits, "/upload", 2**20, address="10.0.0.2")[0] == 200
 
 
 def test_log_lines_are_json_and_hold_no_words_of_visitors() -> None:
