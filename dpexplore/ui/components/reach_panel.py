@@ -10,12 +10,12 @@ import gradio as gr
 
 from dpexplore.floor.reach import Reach, words_of
 from dpexplore.models import LanguageModel
+from dpexplore.serving.app_context import AppContext, sentence
 from dpexplore.serving.reach import Listing, answers, listing
 from dpexplore.targets import order
 from dpexplore.ui.components.markup import message, progress_bar, table, token
 from dpexplore.ui.components.target_panel import QUIET, TargetPanel, read_recipe
 from dpexplore.ui.components.widgets import card_title, view
-from dpexplore.ui.context import AppContext, sentence
 
 EMPTY = "<p class='dpx-note'>Type a word, or several separated by commas for an order: <b> the, a, an</b>.</p>"
 WHY = """
