@@ -11,6 +11,7 @@ import typer
 from dpexplore.cli.common import (
     AcceptOption,
     DeviceOption,
+    DtypeOption,
     JsonOption,
     ModelOption,
     TargetOption,
@@ -35,6 +36,7 @@ def frontier(
     figure: Annotated[Path | None, typer.Option(help="Write the picture to this .html file.")] = None,
     as_json: JsonOption = False,
     device: DeviceOption = None,
+    dtype: DtypeOption = None,
     accept_terms: AcceptOption = False,
 ) -> None:
     """The best KL for a bound on the norm of soft tokens, from the vocabulary's norms to the direct token.
@@ -46,7 +48,7 @@ def frontier(
     from dpexplore.plots import frontier_figure
 
     recipe = dp.parse_recipe(target)
-    lm = load(model, device, accept_terms)
+    lm = load(model, device, dtype, accept_terms)
     work = Frontier(lm, recipe.build(lm), tuple(length or LENGTHS), tuple(budget or MULTIPLES), steps, seed)
     with interruptible():
         floor = work.floor()

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpexplore.cli.common import DeviceOption, JsonOption, ModelOption, emit, load, progress, say
+from dpexplore.cli.common import (
+    AcceptOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    emit,
+    load,
+    progress,
+    say,
+)
 from dpexplore.errors import InputError
 from dpexplore.models.names import DEFAULT_MODEL
 
@@ -37,6 +47,8 @@ def reach(
     ] = 60.0,
     as_json: JsonOption = False,
     device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    accept_terms: AcceptOption = False,
 ) -> None:
     """Prove which words a model can or can never put first, whatever the prompt."""
     if sum([first is not None, order is not None, every]) != 1:
@@ -47,7 +59,7 @@ def reach(
     from dpexplore.floor.whole_vocabulary import reach_all
 
     words = of_model.words_of(order) if order is not None else [first or ""]
-    lm = load(model, device)
+    lm = load(model, device, dtype, accept_terms)
     if head is not None:
         of_model.save_head(lm, head)
     if every:

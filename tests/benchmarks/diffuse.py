@@ -65,7 +65,7 @@ def ratio(lm: dp.LanguageModel, pairs: int) -> None:
         losses[name] = float(loss.detach())
 
     plain, packed, gain = paired(
-        lambda: work(plain_log_probs, "plain"), lambda: work(packed_log_probs, "packed"), pairs
+        lambda: work(plain_log_probs, "plain"), lambda: work(packed_log_probs, "packed"), pairs, lm.device
     )
     print(f"  plain {plain:.2f} s   packed {packed:.2f} s   ratio {gain:.1f}")
     print(f"  losses {losses['plain']:.6f} and {losses['packed']:.6f} nats")
