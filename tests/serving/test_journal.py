@@ -304,7 +304,11 @@ def test_an_interrupted_record_holds_every_restart_of_every_step(app: AppContext
 
 def test_an_old_journal_opens_and_gives_no_restart_another_ones_numbers(tmp_path: Path) -> None:
     run_id, shown = new_run_id(), 24
-    head = {"config": {"restarts": 30, "steps": 9}, "target": {"entropy_nats": 1.0}}
+    head = {
+        "config": {"restarts": 30, "steps": 9},
+        "target": {"entropy_nats": 1.0},
+        "model": {"dtype": "float32"},
+    }
     best = {"restart": 27, "kl_nats": 0.5, "embeds": None, "ids": [1], "steps": 3, "evaluations": 3, "seconds": 1.0}
     rows = [[step, [float(i) for i in range(shown)], [0.0] * shown, 23] for step in (1, 3)]
     lines = [
