@@ -19,6 +19,9 @@ from dpexplore.space.zero import SlicedServer, slice_on_zero
 from dpexplore.ui.gate import own_names
 from dpexplore.ui.server import log_as_json, serve
 
+SPACE_PROXIES = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
+"""A Space is reached through its host's own proxies alone, which stand in private networks."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -42,7 +45,8 @@ def launch(options: Options) -> None:
     share_heaps()
     check(options)
     # uvicorn reads it: a client's address is taken from a header where these, and nobody else, have written it.
-    os.environ["FORWARDED_ALLOW_IPS"] = ",".join(options.trusted_proxies)
+    hops = options.trusted_proxies or (SPACE_PROXIES if running_on_a_space() else ())
+    os.environ["FORWARDED_ALLOW_IPS"] = ",".join(hops)
     app = context(options.model, public=options.public or running_on_a_space())
     app = replace(app, grace_seconds=options.grace_seconds)
     if app.rules:
