@@ -132,6 +132,10 @@ def _result_row(result: TuneResult) -> dict[str, Any]:
         "prompt_ids": result.prompt_ids,
         "prompt_text": result.prompt_text,
         "kl_reencoded_nats": result.kl_reencoded_nats,
+        "floor_nats": result.bounds.floor_nats,
+        "head_optimum_nats": result.bounds.head_optimum_nats,
+        "direct_note": result.bounds.note,
+        "bounds": result.bounds_sentence,
         "capsule": result.capsule,
     }
 

@@ -82,6 +82,18 @@ def test_tune_streams_small_rows_and_takes_every_setting(address: str) -> None:
     client.close()
 
 
+def test_a_direct_run_tells_a_program_what_bounds_its_target(address: str) -> None:
+    client = Client(address, verbose=False)
+    asked = {"preset": "direct", "length": 1, "restarts": 1}
+    rows: list[Any] = list(client.submit("entropy(bits=3, seed=0)", **asked, api_name="/tune"))
+    result = rows[-1]
+    assert result["floor_nats"] <= result["head_optimum_nats"] <= result["kl_nats"] + 1e-4
+    assert result["kl_nats"] <= result["head_optimum_nats"] + 1e-3
+    assert result["direct_note"] is None
+    assert result["bounds"] == result["capsule"]["result"]["bounds"]
+    client.close()
+
+
 def test_plain_http_is_enough(address: str) -> None:
     ((kind, (target,)),) = call(address, "target", "entropy(bits=3, seed=0)", "")
     assert kind == "complete"
