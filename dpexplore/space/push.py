@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
 )
 
 from dpexplore.errors import InputError
+from dpexplore.files import write_file
 from dpexplore.space.check import disagreements, space_readme
 from dpexplore.space.manifest import Manifest, load_manifest
 
@@ -109,4 +110,4 @@ def _stage(root: Path, plan: Plan, folder: Path) -> None:
     for name in plan.files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / name, folder / name)
-    (folder / "README.md").write_bytes(space_readme(root))
+    write_file(folder / "README.md", space_readme(root))

@@ -222,7 +222,7 @@ def test_capture_is_what_the_model_says_next(tiny_lm: LoadTiny) -> None:
         assert target.provenance["prompt_ids"] == prompt
     with pytest.raises(InputError, match="chat template"):
         capture("I love", chat=True).build(lm)
-    with pytest.raises(InputError, match="at most 64"):
+    with pytest.raises(InputError, match="64 in a prompt"):
         random_prompt(65).build(lm)
 
 
@@ -328,7 +328,7 @@ def test_light_imports() -> None:
     assert done.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "direct"])  # direct has no hard slots
 def test_the_source_prompt_scores_0_under_every_preset(tiny_lm: LoadTiny, preset: str) -> None:
     lm = tiny_lm("llama")  # its tokenizer puts a BOS in front
     target = random_prompt(4, seed=1).build(lm)
