@@ -9,6 +9,7 @@ import typer
 
 from dpexplore.cli.common import say
 from dpexplore.errors import InputError
+from dpexplore.shipped import CHECKOUT
 
 space = typer.Typer(help="The Hugging Face Space: check what it is made from, deploy it.")
 
@@ -19,9 +20,8 @@ FolderOption = Annotated[Path | None, typer.Option(help="The checkout; default: 
 def check(folder: FolderOption = None) -> None:
     """Check that the Spacefile is valid and that requirements.txt and the code agree with it."""
     from dpexplore.space.check import disagreements
-    from dpexplore.space.manifest import SPACEFILE
 
-    problems = disagreements(folder or SPACEFILE.parent)
+    problems = disagreements(folder or CHECKOUT)
     if problems:
         raise InputError(" ".join(problems))
     say("The Spacefile is valid, and requirements.txt and the code agree with it.")
@@ -34,11 +34,10 @@ def push(
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without this option it is a dry run.")] = False,
 ) -> None:
     """Create or update a Space; a dry run unless --yes is given."""
-    from dpexplore.space.manifest import SPACEFILE
     from dpexplore.space.push import plan_push
     from dpexplore.space.push import push as carry_out
 
-    folder = folder or SPACEFILE.parent
+    folder = folder or CHECKOUT
     plan = plan_push(folder, repo)
     say("\n".join(plan.lines()))
     if not yes:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from dpexplore.errors import InputError
+from dpexplore.extras import extra
 from dpexplore.models import LanguageModel
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class Adapter:
 
 def new_adapter(lm: LanguageModel, rank: int, seed: int) -> Adapter:
     """A fresh adapter, which changes nothing yet: A is drawn as PEFT draws it, by its own generator, and B is 0."""
-    from peft import LoraConfig, get_peft_model
+    with extra("diffuse", "LoRA"):
+        from peft import LoraConfig, get_peft_model
 
     shared = _shared_copy(lm)
     config = LoraConfig(
@@ -71,7 +73,8 @@ def new_adapter(lm: LanguageModel, rank: int, seed: int) -> Adapter:
 
 def load_adapter(lm: LanguageModel, folder: str | Path) -> Adapter:
     """An adapter in PEFT's format on a model. InputError if the folder holds none that fits the model."""
-    from peft import PeftModel
+    with extra("diffuse", "LoRA"):
+        from peft import PeftModel
 
     folder = Path(folder).expanduser()
     for name in (CONFIG_FILE, WEIGHTS_FILE):

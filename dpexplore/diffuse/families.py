@@ -17,6 +17,7 @@ import torch
 from dpexplore.diffuse.biographies import Biography
 from dpexplore.diffuse.config import SIZES, Size
 from dpexplore.errors import InputError
+from dpexplore.extras import extra
 from dpexplore.targets import Strings, strings
 
 SMALL_OUTCOMES = 12
@@ -182,7 +183,8 @@ def _trained(name: str, request: str, values: Sequence[str], size: Size, held_ba
 
 @cache
 def _countries_of(continent: str) -> tuple[str, ...]:
-    import country_converter
+    with extra("diffuse", "The family countries"):
+        import country_converter
 
     data: Any = country_converter.CountryConverter().data
     members = data[(data["continent"] == continent) & data["UNmember"].notna()]
@@ -190,20 +192,23 @@ def _countries_of(continent: str) -> tuple[str, ...]:
 
 
 def _occupations() -> list[str]:
-    from faker.providers.job import Provider
+    with extra("diffuse", "The family occupations"):
+        from faker.providers.job import Provider
 
     plain = {job for job in Provider.jobs if job.replace(" ", "").isalpha()}
     return sorted(plain)
 
 
 def _first_names() -> tuple[list[str], list[str]]:
-    from faker.providers.person.en_US import Provider
+    with extra("diffuse", "Families of names"):
+        from faker.providers.person.en_US import Provider
 
     girls, boys = set(Provider.first_names_female), set(Provider.first_names_male)
     return sorted(girls - boys), sorted(boys - girls)
 
 
 def _surnames() -> list[str]:
-    from faker.providers.person.en_US import Provider
+    with extra("diffuse", "Families of names"):
+        from faker.providers.person.en_US import Provider
 
     return sorted(Provider.last_names)

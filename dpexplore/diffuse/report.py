@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -14,9 +13,10 @@ from torch import Tensor
 from dpexplore.diffuse.metrics import OutcomeFit, SampleFacts, outcome_fit, sample_facts
 from dpexplore.diffuse.sampling import sample_answers
 from dpexplore.models import LanguageModel
+from dpexplore.shipped import ASSETS
 from dpexplore.targets import StringTarget
 
-HELD_OUT = Path(__file__).resolve().parents[2] / "assets" / "diffuse" / "held_out.txt"
+HELD_OUT = ASSETS / "diffuse" / "held_out.txt"
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from dpexplore.errors import InputError
 from dpexplore.experiments.claims import claims_markdown, claims_table
 from dpexplore.experiments.figures import DrawnFigure, draw_all
 from dpexplore.experiments.store import Store
+from dpexplore.extras import extra
 from dpexplore.files import write_file
 from dpexplore.plots import figure_json
 
@@ -110,8 +111,9 @@ def on_white(figure: go.Figure) -> go.Figure:
 
 def write_pictures(figures: dict[str, go.Figure], out: Path, kinds: Sequence[str] = ("png", "svg")) -> str:
     """PNG and SVG of each, by kaleido and the browser that is installed; empty, or the sentence why there are none."""
-    import kaleido
-    from kaleido.errors import ChromeNotFoundError
+    with extra("figures", "A figure as PNG or SVG"):
+        import kaleido
+        from kaleido.errors import ChromeNotFoundError
 
     named = os.environ.get("DPEXPLORE_CHROMIUM")
     settings = {"path": named} if named else {}

@@ -11,8 +11,9 @@ from dpexplore.experiments.export import RECORD, describe
 from dpexplore.experiments.figures import draw_all
 from dpexplore.experiments.store import Store
 from dpexplore.plots import figure_json
+from dpexplore.shipped import ASSETS
 
-SHIPPED_GALLERY = Path(__file__).resolve().parents[2] / "assets" / "gallery"
+SHIPPED_GALLERY = ASSETS / "gallery"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 from dpexplore.errors import InputError
 from dpexplore.experiments.problems import ModelFacts, Problem
 from dpexplore.experiments.worker import Event, Failed, Progress, Results, Worker
+from dpexplore.extras import extra
 
 ATTEMPTS = 3
 """So often a shard is begun before its problems are given up."""
@@ -211,10 +212,8 @@ class RayExecutor:
 def _import_ray() -> Any:
     # Read at import: on a cluster of one machine Ray then listens on that machine alone.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    try:
+    with extra("ray", "--executor ray"):
         import ray
-    except ImportError as error:
-        raise InputError("--executor ray needs Ray, which is not installed; `pip install ray` gives it.") from error
     return ray
 
 

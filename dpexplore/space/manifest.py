@@ -11,9 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from dpexplore.errors import InputError
 from dpexplore.models.registry import REGISTRY
-
-SPACEFILE = Path(__file__).parents[2] / "Spacefile"
-"""That of this checkout."""
+from dpexplore.shipped import SPACEFILE
 
 Count = Annotated[int, Field(ge=1)]
 Machine = Literal["cpu", "gpu", "zero"]

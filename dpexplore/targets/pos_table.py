@@ -15,9 +15,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from dpexplore.files import write_file
+from dpexplore.shipped import ASSETS
 from dpexplore.targets.pos_tagger import WordTags, chosen_pipeline, load_tagger, table_key
 
-SHIPPED_TABLE = Path(__file__).resolve().parents[2] / "assets" / "pos_words.tsv.gz"
+SHIPPED_TABLE = ASSETS / "pos_words.tsv.gz"
 _MAX_TABLE_CHARACTERS = 50_000_000
 
 _tables: dict[str, dict[str, WordTags]] = {}

@@ -10,6 +10,7 @@ from functools import partial
 from importlib.util import find_spec
 
 from dpexplore.errors import InputError
+from dpexplore.extras import missing
 from dpexplore.models import DEFAULT_MODEL, load_model
 from dpexplore.models.memory import share_heaps
 from dpexplore.serving.app_context import AppContext
@@ -67,7 +68,7 @@ def check(options: Options) -> None:
     if any(not all(login.partition(":")) for login in options.auth):
         raise InputError("--auth takes USER:PASSWORD, such as ada:secret.")
     if options.mcp and not find_spec("mcp"):
-        raise InputError("--mcp needs one more library: pip install 'gradio[mcp]'.")
+        raise missing("--mcp", "mcp")
     if not 1 <= options.port <= 65535:
         raise InputError(f"Port {options.port} is out of range; ports go from 1 to 65535.")
     for proxy in options.trusted_proxies:

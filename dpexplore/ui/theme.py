@@ -14,8 +14,8 @@ from starlette.responses import FileResponse
 from starlette.routing import Route
 
 from dpexplore.plots import COLOURS, DASHES
+from dpexplore.shipped import ASSETS
 
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
 PLOTLY_JS = Path(plotly.__path__[0]) / "package_data" / "plotly.min.js"
 SCRIPTS = (PLOTLY_JS, *(ASSETS / f"{name}.js" for name in ("charts", "microscope", "slots", "page")))
 STYLES = (ASSETS / "page.css", ASSETS / "strings.css", ASSETS / "experiments.css", ASSETS / "compare.css")

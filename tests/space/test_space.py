@@ -11,12 +11,13 @@ import yaml
 from dpexplore.cli import main
 from dpexplore.errors import InputError
 from dpexplore.models.registry import REGISTRY
+from dpexplore.shipped import CHECKOUT
 from dpexplore.space.check import disagreements, front_matter, space_readme
-from dpexplore.space.manifest import SPACEFILE, load_manifest
+from dpexplore.space.manifest import load_manifest
 from dpexplore.space.push import plan_push, push
 from tests.fake_space import FakeSpaceHub, serve
 
-ROOT = SPACEFILE.parent
+ROOT = CHECKOUT
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_a_wrong_manifest_is_told_in_one_sentence(checkout: Path, old: str, new:
         ("requirements.txt", "gradio>=6.31,<7", "gradio>=7", "gradio 6.31.0"),
         ("requirements.txt", "gradio>=6.31,<7", "", "does not name gradio"),
         ("requirements.txt", "gradio>=6.31,<7", "gradio>=6.31,<7\n???", "no requirement"),
-        ("pyproject.toml", '>=3.11,<3.13"', '>=3.11,<3.12"', "Python 3.12"),
+        ("pyproject.toml", '>=3.11,<3.14"', '>=3.11,<3.12"', "Python 3.12"),
     ],
 )
 def test_disagreements_are_found(checkout: Path, file: str, old: str, new: str, told: str) -> None:
