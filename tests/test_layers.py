@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.live_server import ROOT
+
 
 @pytest.mark.parametrize("module", ["dpexplore", "dpexplore.__main__", "dpexplore.plots"])
 def test_the_core_imports_without_the_interface(module: str) -> None:
@@ -21,6 +23,19 @@ def test_what_serves_pages_and_programs_knows_no_page() -> None:
         "[importlib.import_module(m.name) for m in pkgutil.walk_packages(s.__path__, 'dpexplore.serving.')]; "
         "print([name for name in sys.modules if name == 'gradio' or name.startswith('dpexplore.ui')])"
     )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_imports_point_one_way() -> None:
+    """The contract of pyproject.toml, imports under TYPE_CHECKING included."""
+    command = ["-c", "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_help_needs_no_torch() -> None:
+    script = "import sys, dpexplore.cli; print([name for name in ('torch', 'transformers') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
