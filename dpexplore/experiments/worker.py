@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from threading import RLock
 from typing import Any
 
@@ -166,16 +166,9 @@ class Worker:
             # A batch without a bound grows by doubling until rows have to wait for memory.
             wanted = rows or max(ROWS_ON_CPU, 2 * held)
             while not empty and len(running) < wanted:
-                problem, target = next(waiting, (None, None))
-                if problem is None or target is None:
-                    empty = True
-                elif isinstance(target, InputError):
-                    yield Failed(problem, str(target))
-                else:
-                    try:
-                        running[engine.submit(target, problem.config)] = problem
-                    except InputError as error:
-                        yield Failed(problem, str(error))
+                more = list(islice(waiting, wanted - len(running)))
+                empty = not more
+                yield from self._submit(engine, more, running)
             if empty and not running:
                 return
             with self._lock:
@@ -188,6 +181,23 @@ class Worker:
             yield None
         for run in running:
             run.cancel()
+
+    def _submit(
+        self, engine: Engine, problems: Sequence[tuple[Problem, Target | InputError]], running: dict[Run, Problem]
+    ) -> Iterator[Failed]:
+        """Queue problems with their targets at once; those that can be run are added to `running`."""
+        sound: list[tuple[Problem, Target]] = []
+        for problem, target in problems:
+            if isinstance(target, InputError):
+                yield Failed(problem, str(target))
+            else:
+                sound.append((problem, target))
+        runs = engine.submit_many((target, problem.config) for problem, target in sound)
+        for (problem, _), run in zip(sound, runs, strict=True):
+            if isinstance(run, InputError):
+                yield Failed(problem, str(run))
+            else:
+                running[run] = problem
 
     def _tuned(self, ended: Sequence[tuple[Problem, Run]]) -> Iterator[dict[str, Any] | Failed]:
         """The rows of runs that have ended; every KL and entropy in float32."""

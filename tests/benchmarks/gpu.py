@@ -66,7 +66,7 @@ def soft_and_hard(bench: Bench) -> Iterator[dict[str, Any]]:
     for name, how in kinds.items():
         for rows in bench.counts(5) if name == "search" else bench.counts(1, 5, 30):
             engine = dp.Engine(lm)
-            engine.submit(target, dp.TuneConfig(**how, length=LENGTH, restarts=rows, steps=10**6, patience=None))  # pyright: ignore[reportArgumentType]
+            engine.submit(target, dp.TuneConfig(**how, length=LENGTH, restarts=rows, steps=1_000, patience=None))  # pyright: ignore[reportArgumentType]
             engine.step()
             step, times = median_seconds(engine.step, lm.device, bench.limit / 10)
             yield {"rule": name, "rows": rows, "steps_a_second": 1 / step, "steps": times}
@@ -77,8 +77,10 @@ def many_runs(bench: Bench) -> Iterator[dict[str, Any]]:
     lm, target = bench.load()
     for count in bench.counts(30, 1_000):
         engine = dp.Engine(lm, max_rows=count)
-        for seed in range(count):
-            engine.submit(target, dp.TuneConfig(length=LENGTH, restarts=1, steps=10**6, patience=None, seed=seed))
+        configs = (
+            dp.TuneConfig(length=LENGTH, restarts=1, steps=1_000, patience=None, seed=seed) for seed in range(count)
+        )
+        engine.submit_many((target, config) for config in configs)
         engine.step()
         step, times = median_seconds(engine.step, lm.device, bench.limit / 3)
         yield {"runs": count, "step_ms": 1e3 * step, "updates_a_second_for_each": 1 / step, "steps": times}

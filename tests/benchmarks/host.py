@@ -36,7 +36,7 @@ def many_runs(lm: dp.LanguageModel, target: dp.Target, count: int) -> tuple[dp.E
     """An engine with `count` runs of one row, and the seconds that submitting them took."""
     engine = dp.Engine(lm, max_rows=count)
     problems = configs(count)
-    taken = seconds(lambda: [engine.submit(target, config) for config in problems], lm.device)
+    taken = seconds(lambda: engine.submit_many((target, config) for config in problems), lm.device)
     return engine, taken
 
 

@@ -59,8 +59,7 @@ class CudaGraphs:
 
 def recorder_for(lm: LanguageModel) -> Recorder | None:
     """How passes of a model are recorded: on one CUDA card; nowhere else."""
-    spread = len(set(getattr(lm.model, "hf_device_map", {}).values())) > 1
-    return CudaGraphs() if lm.device.type == "cuda" and not spread else None
+    return CudaGraphs() if lm.device.type == "cuda" and not lm.is_spread else None
 
 
 class _Shape(NamedTuple):
