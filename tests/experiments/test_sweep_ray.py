@@ -95,5 +95,5 @@ def test_what_a_worker_cannot_load_is_one_sentence(cluster: Any, tmp_path: Path)
 
 def test_without_ray_the_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match="pip install ray"):
+    with pytest.raises(InputError, match="pip install 'ray"):
         RayExecutor()

@@ -22,6 +22,7 @@ from dpexplore.targets import Target, entropy
 from dpexplore.tuning import Engine, EngineServer, Run, TuneConfig, tune
 from dpexplore.tuning.engine.engine import INTERNAL_ERROR
 from dpexplore.tuning.engine.fairness import SHARED_STEP_SECONDS, Pace, fair_shares
+from dpexplore.tuning.engine.rows import RowStack
 from dpexplore.tuning.objectives.next_token import NextTokenObjective, Scores
 from dpexplore.ui.components.run_status import status_line
 
@@ -156,6 +157,23 @@ def test_one_runs_failure_leaves_the_others_alone(
     server.close()
     assert "of this run alone" in caplog.text
     assert str(bad.error) == INTERNAL_ERROR
+
+
+def test_a_step_that_fails_ends_its_runs(
+    lm: LanguageModel, target: Target, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def update(*_arguments: object) -> None:
+        raise RuntimeError("in the rows' own update")
+
+    server = EngineServer(lm)
+    monkeypatch.setattr(RowStack, "take", update)
+    failed = server.submit(target, TuneConfig(length=3, restarts=2, steps=8))
+    assert failed.wait(60, seen=8)
+    assert str(failed.error) == INTERNAL_ERROR
+    monkeypatch.undo()
+    assert server.submit(target, TuneConfig(length=3, restarts=2, steps=8)).result.kl_nats > 0
+    server.close()
+    assert "in the rows' own update" in caplog.text
 
 
 # The server's pages.

@@ -163,14 +163,13 @@ class Engine:
         if not self.active_rows:
             return prepared
         began, rows = time.monotonic(), self.active_rows
-        for key, stack in list(self._stacks.items()):
+        for stack in list(self._stacks.values()):
             try:
                 self._step_stack(stack)
             except Exception:
                 if not self._served:
                     raise
                 logger.exception("a step of %d rows failed", len(stack))
-                del self._stacks[key]
                 for run in {row.run for row in stack.rows}:
                     self._fail(run, INTERNAL_ERROR)
         self._pace.note(time.monotonic() - began, rows)
@@ -429,7 +428,7 @@ class Engine:
         self._fail(stack.rows[int(batch.owners[index])].run, reason)
         nothing = torch.full((1,), math.nan, device=self.lm.device)
         grad = torch.full_like(batch.embeds[:1], math.nan) if batch.grad else None
-        log_q = nothing.expand(1, self.lm.vocab_size) if stack.watches else None
+        log_q = nothing.expand(1, stack.answers) if stack.watches else None
         return Evaluation(nothing, nothing, nothing, grad, log_q)
 
 

@@ -246,7 +246,7 @@ class RowStack:
         kept = {} if self._log_q is None else dict(zip(self._watched_slots.tolist(), self._log_q, strict=True))
         self._watched_slots = self._slots[places]
         self._watched = torch.tensor(places, dtype=torch.long, device=self.lm.device)
-        nothing = torch.full((self.lm.vocab_size,), torch.nan, device=self.lm.device)
+        nothing = torch.full((self.answers,), torch.nan, device=self.lm.device)
         logs = [kept.get(slot, nothing) for slot in self._watched_slots.tolist()]
         self._log_q = torch.stack(logs) if logs else None
         self._publish()
@@ -255,6 +255,11 @@ class RowStack:
     def watches(self) -> bool:
         """Whether log q of evaluations is wanted."""
         return self._log_q is not None
+
+    @property
+    def answers(self) -> int:
+        """The length of log q of a prompt, which is the same for all rows."""
+        return self.rows[0].run.objective.answers if self.rows else self.lm.vocab_size
 
     def _append(self, rows: list[Row], prompts: PromptState, soft: RowState) -> None:
         slots = self.log.claim(len(rows))

@@ -85,6 +85,8 @@ class Objective(Protocol):
     """`(vocab,)` where the target is over single tokens."""
     group: Hashable
     """Rows of different groups are never scored in one pass."""
+    answers: int
+    """The length of `Scores.log_q`."""
     behind: int
     """Positions that are computed, with their logits, behind each prompt."""
 
@@ -116,6 +118,7 @@ class NextTokenObjective:
             )
         self.kind: Divergence = kind
         self.group: Hashable = kind
+        self.answers = lm.vocab_size
         self._batch: tuple[tuple[NextTokenObjective, ...], tuple[Tensor, ...]] | None = None
         self.probs = target.probs.to(lm.device, torch.float32)
         self.log_p = None if kind == "kl" else log_probs_of(target.probs).to(lm.device, torch.float32)

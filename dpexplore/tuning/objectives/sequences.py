@@ -64,6 +64,7 @@ class SequenceObjective:
         self.entropy_nats = target.entropy_nats
         self.group: Hashable = target.recipe, kind
         self.behind = len(self.tree.inputs)
+        self.answers = len(target.probs)  # the outcomes and all else
 
     @staticmethod
     def score(
