@@ -98,13 +98,19 @@ class AppContext:
         return live
 
     def watch(self, session: str, live: LiveRun) -> Generator[RunView]:
-        """What a session sees of a run, until it has ended; closing the iterator means looking away."""
+        """What a session sees of a run, until it has ended or the session turns to another one.
+
+        An overtaken run of its own, which is stopping, is seen to its end without a word: its result counts.
+        """
         with closing(live.views()) as views:
             for view in views:
                 if view.result is not None:
                     self.sessions.note_result(session, live.model, live.run.target.recipe, view.result)
                     self.sessions.note_finished(session, live.id)
-                yield view
+                if self.sessions.shows(session, live.id):
+                    yield view
+                elif not live.run.cancel_requested:
+                    return
 
     def close(self) -> None:
         """End all runs, which keep and journal their best so far; let go of models and threads."""

@@ -21,6 +21,7 @@ class Sessions:
     def __init__(self) -> None:
         self._runs: dict[str, LiveRun] = {}
         self._began: dict[str, LiveRun] = {}
+        self._shown: dict[str, str] = {}
         self._by_id: dict[str, LiveRun] = {}
         self._keep: dict[str, bool] = {}
         self._turns: dict[str, int] = {}
@@ -33,6 +34,7 @@ class Sessions:
         with self._gate:
             before = self._began.get(session)
             self._runs[session] = self._began[session] = self._by_id[live.id] = live
+            self._shown[session] = live.id
             live.keep_running = self._keep.get(session, False)
         if before is not None:
             before.cancel()
@@ -43,7 +45,28 @@ class Sessions:
             live = self._by_id.get(run_id)
             if live is not None:
                 self._runs[session] = live
+                self._shown[session] = live.id
             return live
+
+    def turn_to(self, session: str, record: str) -> None:
+        """The session looks at a finished run's record now. The run that it began has its time of grace."""
+        with self._gate:
+            self._runs.pop(session, None)
+            self._shown[session] = record
+
+    def shows(self, session: str, what: str) -> bool:
+        """Whether the session has turned to nothing else since it began or joined this run, or opened this record.
+
+        What an overtaken run still has to say would be written over the newer one: its charts, its status, and which
+        of Tune and Stop can be pressed.
+        """
+        with self._gate:
+            return self._shown.get(session) == what
+
+    def is_moving(self, session: str) -> bool:
+        """Whether there is something that Stop would stop."""
+        live = self.current(session)
+        return live is not None and not live.ended
 
     def find(self, run_id: str) -> LiveRun | None:
         """A run that moves, by its id."""
@@ -132,7 +155,7 @@ class Sessions:
     def close(self, session: str) -> None:
         """The page was closed: forget it. Its run has its time of grace."""
         with self._gate:
-            for kept in (self._runs, self._began, self._keep, self._finished, self._turns, self._tuned):
+            for kept in (self._runs, self._began, self._shown, self._keep, self._finished, self._turns, self._tuned):
                 kept.pop(session, None)
 
 

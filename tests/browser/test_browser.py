@@ -189,6 +189,22 @@ def test_an_example_is_one_click(page: Page) -> None:
     expect(page.locator("#floor [data-floor]")).to_have_class(re.compile("is-free"))
 
 
+def test_an_example_pressed_while_a_run_moves_leaves_stop_to_the_new_run(page: Page) -> None:
+    page.click("#example-moderate")
+    chart = page.locator("#live-chart [data-chart]")
+    expect(chart).to_have_attribute("data-run", re.compile("."))
+    first = chart.get_attribute("data-run") or ""
+    page.click("#example-uniform")
+    expect(page.locator("#recipe textarea")).to_have_value("entropy(bits=15.55, seed=0)")
+    expect(chart).not_to_have_attribute("data-run", first)
+    expect(page.locator("#status [data-moving]")).to_be_visible()
+    expect(page.locator("#stop")).to_be_enabled()
+    page.click("#stop")
+    expect(page.locator("#status [data-status]")).to_contain_text("bits=15.55")
+    expect(page.locator("#stop")).to_be_disabled()
+    expect(page.locator("#tune")).to_be_enabled()
+
+
 def test_every_knob_is_behind_the_fold_and_slots_are_chips_and_text(page: Page) -> None:
     page.locator("#advanced > button").click()
     expect(page.locator("#knob-learning_rate")).to_contain_text("Paper: 0.1.")

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -558,3 +558,44 @@ def test_time_is_recorded(lm: LanguageModel, target: Target) -> None:
     before = time.monotonic()
     result = tune(lm, target, TuneConfig(restarts=1, steps=3)).result
     assert 0 < result.seconds <= time.monotonic() - before
+
+
+@pytest.mark.parametrize("method", ["soft", "hard"])
+@pytest.mark.parametrize("when", ["on the way up", "on the way down"])
+def test_a_run_stops_in_the_middle_of_a_pass(
+    lm: LanguageModel,
+    target: Target,
+    method: Literal["soft", "hard"],
+    when: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Hundreds of restarts make a pass that takes longer than a person waits for Stop."""
+    run = tune(lm, target, TuneConfig(method=method, length=2, steps=500, restarts=3, patience=None))
+    steps = iter(run)
+    for _ in range(3):
+        next(steps)
+    score, grad = NextTokenObjective.score, torch.autograd.grad
+    ended: list[str] = []
+
+    def cancel_and_score(*args: Any) -> Scores:
+        run.cancel()
+        scores = score(*args)
+        ended.append("on the way up")
+        return scores
+
+    def cancel_and_descend(*args: Any) -> Any:
+        run.cancel()
+        found = grad(*args)
+        ended.append("on the way down")
+        return found
+
+    with monkeypatch.context() as patch:
+        if when == "on the way up":
+            patch.setattr(NextTokenObjective, "score", staticmethod(cancel_and_score))
+        else:
+            patch.setattr(torch.autograd, "grad", cancel_and_descend)
+        assert list(steps) == []
+    assert not ended
+    assert run.result.status == "cancelled"
+    assert run.result.steps == 3
+    assert run.result.kl_nats == pytest.approx(run.steps[-1].best_kl_nats, abs=1e-5)

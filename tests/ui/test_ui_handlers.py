@@ -164,6 +164,45 @@ def test_stop_keeps_the_best_so_far_and_reaches_its_own_session_only(app: AppCon
     assert "data-status='cancelled'" in last(two)[RESULT]
 
 
+def test_a_run_that_another_one_overtakes_says_no_more(app: AppContext) -> None:
+    """Its last words would disable Stop while the new run moves, and stand where the new one's belong."""
+    first = tune(app, "hasty", "tiny", "entropy(bits=3, seed=0)", LONG)
+    while "data-step" not in next(first)[STATUS]:
+        pass
+    second = tune(app, "hasty", "tiny", "entropy(bits=4, seed=0)", LONG)
+    while "data-step" not in next(second)[STATUS]:
+        pass
+    assert list(first) == []
+    assert len(app.sessions.finished("hasty")) == 1  # what it found still counts
+    assert app.sessions.stop("hasty")
+    final = last(second)
+    assert "bits=4" in final[STATUS]
+    assert (final[TUNE]["interactive"], final[STOP]["interactive"]) == (True, False)
+
+
+def test_a_run_that_cannot_begin_leaves_stop_to_the_one_that_moves(app: AppContext) -> None:
+    moving = tune(app, "clumsy", "tiny", "entropy(bits=3, seed=0)", LONG)
+    while "data-step" not in next(moving)[STATUS]:
+        pass
+    refused = last(tune(app, "clumsy", "tiny", "entropy(bits=99)", LONG))
+    assert "99 was asked for" in refused[STATUS]
+    assert (refused[TUNE]["interactive"], refused[STOP]["interactive"]) == (False, True)
+    assert app.sessions.stop("clumsy")
+    assert last(moving)[STOP]["interactive"] is False
+
+
+def test_a_record_that_is_opened_meanwhile_is_not_written_over(app: AppContext) -> None:
+    moving = tune(app, "curious", "tiny", "entropy(bits=3, seed=0)", LONG)
+    while "data-step" not in next(moving)[STATUS]:
+        pass
+    live = app.sessions.current("curious")
+    assert live is not None
+    app.sessions.turn_to("curious", "run of yesterday")
+    assert list(moving) == []
+    assert not app.sessions.is_moving("curious")
+    live.cancel()
+
+
 def test_a_run_that_looks_tokens_up_says_so_and_stops(app: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparation, "measure_more", lambda *_: 0.25)  # for ever
     shown = tune(app, "looker", "tiny", "entropy(bits=3)", {**HARD, "init": "lookup"})

@@ -20,6 +20,7 @@ from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.engine.capacity import Capacity, is_out_of_memory
 from dpexplore.tuning.engine.capture import CapturedPasses, recorder_for
 from dpexplore.tuning.engine.fairness import Pace
+from dpexplore.tuning.engine.interruption import Interrupted, interruptible, prepare
 from dpexplore.tuning.engine.passes import Batch, Evaluation
 from dpexplore.tuning.engine.preparation import LookUp, SoftPart, preparation_of
 from dpexplore.tuning.engine.rows import RowStack, Rules, rules_of
@@ -52,6 +53,7 @@ class Engine:
         """
         self.lm = lm
         self.capacity = Capacity(lm, max_rows)
+        prepare(lm)
         self.passes = CapturedPasses(lm, recorder_for(lm) if capture else None)
         self._served = served
         self._pace = Pace()
@@ -349,11 +351,20 @@ class Engine:
         self._stacks = {key: stack for key, stack in self._stacks.items() if len(stack)}
 
     def _step_stack(self, stack: RowStack) -> None:
-        """One step of the rows of one kind: whatever evaluations they ask for, in passes that fit the memory."""
-        work = stack.step()
+        """One step of the rows of one kind: whatever evaluations they ask for, in passes that fit the memory.
+
+        The step is given up where it is when nobody wants it any more.
+        """
+        work, steps = stack.step(), stack.prompts.step
         batch = next(work, None)
         while batch is not None:
-            found = self._evaluate(stack, batch)
+            try:
+                found = self._evaluate(stack, batch)
+            except Interrupted:
+                work.close()
+                if stack.prompts.step is not steps:  # it had taken the prompts' numbers
+                    stack.report()
+                return
             stack.count(batch.owners)
             try:
                 batch = work.send(found)
@@ -370,6 +381,8 @@ class Engine:
             size = min(self.capacity.rows(length, behind=behind), len(batch) - start, most)
             try:
                 evaluated = self._try_pass(stack, batch, start, start + size)
+            except Interrupted:
+                raise
             except Exception:
                 if not self._served:
                     raise
@@ -398,7 +411,7 @@ class Engine:
         owners = batch.owners[start:stop]
         objectives = stack.objectives(None if batch.grad and len(owners) == len(stack) else owners)
         try:
-            with torch.set_grad_enabled(batch.grad):
+            with torch.set_grad_enabled(batch.grad), interruptible(stack.unwanted):
                 embeds = batch.part(self.lm, start, stop)
                 if batch.grad:
                     replayed = self.passes.evaluate(embeds, objectives, keep_log_q=stack.watches)

@@ -193,6 +193,10 @@ class RowStack:
             places = self._watched
             self._log_q = torch.where(better[places, None], found.log_q[places], self._log_q)
 
+    def unwanted(self) -> bool:
+        """Whether all its rows leave at the next step, whatever they would still do."""
+        return all(row.run.ending for row in self.rows)
+
     def count(self, owners: Tensor) -> None:
         """Prompts have been evaluated, one for each entry of `owners`, which name their rows."""
         scored = torch.bincount(owners, minlength=len(self.rows))

@@ -151,7 +151,8 @@ def arrived_views(app: AppContext, session: str, what: str) -> Generator[RunView
     kind, _, name = what.partition(" ")
     if kind == "capsule":
         capsule = load_capsule(Path(name))
-        yield from _capsule_views(app, setup_of(capsule), capsule, None)
+        app.sessions.turn_to(session, what)
+        yield from _capsule_views(app, session, what, setup_of(capsule), capsule, None)
         return
     live = app.sessions.join(session, name)
     if live is not None:
@@ -160,14 +161,17 @@ def arrived_views(app: AppContext, session: str, what: str) -> Generator[RunView
     record = app.journal.read(name)
     if record is None:
         raise InputError("This server knows no run by this link; it is too old, or was made on another server.")
+    app.sessions.turn_to(session, what)
     capsule = record.as_capsule()
     if capsule is None:
         yield failed_view(record)
     else:
-        yield from _capsule_views(app, setup_of(capsule, record.model), capsule, record)
+        yield from _capsule_views(app, session, what, setup_of(capsule, record.model), capsule, record)
 
 
-def _capsule_views(app: AppContext, setup: Setup, capsule: dict[str, Any], record: Record | None) -> Generator[RunView]:
+def _capsule_views(
+    app: AppContext, session: str, what: str, setup: Setup, capsule: dict[str, Any], record: Record | None
+) -> Generator[RunView]:
     """A finished run, and again with the floor's lines where they had not been recorded."""
     lm, target = app.pool.get(setup.model).lm, app.target(setup.model, setup.recipe)
     view = capsule_view(lm, target, capsule, record)
@@ -175,7 +179,8 @@ def _capsule_views(app: AppContext, setup: Setup, capsule: dict[str, Any], recor
     if not view.marked:
         with suppress(Exception):  # the floor's own card says why there is none
             app.floors.start(lm, target).result()
-        yield view.with_marks(app.floors.marks(lm, target) or {})
+        if app.sessions.shows(session, what):
+            yield view.with_marks(app.floors.marks(lm, target) or {})
 
 
 # Wiring.
@@ -262,8 +267,9 @@ def show_arrivals(
         elif model != wanted:
             yield ["", *nothing[:2], message(_OPEN_MODEL, "error"), *nothing[:5]]
         else:
-            views = arrived_views(app, request.session_hash or "", what)
-            for values in show_run(app, model, recipe, views):
+            session = request.session_hash or ""
+            views = arrived_views(app, session, what)
+            for values in show_run(app, session, model, recipe, views):
                 yield ["", *values]
 
     loaded.then(show_it, [bar.arrived, model, target.recipe], list(preview.values()), **QUIET).then(

@@ -70,11 +70,14 @@ def tune(app: AppContext, session: str, model: str, recipe: str, settings: dict[
     def views() -> Generator[RunView]:
         yield from start_run(app, session, model, recipe, make_config(settings))
 
-    yield from show_run(app, model, recipe, views())
+    yield from show_run(app, session, model, recipe, views())
 
 
-def show_run(app: AppContext, model: str, recipe: str, views: Generator[RunView]) -> Iterator[list[Any]]:
-    """Values for (live, ranks, status, result, microscope, capsule, tune, stop) from a run's views."""
+def show_run(app: AppContext, session: str, model: str, recipe: str, views: Generator[RunView]) -> Iterator[list[Any]]:
+    """Values for (live, ranks, status, result, microscope, capsule, tune, stop) from a run's views.
+
+    Nothing more once the views end because the session has turned to another run: what is on the page is that one's.
+    """
     idle = [gr.update(interactive=True), gr.update(interactive=False)]
     busy = [gr.update(interactive=False), gr.update(interactive=True)]
     # The last result stays until there is something of the new run to show. Gradio builds a component anew for every
@@ -90,10 +93,12 @@ def show_run(app: AppContext, model: str, recipe: str, views: Generator[RunView]
                     rest = [EMPTY_RESULT, "", None, TUNE, STOP]
                 else:
                     yield [view.live, view.ranks, status_line(view), *_finished(app, model, recipe, view), *idle]
-        if view is not None and view.result is None:
+        if view is not None and view.error is not None:
             yield [*stay[:2], status_line(view), *stay[:3], *idle]
     except Exception as error:
-        yield [*stay[:2], message(sentence(error), "error"), *stay[:3], *idle]
+        # What could not begin has stopped nothing: a run that moves can still be stopped.
+        buttons = busy if app.sessions.is_moving(session) else idle
+        yield [*stay[:2], message(sentence(error), "error"), *stay[:3], *buttons]
 
 
 def _finished(app: AppContext, model: str, recipe: str, view: RunView) -> list[Any]:
