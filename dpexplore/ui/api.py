@@ -1,4 +1,4 @@
-"""Named endpoints for programs: /models, /target, /floor, /reach, /reach_all, /tune.
+"""Named endpoints for programs: /models, /target, /floor, /single_token, /reach, /reach_all, /tune.
 
 What they are given is checked here, not by Gradio.
 """
@@ -22,6 +22,8 @@ from dpexplore.serving.app_context import AppContext, sentence
 from dpexplore.serving.live_run import LiveRun
 from dpexplore.serving.reach import ANSWER_SECONDS, listing
 from dpexplore.tuning import TuneConfig, TuneResult
+from dpexplore.tuning.single_token import best_single_token, score_tokens
+from dpexplore.ui.components.floor_panel import SCORING
 from dpexplore.ui.components.reach_panel import LISTING
 
 TOP_TOKENS = 20
@@ -74,6 +76,16 @@ def floor_endpoint(app: AppContext, model: str, recipe: str) -> dict[str, Any]:
         "status": floor.status,
         "seconds": floor.seconds,
     }
+
+
+def single_token_endpoint(app: AppContext, model: str, recipe: str) -> Iterator[dict[str, Any]]:
+    """Rows that say how far it is and what is left; the last one has `done` and the best prompt of one token."""
+    name = _name(app, model)
+    lm = app.pool.load(name).lm
+    target = app.target(name, _text("recipe", recipe))
+    for now in score_tokens(lm):
+        yield {"done": False, "share": now.share, "seconds_left": now.seconds_left}
+    yield {"done": True, **vars(best_single_token(lm, target))}
 
 
 def reach_endpoint(app: AppContext, model: str, first: str, order: str) -> dict[str, Any]:
@@ -173,6 +185,19 @@ def add_endpoints(app: AppContext) -> None:
         """
         return _answer(request, lambda: floor_endpoint(app, model, recipe))
 
+    def single_token(request: gr.Request, recipe: str, model: str = "") -> Iterator[dict[str, Any]]:
+        """The best prompt of one token, exact: every token is scored, which takes minutes, once for a model.
+
+        Args:
+            recipe: the target, such as `entropy(bits=10, seed=0)`
+            model: name, Hub id or folder; empty: the page's own
+        """
+        try:
+            for row in single_token_endpoint(app, model, recipe):
+                yield _told(request, row)
+        except Exception as error:
+            raise gr.Error(sentence(error), print_exception=False) from None
+
     def reach(request: gr.Request, first: str = "", order: str = "", model: str = "") -> dict[str, Any]:
         """Can a word ever be the model's likeliest next token, or words the likeliest in an order? With the proof.
 
@@ -200,6 +225,7 @@ def add_endpoints(app: AppContext) -> None:
     api(reach_all, api_name="reach_all", concurrency_id=LISTING, concurrency_limit=1)
     api(target, api_name="target", concurrency_limit=None)
     api(floor, api_name="floor", concurrency_limit=None)
+    api(single_token, api_name="single_token", concurrency_id=SCORING, concurrency_limit=1)
     _add_tune(app)
 
 

@@ -11,7 +11,7 @@ import dpexplore as dp
 from dpexplore.models import LanguageModel
 from dpexplore.tuning.engine.preparation import LAST_TOKENS
 from dpexplore.tuning.init import lookup
-from dpexplore.tuning.init.lookup import closest_tokens
+from dpexplore.tuning.init.lookup import closest_tokens, last_token_context
 
 TinyLm = Callable[[str], LanguageModel]
 
@@ -56,7 +56,7 @@ def test_a_table_is_kept_and_read_again(tiny_lm: TinyLm, monkeypatch: pytest.Mon
 def test_a_damaged_table_is_measured_again(tiny_lm: TinyLm) -> None:
     lm = tiny_lm("llama")
     lookup._known.clear()
-    file = lookup._file(lm)
+    file = lookup._file(lm, last_token_context(lm))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(b"no table")
     assert closest_tokens(lm, torch.full((lm.vocab_size,), 1 / lm.vocab_size)) is not None

@@ -18,7 +18,7 @@ from dpexplore.tuning.engine import preparation
 from dpexplore.tuning.engine.passes import Batch, Evaluation
 from dpexplore.tuning.engine.rows import RowStack
 from dpexplore.tuning.init import lookup
-from dpexplore.tuning.init.lookup import BATCH, closest_tokens, table_bytes
+from dpexplore.tuning.init.lookup import BATCH, Before, closest_tokens, last_token_context, table_bytes
 from dpexplore.tuning.init.policy import survives
 
 TinyLM = Callable[[str], LanguageModel]
@@ -70,11 +70,11 @@ def test_looking_up_is_told_in_parts_while_others_move_on(lm: LanguageModel, tar
     told = list(run.preparing())
     shares = [int(text.split()[-1].removesuffix("%")) for text in told]
     assert shares == sorted(shares)
-    assert len(set(shares)) == len(told) >= len(lm.ordinary_ids) / 40
+    assert len(set(shares)) == len(told) >= lm.vocab_size / 40
     assert len(other.steps) >= len(told) - 1
     in_parts = closest_tokens(lm, target.probs)
     lookup._known.clear()
-    lookup._file(lm).unlink()
+    lookup._file(lm, last_token_context(lm)).unlink()
     at_once = closest_tokens(lm, target.probs)
     assert in_parts is not None
     assert at_once is not None
@@ -95,9 +95,9 @@ def test_a_run_stops_while_it_looks_up_and_the_next_one_goes_on_there(lm: Langua
     assert run.status == "cancelled"
     with pytest.raises(InputError, match="stopped before its first step"):
         _ = run.result
-    assert 0 < lookup._under_way[lm].done < len(lm.ordinary_ids)
+    assert 0 < lookup._under_way[lm][last_token_context(lm)].done < lm.vocab_size
     again = engine.submit(target, LOOKUP)
-    assert len(list(again.preparing())) == -(-len(lm.ordinary_ids) // 40) - 3
+    assert len(list(again.preparing())) == -(-lm.vocab_size // 40) - 3
     assert again.result.prompt_ids is not None
 
 
@@ -129,7 +129,7 @@ def test_the_tables_memory_is_asked_for_before_the_run(
     monkeypatch.undo()
     closest_tokens(lm, target.probs)
     assert table_bytes(lm) == 0
-    table = lookup._known[lm]
+    table = lookup._known[lm][last_token_context(lm)]
     assert table is not None
     assert needed == sum(tensor.nbytes for tensor in vars(table).values())
 
@@ -139,10 +139,10 @@ def test_the_tables_memory_is_asked_for_before_the_run(
 def test_running_out_of_memory_halves_the_part(
     lm: LanguageModel, target: Target, fits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measure(lm: LanguageModel, most: int = BATCH) -> float:
+    def measure(lm: LanguageModel, before: Before, most: int = BATCH) -> float:
         if most > fits:
             raise torch.OutOfMemoryError
-        return lookup.measure_more(lm, most)
+        return lookup.measure_more(lm, before, most)
 
     monkeypatch.setattr(preparation, "measure_more", measure)
     run = tune(lm, target, LOOKUP)

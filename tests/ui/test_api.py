@@ -63,7 +63,7 @@ def call(address: str, name: str, *arguments: Any) -> list[tuple[str, Any]]:
 def test_every_endpoint_is_named_and_described(address: str) -> None:
     api: Any = Client(address, verbose=False).view_api(return_format="dict", print_info=False)
     endpoints = api["named_endpoints"]
-    assert set(endpoints) == {"/models", "/target", "/floor", "/reach", "/reach_all", "/tune"}
+    assert set(endpoints) == {"/models", "/target", "/floor", "/single_token", "/reach", "/reach_all", "/tune"}
     for name in ("/target", "/floor", "/tune"):
         assert endpoints[name]["parameters"][0]["parameter_name"] == "recipe"
 
@@ -105,6 +105,15 @@ def test_plain_http_is_enough(address: str) -> None:
     assert last == "complete"
     assert result["event"] == "result"
     assert result["kl_nats"] >= floor["lower_bound_nats"]
+
+
+def test_every_token_alone_is_scored_and_the_best_one_told(address: str) -> None:
+    *_, (_, (best,)), (kind, _) = call(address, "single_token", "entropy(bits=3, seed=0)", "")
+    assert kind == "complete"
+    assert best["done"]
+    ((_, (floor,)),) = call(address, "floor", "entropy(bits=3, seed=0)", "")
+    assert best["kl_nats"] >= floor["lower_bound_nats"]
+    assert best["prompt_ids"][-1] == best["token_id"]
 
 
 def test_reach_answers_with_its_proof(address: str) -> None:

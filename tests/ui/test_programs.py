@@ -72,7 +72,7 @@ def test_the_documented_example_for_curl_runs(address: str) -> None:
 
 def test_the_documented_example_for_agents_runs(address: str) -> None:
     tools, floor = example(address, "python", "mcp")
-    assert tools == "['models', 'reach', 'reach_all', 'target', 'floor', 'tune']"
+    assert tools == "['models', 'reach', 'reach_all', 'target', 'floor', 'single_token', 'tune']"
     assert json.loads(floor)["status"] == "converged"
 
 

@@ -13,7 +13,7 @@ from dpexplore.errors import InputError
 from dpexplore.tuning.engine.capacity import Capacity, is_out_of_memory
 from dpexplore.tuning.engine.direct import DirectToken
 from dpexplore.tuning.init.layout import projected_prompt
-from dpexplore.tuning.init.lookup import BATCH, closest_tokens, measure_more
+from dpexplore.tuning.init.lookup import BATCH, closest_tokens, last_token_context, measure_more
 from dpexplore.tuning.run import Run
 
 LAST_TOKENS = 32
@@ -26,6 +26,7 @@ class LookUp:
     def __init__(self, run: Run, probs: Tensor) -> None:
         """probs `(vocab,)`: the run's target."""
         self._run, self._probs, self._done = run, probs, 0.0
+        self._before = last_token_context(run.lm)
 
     @property
     def text(self) -> str:
@@ -35,7 +36,7 @@ class LookUp:
         """Make a part; whether the run is ready. InputError if the memory does not hold a single token."""
         size = min(BATCH, capacity.rows(2))
         try:
-            self._done = measure_more(self._run.lm, size)
+            self._done = measure_more(self._run.lm, self._before, size)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -16,10 +16,14 @@ from dpexplore.plots import floor_curve as floor_figure
 from dpexplore.serving.app_context import AppContext, sentence
 from dpexplore.targets import Target
 from dpexplore.tuning.record.bounds import bounds_sentence
+from dpexplore.tuning.single_token import best_single_token, is_known, score_tokens
 from dpexplore.ui.components.markup import bar, message, probability, progress_bar, quantity, table, token
 from dpexplore.ui.components.target_panel import QUIET, TargetPanel
 from dpexplore.ui.components.widgets import card_title, chart, view
 
+SCORING = "single-token scoring"
+"""Queue of everything that runs a whole vocabulary through a model."""
+SINGLE = "hard, one token (exact)"
 NEGLIGIBLE_NATS = 5e-3
 """A floor below this is shown as none: it would round to 0.00."""
 CURVE_POINTS = 24
@@ -31,6 +35,7 @@ class FloorPanel:
     ladder: gr.HTML
     why: gr.HTML
     draw: gr.Button
+    score: gr.Button
     progress: gr.HTML
     curve: gr.HTML
 
@@ -50,8 +55,11 @@ def floor_sentence(floor: FloorResult) -> str:
     )
 
 
-def ladder_html(floor: FloorResult, tuned: dict[str, float]) -> str:
-    """The gap ladder from the bottom up; `tuned` are the session's best KLs in nats for this target, by method."""
+def ladder_html(floor: FloorResult, tuned: dict[str, float], single_token_nats: float | None = None) -> str:
+    """The gap ladder from the bottom up; `tuned` are the session's best KLs in nats for this target, by method.
+
+    single_token_nats: of the best prompt of one token, where every token has been scored.
+    """
     rungs: list[tuple[str, str, float]] = []
     if floor.unconstrained_kl_nats is not None:
         bottleneck = min(floor.unconstrained_kl_nats, floor.kl_nats)
@@ -59,7 +67,8 @@ def ladder_html(floor: FloorResult, tuned: dict[str, float]) -> str:
     rungs.append(("final norm: certified floor", "floor", max(floor.lower_bound_nats, 0.0)))
     if floor.head_optimum_nats is not None:
         rungs.append(("head optimum (estimate)", "head", floor.head_optimum_nats))
-    rungs += [(name, "achieved", tuned[name]) for name in sorted(tuned, key=_place)]
+    reached = tuned if single_token_nats is None else {**tuned, SINGLE: single_token_nats}
+    rungs += [(name, "achieved", reached[name]) for name in sorted(reached, key=_place)]
     top = max(max(nats for _, _, nats in rungs), 10 * NEGLIGIBLE_NATS)
     goal = min((nats for name, nats in tuned.items() if name != "re-encoded"), default=None)
     rows = "".join(
@@ -74,8 +83,8 @@ def ladder_html(floor: FloorResult, tuned: dict[str, float]) -> str:
 
 
 def _place(rung: str) -> tuple[int, str]:
-    """Where a rung stands: the direct token, soft, soft within a norm budget, hybrid, hard, re-encoded."""
-    order = ("direct", "best soft", "soft within", "best hybrid", "best hard", "re-encoded")
+    """Where a rung stands: the direct token, soft, soft within a norm budget, hybrid, hard, re-encoded, one token."""
+    order = ("direct", "best soft", "soft within", "best hybrid", "best hard", "re-encoded", SINGLE)
     return next((i for i, start in enumerate(order) if rung.startswith(start)), len(order)), rung
 
 
@@ -123,7 +132,8 @@ def follow_floor(app: AppContext, session: str, model: str, recipe: str) -> Iter
         yield [f"<p class='dpx-floor is-none'>No floor here: {message(sentence(error))}</p>", "", ""]
         return
     tuned = app.sessions.tuned(session, model, target.recipe)
-    yield [floor_sentence(floor), ladder_html(floor, tuned), why_html(lm, target, floor)]
+    single = best_single_token(lm, target).kl_nats if is_known(lm) else None
+    yield [floor_sentence(floor), ladder_html(floor, tuned, single), why_html(lm, target, floor)]
 
 
 def draw_curve(app: AppContext, model: str, recipe: str) -> Iterator[list[Any]]:
@@ -146,6 +156,32 @@ def draw_curve(app: AppContext, model: str, recipe: str) -> Iterator[list[Any]]:
     ]
 
 
+def follow_scoring(app: AppContext, session: str, model: str, recipe: str) -> Iterator[list[Any]]:
+    """Values for (progress, ladder): the time it takes, how far it is, then the ladder with the best single token."""
+    if not model:
+        yield [message("The tokens can be scored as soon as the model is ready.", "info"), gr.skip()]
+        return
+    try:
+        lm, target = app.pool.get(model).lm, app.target(model, recipe)
+        for now in score_tokens(lm):
+            left = f"{now.seconds_left:,.0f} s" if now.seconds_left < 120 else f"{now.seconds_left / 60:,.0f} min"
+            yield [
+                progress_bar(f"Scoring {lm.vocab_size:,} prompts of one token, about {left} left", now.share),
+                gr.skip(),
+            ]
+        best = best_single_token(lm, target)
+        floor = app.floors.start(lm, target).result()
+    except Exception as error:
+        yield [message(sentence(error), "error"), gr.skip()]
+        return
+    told = (
+        f"<p class='dpx-note' data-single='{best.kl_nats:.6f}'>Of all {lm.vocab_size:,} prompts of one token "
+        f"{token(best.token)} comes closest: <b>{quantity(best.kl_nats, 'kl')}</b> (exact).</p>"
+    )
+    tuned = app.sessions.tuned(session, model, target.recipe)
+    yield [told, ladder_html(floor, tuned, best.kl_nats)]
+
+
 def _here(app: AppContext, lm: LanguageModel, model: str, recipe: str) -> FloorPoint | None:
     try:
         target = app.target(model, recipe)
@@ -164,10 +200,11 @@ def build_why_card(told: gr.HTML, ladder: gr.HTML) -> FloorPanel:
     card_title("Why is this hard?")
     why = view("<p class='dpx-note'>The tokens that the model's head cannot serve appear here.</p>", elem_id="why")
     draw = gr.Button("Draw this model's floor over all entropies", size="sm", elem_id="draw-curve")
+    score = gr.Button("Score every prompt of one token", size="sm", elem_id="score-tokens")
     progress = view(live=True, elem_id="curve-progress")
     empty = "One click: the floor at every entropy, for the paper's kinds of target. No tuning needed."
     curve = chart("figure", [("dpx-figure", "")], empty, elem_id="floor-curve")
-    return FloorPanel(told, ladder, why, draw, progress, curve)
+    return FloorPanel(told, ladder, why, draw, score, progress, curve)
 
 
 def wire_floor_panel(
@@ -179,6 +216,9 @@ def wire_floor_panel(
     def draw(model: str, recipe: str) -> Iterator[list[Any]]:
         yield from draw_curve(app, model, recipe)
 
+    def scoring(request: gr.Request, model: str, recipe: str) -> Iterator[list[Any]]:
+        yield from follow_scoring(app, request.session_hash or "", model, recipe)
+
     shown = [panel.sentence, panel.ladder, panel.why]
     # A new preview is a new target; a finished run is a new rung of the ladder.
     gr.on([target.chart.change, result.change], follow, [model, target.recipe], shown, **QUIET)
@@ -188,5 +228,14 @@ def wire_floor_panel(
         [panel.progress, panel.curve],
         show_progress="hidden",
         concurrency_limit=2,
+        api_visibility="private",
+    )
+    panel.score.click(
+        scoring,
+        [model, target.recipe],
+        [panel.progress, panel.ladder],
+        show_progress="hidden",
+        concurrency_id=SCORING,
+        concurrency_limit=1,
         api_visibility="private",
     )
