@@ -22,8 +22,8 @@ MAX_TEXT = 1000
 def answers(lm: LanguageModel, text: str) -> list[Reach]:
     """What somebody who typed `text` wants to know: a word, or words separated by commas.
 
-    A word typed without the space that most words begin with is answered both ways, where both are tokens.
-    InputError if neither is.
+    A word typed without the space that most words begin with is answered both ways, where both are tokens; one typed
+    with a space that no token has is answered without it. InputError if neither is a token.
     """
     if len(text) > MAX_TEXT:
         raise InputError(f"The text has {len(text):,} characters; use at most {MAX_TEXT:,}.")
@@ -32,11 +32,15 @@ def answers(lm: LanguageModel, text: str) -> list[Reach]:
         return [reach(lm, words, seconds=ANSWER_SECONDS)]
     found: list[Reach] = []
     refusal: InputError | None = None
-    for word in [words[0]] if words[0][:1].isspace() else [" " + words[0], words[0]]:
+    spaced = words[0][:1].isspace()
+    for word in [words[0], words[0].lstrip()] if spaced else [" " + words[0], words[0]]:
         try:
             found.append(reach(lm, word, seconds=ANSWER_SECONDS))
         except InputError as error:
-            refusal = error
+            refusal = refusal or error
+        else:
+            if spaced:
+                break
     if not found:
         assert refusal is not None
         raise refusal

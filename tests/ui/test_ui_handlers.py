@@ -414,6 +414,7 @@ def test_a_word_is_answered_both_with_its_space_and_without(app: AppContext) -> 
     assert told.count("data-can='true'") == 2
     assert "certified" in told
     assert "␣" in told
+    assert ask_reach(app, "tiny", " the").count("data-can='true'") == 1
     assert ask_reach(app, "tiny", "e, the").count("as its likeliest tokens") == 1
     assert "not one token" in ask_reach(app, "tiny", "no single token")
     assert "empty word" in ask_reach(app, "tiny", "e,,")

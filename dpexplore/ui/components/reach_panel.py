@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from dpexplore.floor.reach import Reach, words_of
+from dpexplore.floor.reach import Reach
 from dpexplore.models import LanguageModel
 from dpexplore.serving.app_context import AppContext, sentence
 from dpexplore.serving.reach import Listing, answers, listing
@@ -137,8 +137,11 @@ def wire_reach_panel(app: AppContext, panel: ReachPanel, target: TargetPanel, mo
         if not text or not text.strip() or not model:
             return {panel.answer: message("Type a word first.", "info")}
         try:
-            found = answers(app.pool.get(model).lm, text)[0] if "," not in text else None
-            recipe = str(order(*(words_of(text) if found is None else found.words)))
+            found = answers(app.pool.get(model).lm, text)[0]
+            if found.can is False:
+                refusal = message("No prompt does it, so it cannot be a target.", "info")
+                return {panel.answer: answer_html([found]) + refusal}
+            recipe = str(order(*found.words))
         except Exception as error:
             return {panel.answer: message(sentence(error), "error")}
         changes = {"recipe": recipe, **read_recipe(app, model, recipe)}
