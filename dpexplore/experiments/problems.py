@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from dpexplore.errors import InputError
 from dpexplore.targets import parse_recipe
-from dpexplore.targets.sources import source_files
+from dpexplore.targets.sources import RandomPrompt, source_files
 from dpexplore.tuning import TuneConfig
 
 Kind = Literal["tune", "floor", "shape", "pos_counts"]
@@ -20,8 +20,10 @@ Kind = Literal["tune", "floor", "shape", "pos_counts"]
 tokens of each part of speech in the vocabulary."""
 KINDS: tuple[Kind, ...] = ("tune", "floor", "shape", "pos_counts")
 
-METHOD_VERSION = 2  # 2: random_prompt begins with the BOS
-"""Part of every id: raised when a change of the code would change the numbers."""
+METHOD_VERSION = 1
+"""Part of every id: raised when a change of the code would change the numbers of all problems."""
+BOS_VERSION = 2
+"""The same for targets that come from `random_prompt`, which has begun with the BOS since."""
 
 
 def content_id(content: Any) -> str:
@@ -70,9 +72,11 @@ class Problem:
     @cached_property
     def id(self) -> str:
         """The same for equal problems, whichever sweep asks for them; InputError if a file it reads is missing."""
-        files = source_files(parse_recipe(self.recipe)) if self.recipe else []
+        recipe = parse_recipe(self.recipe) if self.recipe else None
+        files = source_files(recipe) if recipe else []
+        drawn = recipe is not None and any(isinstance(part, RandomPrompt) and part.bos for part in recipe.walk())
         content = {
-            "version": METHOD_VERSION,
+            "version": BOS_VERSION if drawn else METHOD_VERSION,
             "kind": self.kind,
             "model": self.model.identity,
             "dtype": self.model.dtype,

@@ -28,14 +28,15 @@ def build_many(recipes: Sequence[Recipe], lm: LanguageModel, *, load: Load | Non
     rows = max(1, CHUNK_BYTES // (8 * lm.vocab_size))
     waiting = iter(recipes)
     while chunk := list(islice(waiting, rows)):
-        together: dict[tuple[int, str], list[int]] = defaultdict(list)
+        together: dict[tuple[int, str, float], list[int]] = defaultdict(list)
         for place, recipe in enumerate(chunk):
             if isinstance(recipe, Entropy) and not recipe.outliers:
-                together[recipe.seed, recipe.method].append(place)
+                together[recipe.seed, recipe.method, recipe.step].append(place)
         built: dict[int, Target] = {}
         for places in together.values():
             vanilla = [recipe for place in places if isinstance(recipe := chunk[place], Entropy)]
-            probs = vanilla_targets(lm.vocab_size, [r.bits for r in vanilla], vanilla[0].seed, vanilla[0].method)
+            first = vanilla[0]
+            probs = vanilla_targets(lm.vocab_size, [r.bits for r in vanilla], first.seed, first.method, first.step)
             # A row of its own for each target: a view would keep the whole chunk alive.
             for place, recipe, row in zip(places, vanilla, probs, strict=True):
                 built[place] = Target(row.clone(), str(recipe), recipe.provenance)

@@ -32,9 +32,13 @@ Row = NDArray[np.float64]
 ENTROPY_TOLERANCE_NATS = 1e-7
 """How close a target's entropy comes to the request; the paper's ε is 0.01 bit."""
 STEP_SIZE = 0.2
-"""Adam's step in logits: a logit moves by at most about this much a step; 75 steps reach 0.1 bit at 50,000 tokens."""
+"""Adam's step in logits: a logit moves by at most about this much a step; 75 steps reach 0.1 bit at 50,000 tokens.
+
+The paper gives none, and the shape of the target depends on it: the longer the step, the flatter its head.
+"""
+LEAST_STEP, LARGEST_STEP = 0.01, 10.0  # 3,000 steps of the vocabulary, a few seconds; one step
 MOMENT_DECAY, SQUARE_DECAY = 0.9, 0.999  # Adam's defaults
-MAX_STEPS = 150  # the path has reached 0.01 bit, or 1e-4 bit below uniform, before
+MAX_STEPS = 150  # of `STEP_SIZE`: the path has reached 0.01 bit, or 1e-4 bit below uniform, before
 
 _LARGEST_LOG_SCALE = 60.0  # the distribution no longer changes in float64
 
@@ -72,16 +76,18 @@ class Point:
         return np.negative(gradient, out=gradient)
 
 
-def follow_entropy(start: Point, entropies: Sequence[float], direction: float) -> Iterator[Row]:
+def follow_entropy(
+    start: Point, entropies: Sequence[float], direction: float, step_size: float = STEP_SIZE
+) -> Iterator[Row]:
     """Follow ±∇H from `start` and give the distribution `(vocab,)` where the path meets each entropy (nats).
 
-    `entropies` come in the order the path meets them: falling for direction −1, rising for +1.
+    `entropies` come in the order the path meets them: falling for direction −1, rising for +1. `step_size` is Adam's.
     """
     remaining = list(reversed(entropies))
     here = start
     moment, square = np.zeros_like(here.logits), np.zeros_like(here.logits)
     work = np.empty_like(here.logits)  # fresh memory for every term would double the time
-    for step in range(1, MAX_STEPS + 1):
+    for step in range(1, max(MAX_STEPS, math.ceil(MAX_STEPS * STEP_SIZE / step_size)) + 1):
         if not remaining:
             return
         ascent = here.entropy_gradient()
@@ -96,7 +102,7 @@ def follow_entropy(start: Point, entropies: Sequence[float], direction: float) -
         np.sqrt(square, out=work)
         work += 1e-30
         move = np.divide(moment, work, out=ascent)
-        move *= STEP_SIZE * math.sqrt(1 - SQUARE_DECAY**step) / (1 - MOMENT_DECAY**step)
+        move *= step_size * math.sqrt(1 - SQUARE_DECAY**step) / (1 - MOMENT_DECAY**step)
         there = Point(here.logits + move, here.groups)
         while remaining and direction * (there.entropy - remaining[-1]) >= 0:
             yield _cut(here, move, there, remaining.pop())

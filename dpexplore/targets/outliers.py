@@ -8,10 +8,14 @@ first term, 100 times stronger, gives the mass to whichever tokens lead, and the
 proportion to the mass that the outliers then lack. Here the two terms take turns:
 
 1. The mass term. Adam's direction for −∇M is +1 on every outlier and −1 on every other token: one
-   common shift of the outliers' logits. It goes on until H = h, or to m − δ if that comes later.
+   common shift of the outliers' logits. It goes on until H = h, or to m − δ if that comes later; with the
+   paper's m it stops at m − δ, once Eq. 2 is satisfied.
 2. The entropy term, with M held (what the mass term would restore at once): `follow_entropy` up to h.
 
 Both end exactly: H is h to 1e-7 nats and M ≥ m − δ, for every h from 0 to log(vocab).
+
+m has two readings. App. A solves for one outlier, the most restrictive case, and uses that m whatever k is (`paper`);
+Eq. 2's own words, the most mass that k tokens can hold, give a larger m for k > 1 (`own`).
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,8 +33,12 @@ from dpexplore.targets.descent import Point, Row, find_root, follow_entropy
 from dpexplore.targets.target import NATS_PER_BIT
 from dpexplore.targets.vanilla import check_bits, is_certain, is_uniform, random_logits
 
+Mass = Literal["own", "paper"]
+MASSES: tuple[str, ...] = ("own", "paper")
+
 DELTA = 0.01
 """The paper's margin δ in Eq. 2."""
+_MOST_SPLIT = 0.9  # share of the entropy that may lie in the choice between outliers and rest
 _ROUNDING = 1e-9  # so that the sum of the outliers' probabilities, rounded, is not below m − δ
 
 
@@ -55,7 +64,7 @@ def _bisect(rises_past: float, low: float, high: float, vocab_size: int, k: int)
 
 
 def exact_outlier_mass(vocab_size: int, k: int, bits: float) -> float:
-    """The most mass that `k` tokens can hold at this entropy (App. A, for its own k; the paper solves k = 1)."""
+    """The most mass that `k` tokens can hold at this entropy; App. A's equation for this k."""
     check_outliers(vocab_size, k)
     check_bits(bits, vocab_size)
     if bits * NATS_PER_BIT <= math.log(k):
@@ -63,9 +72,10 @@ def exact_outlier_mass(vocab_size: int, k: int, bits: float) -> float:
     return _bisect(bits * NATS_PER_BIT, k / vocab_size, 1.0, vocab_size, k)
 
 
-def outlier_mass(vocab_size: int, k: int, bits: float) -> float:
-    """m of Eq. 2: the most mass that `k` tokens can hold at this entropy, rounded down to 0.01 (App. A)."""
-    return math.floor(exact_outlier_mass(vocab_size, k, bits) * 100 + 1e-9) / 100
+def outlier_mass(vocab_size: int, k: int, bits: float, mass: Mass = "own") -> float:
+    """m of Eq. 2, rounded down to 0.01 (App. A): the most mass that `k` tokens, or one, can hold at this entropy."""
+    check_outliers(vocab_size, k)
+    return math.floor(exact_outlier_mass(vocab_size, 1 if mass == "paper" else k, bits) * 100 + 1e-9) / 100
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ def random_outliers(candidates: Tensor, k: int, seed: int) -> list[int]:
     return candidates[order[:k]].tolist()
 
 
-def outlier_target(vocab_size: int, bits: float, outlier_ids: Sequence[int], seed: int) -> Tensor:
+def outlier_target(vocab_size: int, bits: float, outlier_ids: Sequence[int], seed: int, mass: Mass = "own") -> Tensor:
     """Probabilities `(vocab,)` float64 of entropy `bits` with mass ≥ m − δ on the outliers (Eq. 2, 3).
 
     Starts from the logits that the vanilla target of the same seed starts from. 0 bits is the
@@ -122,20 +132,24 @@ def outlier_target(vocab_size: int, bits: float, outlier_ids: Sequence[int], see
     if is_certain(bits):
         probs[outliers[logits[outliers].argmax()]] = 1.0
     else:
-        probs[order] = torch.from_numpy(_outliers_first(logits[order].numpy(), bits, k))
+        probs[order] = torch.from_numpy(_outliers_first(logits[order].numpy(), bits, k, mass))
     return probs
 
 
-def _outliers_first(logits: Row, bits: float, k: int) -> Row:
+def _outliers_first(logits: Row, bits: float, k: int, mass_of: Mass) -> Row:
     """The target `(vocab,)` for logits whose first `k` are the outliers'."""
     vocab_size, entropy = len(logits), bits * NATS_PER_BIT
-    outliers_entropy, rest_entropy = Point(logits[:k]).entropy, Point(logits[k:]).entropy
-    shifted = _shifted_mass(outliers_entropy, rest_entropy, entropy)
-    required = outlier_mass(vocab_size, k, bits) - DELTA + _ROUNDING
-    if shifted is None:  # even all mass on the outliers leaves too much entropy: they must differ more
+    required = outlier_mass(vocab_size, k, bits, mass_of) - DELTA + _ROUNDING
+    wanted = max(required, k / vocab_size)
+    if mass_of == "own" or k == 1:
+        shifted = _shifted_mass(Point(logits[:k]).entropy, Point(logits[k:]).entropy, entropy)
+        wanted = None if shifted is None else max(wanted, shifted)
+    elif _binary_entropy(wanted) > _MOST_SPLIT * entropy:
+        wanted = None
+    if wanted is None:  # the tokens of each part must differ more than a share of this size leaves room for
         mass = _bisect_small_rest(vocab_size, k, entropy)
     else:
-        mass = min(max(required, shifted, k / vocab_size), exact_outlier_mass(vocab_size, k, bits))
+        mass = min(wanted, exact_outlier_mass(vocab_size, k, bits))
     start = Point(logits, ((slice(0, k), mass), (slice(k, None), 1 - mass)))
     return next(iter(follow_entropy(start, [entropy], -1.0 if start.entropy > entropy else 1.0)))
 

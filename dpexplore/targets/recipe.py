@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dpexplore.errors import InputError
+from dpexplore.targets.descent import STEP_SIZE
 from dpexplore.targets.target import Target
+from dpexplore.targets.vanilla import Method
 
 if TYPE_CHECKING:
     from dpexplore.models.language_model import LanguageModel
@@ -77,11 +79,11 @@ class Recipe(ABC):
 
         return Shuffle(self, seed, top_k)
 
-    def matched(self, seed: int) -> Matched:
-        """A vanilla target (Eq. 1) of the same entropy (§5.3)."""
+    def matched(self, seed: int, method: Method = "gradient", step: float = STEP_SIZE) -> Matched:
+        """A vanilla target (Eq. 1) of the same entropy (§5.3), of the family that `entropy(…)` makes by `method`."""
         from dpexplore.targets.transforms import Matched
 
-        return Matched(self, seed)
+        return Matched(self, seed, method, step)
 
     def temperature(self, t: float) -> Temperature:
         """p^(1/t), renormalised: above 1 flatter, below 1 sharper."""

@@ -15,12 +15,20 @@ from dpexplore.floor.prepared import ranking_solver
 from dpexplore.floor.rankings import Ranking
 from dpexplore.targets.by_pos import MODES, Mode, check_tag, pos_target
 from dpexplore.targets.capture import capture_ids, prompt_ids, random_ids, source_model
+from dpexplore.targets.descent import STEP_SIZE
 from dpexplore.targets.files import read_target
 from dpexplore.targets.listed import KINDS, RESTS, TOKENS_ARE, Kind, Rest, TokensAre
 from dpexplore.targets.migration import migrate
-from dpexplore.targets.outliers import DELTA, outlier_mass, outlier_target, random_outliers
+from dpexplore.targets.outliers import (
+    DELTA,
+    MASSES,
+    Mass,
+    outlier_mass,
+    outlier_target,
+    random_outliers,
+)
 from dpexplore.targets.recipe import BuildContext, Provenance, Recipe, call_text, literal
-from dpexplore.targets.vanilla import METHODS, Method, check_bits, vanilla_target
+from dpexplore.targets.vanilla import Method, check_bits, check_family, family_text, vanilla_target
 from dpexplore.targets.vocabulary import token_id
 from dpexplore.targets.weights import spread_weights
 
@@ -50,42 +58,61 @@ class Entropy(Source):
     """`gradient`: Eq. 1 by gradient descent on random logits; `temperature`: the same logits scaled by bisection."""
     outliers: int | tuple[str | int, ...] = 0
     """How many outlier tokens, chosen at random, or which (texts or ids)."""
+    step: float = STEP_SIZE
+    """Adam's step in logits, of the method `gradient`."""
+    mass: Mass = "own"
+    """The outliers' mass m (App. A). `paper`: solved for one outlier and used for every number of them; `own`: solved
+    for as many as there are, the most that they can hold."""
 
     def __post_init__(self) -> None:
         bits = check_number("bits", self.bits, "an entropy in bits, 0 or more,", lambda x: x >= 0)
         object.__setattr__(self, "bits", bits)
         object.__setattr__(self, "seed", check_seed(self.seed))
-        if self.method not in METHODS:
-            raise InputError(f"`method` is {self.method!r}; 'gradient' or 'temperature' is accepted.")
+        object.__setattr__(self, "step", check_family(self.method, self.step))
+        if self.mass not in MASSES:
+            raise InputError(f"`mass` is {self.mass!r}; use 'paper' (m for one outlier) or 'own' (m for as many).")
         if isinstance(self.outliers, list | tuple):
             object.__setattr__(self, "outliers", tuple(_check_token(token) for token in self.outliers) or 0)
         else:
             object.__setattr__(self, "outliers", check_whole("outliers", self.outliers, 0))
-        if self.outliers and self.method != "gradient":
-            raise InputError("A target with outliers is made by gradient descent (Eq. 3); leave `method` out.")
+        if self.outliers and (self.method != "gradient" or self.step != STEP_SIZE):
+            raise InputError(
+                "A target with outliers is made by its own descent (Eq. 3); leave out `method` and `step`."
+            )
+        if self.mass != "own" and not self.outliers:
+            raise InputError("`mass` is that of outlier tokens; give `outliers` too, or leave `mass` out.")
+        if self.count == 1:  # the two readings are one: equal targets have equal text
+            object.__setattr__(self, "mass", "own")
 
     def __str__(self) -> str:
         named = {"outliers": self.outliers} if self.outliers else {}
-        method = {"method": self.method} if self.method != "gradient" else {}
-        return call_text("entropy", (), bits=self.bits, **named, seed=self.seed, **method)
+        named |= {"mass": self.mass} if self.mass != "own" else {}
+        return call_text("entropy", (), bits=self.bits, **named, seed=self.seed, **family_text(self.method, self.step))
+
+    @property
+    def count(self) -> int:
+        """How many outliers there are."""
+        return self.outliers if isinstance(self.outliers, int) else len(self.outliers)
 
     def probabilities(self, context: BuildContext) -> tuple[Tensor, Provenance]:
         vocab_size = context.lm.vocab_size
         check_bits(self.bits, vocab_size)
         if not self.outliers:
-            return vanilla_target(vocab_size, self.bits, self.seed, self.method), self.provenance
+            return vanilla_target(vocab_size, self.bits, self.seed, self.method, self.step), self.provenance
         ids = self.outlier_ids(context.lm)
-        probs = outlier_target(vocab_size, self.bits, ids, self.seed)
+        probs = outlier_target(vocab_size, self.bits, ids, self.seed, self.mass)
         return probs, self.provenance | {
+            "mass": self.mass,
             "outlier_ids": ids,
             "outlier_mass": float(probs[ids].sum()),
-            "outlier_mass_required": round(outlier_mass(vocab_size, len(ids), self.bits) - DELTA, 2),
+            "outlier_mass_required": round(outlier_mass(vocab_size, len(ids), self.bits, self.mass) - DELTA, 2),
         }
 
     @property
     def provenance(self) -> Provenance:
         """What there is to tell before it is built."""
-        return {"kind": "entropy", "bits": self.bits, "seed": self.seed, "method": self.method}
+        family = {"method": self.method} | ({"step": self.step} if self.method == "gradient" else {})
+        return {"kind": "entropy", "bits": self.bits, "seed": self.seed, **family}
 
     def outlier_ids(self, lm: LanguageModel) -> list[int]:
         """The outlier tokens: those named, or ordinary tokens drawn with the seed."""
@@ -293,16 +320,21 @@ def entropy(
     seed: int = 0,
     method: Literal["gradient", "temperature"] = "gradient",
     outliers: int | Sequence[str | int] = 0,
+    step: float = STEP_SIZE,
+    mass: Mass = "own",
 ) -> Entropy:
     """A target of `bits` bits of entropy: vanilla (Eq. 1) or, with `outliers`, an outlier target (Eq. 2, 3).
 
-    `outliers` is how many tokens, drawn with the seed, or which ones, as texts or ids. InputError
+    Vanilla targets come in two families: `method="gradient"` follows the gradient of Eq. 1 by Adam with steps of `step`
+    logits, `method="temperature"` scales normal logits. `outliers` is how many tokens, drawn with the seed, or which
+    ones, as texts or ids; `mass="paper"` gives them the m of App. A, which is that of one outlier, `mass="own"` (what
+    recipes without it mean) the most that so many tokens can hold. InputError
     for values that no target can have; the range depends on the vocabulary and is checked by `build`.
     """
     chosen = (
         outliers if isinstance(outliers, int) else tuple(outliers) if isinstance(outliers, list | tuple) else outliers
     )
-    return Entropy(bits, seed, method, cast("int | tuple[str | int, ...]", chosen))
+    return Entropy(bits, seed, method, cast("int | tuple[str | int, ...]", chosen), step, mass)
 
 
 def capture(text: str, model: str | None = None, chat: bool = False, bos: bool = True) -> Capture:

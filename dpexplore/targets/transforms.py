@@ -11,9 +11,10 @@ from torch import Tensor
 
 from dpexplore.checks import check_number, check_seed, check_whole
 from dpexplore.errors import InputError
-from dpexplore.targets.recipe import BuildContext, Provenance, Recipe, check_parts, literal
+from dpexplore.targets.descent import STEP_SIZE
+from dpexplore.targets.recipe import BuildContext, Provenance, Recipe, call_text, check_parts, literal
 from dpexplore.targets.target import NATS_PER_BIT, entropy_nats
-from dpexplore.targets.vanilla import vanilla_target
+from dpexplore.targets.vanilla import Method, check_family, family_text, vanilla_target
 
 
 @dataclass(frozen=True)
@@ -98,17 +99,22 @@ class Matched(Transform):
     """A vanilla target (Eq. 1) of the entropy of its base (§5.3)."""
 
     seed: int = 0
+    method: Method = "gradient"
+    step: float = STEP_SIZE
+    """As in `Entropy`."""
 
     def check(self) -> None:
         object.__setattr__(self, "seed", check_seed(self.seed))
+        object.__setattr__(self, "step", check_family(self.method, self.step))
 
     @property
     def call(self) -> str:
-        return f"matched(seed={self.seed})"
+        return call_text("matched", (), seed=self.seed, **family_text(self.method, self.step))
 
     def apply(self, probs: Tensor, context: BuildContext) -> tuple[Tensor, Provenance]:
         bits = float(entropy_nats(probs)) / NATS_PER_BIT
-        return vanilla_target(len(probs), max(bits, 0.0), self.seed), {"bits": bits}
+        found = vanilla_target(len(probs), max(bits, 0.0), self.seed, self.method, self.step)
+        return found, {"bits": bits}
 
 
 @dataclass(frozen=True)

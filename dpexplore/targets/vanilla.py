@@ -10,12 +10,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpexplore.checks import check_number
 from dpexplore.errors import InputError
-from dpexplore.targets.descent import Point, follow_entropy, scale_to_entropy
+from dpexplore.targets.descent import LARGEST_STEP, LEAST_STEP, STEP_SIZE, Point, follow_entropy, scale_to_entropy
 from dpexplore.targets.target import NATS_PER_BIT
 
 Method = Literal["gradient", "temperature"]
 METHODS: tuple[str, ...] = ("gradient", "temperature")
+"""The two vanilla families. Eq. 1 has many solutions, and which one is found depends on the descent, of which the paper
+says no more than its name; so every comparison with vanilla targets is made with both."""
+
+
+def check_family(method: object, step: object) -> float:
+    """The step of a vanilla family. InputError for a method that is none, or a step that it does not have."""
+    if method not in METHODS:
+        raise InputError(f"`method` is {method!r}; use 'gradient' or 'temperature'.")
+    span = f"a number from {LEAST_STEP:g} to {LARGEST_STEP:g}"
+    number = check_number("step", step, span, lambda x: LEAST_STEP <= x <= LARGEST_STEP)
+    if method == "temperature" and number != STEP_SIZE:
+        raise InputError("`step` belongs to method 'gradient'; 'temperature' takes no steps, so leave it out.")
+    return number
+
+
+def family_text(method: str, step: float) -> dict[str, object]:
+    """What a recipe's text says of its family: nothing of what is not chosen."""
+    return ({"method": method} if method != "gradient" else {}) | ({"step": step} if step != STEP_SIZE else {})
+
 
 _END_SLACK_BITS = 1e-9  # a request this close to 0 or log2(vocab) is a request for it, rounded
 
@@ -46,16 +66,20 @@ def random_logits(vocab_size: int, seed: int) -> Tensor:
     return torch.randn(vocab_size, generator=generator, dtype=torch.float64)
 
 
-def vanilla_target(vocab_size: int, bits: float, seed: int, method: Method = "gradient") -> Tensor:
+def vanilla_target(
+    vocab_size: int, bits: float, seed: int, method: Method = "gradient", step: float = STEP_SIZE
+) -> Tensor:
     """Probabilities `(vocab,)` float64 of entropy `bits`; see `vanilla_targets`."""
-    return vanilla_targets(vocab_size, [bits], seed, method)[0]
+    return vanilla_targets(vocab_size, [bits], seed, method, step)[0]
 
 
-def vanilla_targets(vocab_size: int, bits: Sequence[float], seed: int, method: Method = "gradient") -> Tensor:
+def vanilla_targets(
+    vocab_size: int, bits: Sequence[float], seed: int, method: Method = "gradient", step: float = STEP_SIZE
+) -> Tensor:
     """Probabilities `(len(bits) vocab)` float64, one row an entropy, all from the logits of one seed (Eq. 1).
 
-    `gradient` follows the gradient of the entropy (`descent`), once for all rows; `temperature`
-    scales the logits. Every row is what `vanilla_target` gives for it. 0 bits is the limit, all
+    `gradient` follows the gradient of the entropy by Adam with steps of `step` (`descent`), once for
+    all rows; `temperature` scales the logits. Every row is what `vanilla_target` gives for it. 0 bits is the limit, all
     mass on the leading token; log2(vocab) bits is the uniform distribution. InputError for an
     entropy out of range.
     """
@@ -79,6 +103,6 @@ def vanilla_targets(vocab_size: int, bits: Sequence[float], seed: int, method: M
     below = sorted((pair for pair in wanted if pair[0] <= start.entropy), reverse=True)
     above = sorted(pair for pair in wanted if pair[0] > start.entropy)
     for pairs, direction in ((below, -1.0), (above, 1.0)):
-        for (_, row), probs in zip(pairs, follow_entropy(start, [h for h, _ in pairs], direction), strict=True):
+        for (_, row), probs in zip(pairs, follow_entropy(start, [h for h, _ in pairs], direction, step), strict=True):
             rows[row] = probs
     return torch.from_numpy(rows)

@@ -36,6 +36,8 @@ def transformed(recipes: st.SearchStrategy[Recipe]) -> st.SearchStrategy[Recipe]
     return st.one_of(
         st.builds(Recipe.shuffle, recipes, seeds, st.none() | st.integers(1, 10**6)),
         st.builds(Recipe.matched, recipes, seeds),
+        st.builds(Recipe.matched, recipes, seeds, st.just("gradient"), st.floats(0.01, 10)),
+        st.builds(Recipe.matched, recipes, seeds, st.just("temperature")),
         st.builds(Recipe.temperature, recipes, st.floats(0.001, 1000)),
         st.builds(Recipe.top_k, recipes, st.integers(1, 10**6)),
         st.builds(Recipe.mix, recipes, recipes, st.floats(0, 1)),
@@ -58,6 +60,10 @@ def test_text_to_recipe_to_text_is_the_identity(recipe: Recipe) -> None:
         "entropy(bits=7, seed=0)",
         "entropy(bits=7, outliers=5, seed=0)",
         'entropy(bits=2.5, outliers=[" yes", 17], seed=3)',
+        'entropy(bits=7, outliers=5, mass="paper", seed=0)',
+        "entropy(bits=7, seed=0, step=0.01)",
+        'entropy(bits=7, seed=0, method="temperature").matched(seed=2, step=1)',
+        'capture("I love").matched(seed=1, method="temperature")',
         'capture("I love")',
         'capture("I love", model="gpt2")',
         'capture("a\\n\\"quoted\\" naïve 🙂", chat=True, bos=False)',
@@ -83,6 +89,12 @@ def test_canonical_texts_of_every_kind(text: str) -> None:
         ('capture("\\u00e9\\x41")', 'capture("éA")'),
         ('pos("noun")', 'pos("NOUN", n=100, seed=0)'),
         ("entropy(bits=7e0, outliers=0, method='gradient')", "entropy(bits=7, seed=0)"),
+        (
+            "entropy(7, method='gradient', step=0.2).matched(1, 'gradient', 0.2)",
+            "entropy(bits=7, seed=0).matched(seed=1)",
+        ),
+        ("entropy(7, outliers=5, mass='own')", "entropy(bits=7, outliers=5, seed=0)"),
+        ("entropy(7, outliers=1, mass='paper')", "entropy(bits=7, outliers=1, seed=0)"),  # the same target
         ("tokens(weights={'a': 1e0,})", 'tokens({"a": 1})'),
     ],
 )
@@ -118,6 +130,11 @@ def test_other_ways_of_writing_it(written: str, canonical: str) -> None:
         ('tokens({"a": 1, "a": 2})', 17, "twice"),
         ("tokens({[1]: 2})", 9, "keys"),
         ('pos("BLAH")', 1, "NOUN"),
+        ("entropy(7, step=0)", 1, "from 0.01 to 10"),
+        ("entropy(7, method='temperature', step=0.1)", 1, "takes no steps"),
+        ("entropy(7).matched(1, method='newton')", 12, "'gradient' or 'temperature'"),
+        ("entropy(7, mass='paper')", 1, "give `outliers`"),
+        ("entropy(7, outliers=2, mass='all')", 1, "'paper'"),
     ],
 )
 def test_errors_point_at_the_place(text: str, column: int, says: str) -> None:

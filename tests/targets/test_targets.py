@@ -108,6 +108,18 @@ def test_gradient_of_the_entropy_agrees_with_automatic_differentiation() -> None
     assert np.allclose(Point(logits.detach().numpy()).entropy_gradient(), logits.grad.numpy(), atol=1e-12)
 
 
+def test_the_step_decides_the_shape_and_both_families_have_the_entropy() -> None:
+    """A longer step leaves a flatter head; scaled normal logits have the least flat one."""
+    shapes = [
+        vanilla_target(4_000, 6, 0, "temperature"),
+        *(vanilla_target(4_000, 6, 0, step=s) for s in (0.01, 0.2, 1)),
+    ]
+    assert [bits_of(probs) for probs in shapes] == pytest.approx([6] * 4, abs=1e-5)
+    tops = [float(probs.max()) for probs in shapes]
+    assert tops == sorted(tops, reverse=True)
+    assert torch.equal(shapes[2], vanilla_target(4_000, 6, 0))  # the default, so that recipes of before are unchanged
+
+
 def test_gradient_keeps_many_tokens_where_temperature_and_outliers_do_not() -> None:
     # At 7 bits plain gradient steps would give one token more than half of the mass; see `descent`.
     probs = vanilla_target(LANGUAGE_MODEL_VOCABULARY, 7, seed=0)

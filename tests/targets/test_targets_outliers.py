@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dpexplore.errors import InputError
 from dpexplore.targets import exact_outlier_mass, outlier_mass, outlier_range, outlier_target
-from dpexplore.targets.outliers import DELTA, random_outliers
+from dpexplore.targets.outliers import DELTA, Mass, random_outliers
 
 VOCABULARY = 49_152
 
@@ -28,13 +28,13 @@ def largest_bits(vocab_size: int, k: int, mass: float) -> float:
     return -sum(count * p * math.log2(p) for count, p in ((k, outlier), (vocab_size - k, other)) if p > 0)
 
 
-def check(vocab_size: int, bits: float, ids: list[int], seed: int) -> tuple[float, float]:
+def check(vocab_size: int, bits: float, ids: list[int], seed: int, mass_of: Mass = "own") -> tuple[float, float]:
     """(entropy − request, outlier mass − (m − δ)) of a target, after checking that it is a distribution."""
-    probs = outlier_target(vocab_size, bits, ids, seed)
+    probs = outlier_target(vocab_size, bits, ids, seed, mass_of)
     assert (probs >= 0).all()
     assert math.fsum(probs.tolist()) == pytest.approx(1, abs=1e-12)
     mass = math.fsum(probs[i].item() for i in ids)
-    return bits_of(probs) - bits, mass - (outlier_mass(vocab_size, len(ids), bits) - DELTA)
+    return bits_of(probs) - bits, mass - (outlier_mass(vocab_size, len(ids), bits, mass_of) - DELTA)
 
 
 def test_both_conditions_over_a_grid_of_entropies_and_k() -> None:
@@ -83,6 +83,21 @@ def test_m_solves_appendix_a(vocab_size: int, data: st.DataObject) -> None:
     rounded = outlier_mass(vocab_size, k, bits)
     assert 0 <= exact - rounded + 1e-9 < DELTA + 2e-9
     assert round(rounded * 100) == pytest.approx(rounded * 100, abs=1e-9)
+
+
+def test_the_papers_m_is_that_of_one_outlier_for_every_k() -> None:
+    """App. A's own equation, −m log m − (1 − m) log((1 − m)/(n − 1)) = e, solved apart and rounded down to 0.01."""
+    for bits, known in ((0.01, 0.99), (0.1, 0.99), (1, 0.95), (4, 0.79), (7, 0.61), (10, 0.42), (13, 0.21)):
+        root = brentq(lambda m: largest_bits(VOCABULARY, 1, m) - bits, 1 / VOCABULARY, 1.0, xtol=1e-14)
+        for k in (1, 2, 5, 20, 100):
+            assert outlier_mass(VOCABULARY, k, bits, "paper") == math.floor(root * 100) / 100 == known
+            ids = random_outliers(torch.arange(VOCABULARY), k, seed=k)
+            off, above = check(VOCABULARY, bits, ids, k, "paper")
+            assert abs(off) < 1e-5
+            assert above >= 0
+            if k > 1 and bits >= 0.5:  # Eq. 3 stops once Eq. 2 is satisfied
+                assert above < 1e-6
+    assert [outlier_mass(VOCABULARY, 20, bits) for bits in (4, 7, 10)] == [1.0, 0.82, 0.58]
 
 
 def test_the_range_is_where_outliers_stand_out() -> None:
