@@ -231,7 +231,7 @@ def _show_pass(step: AdapterStep, passes: int, show: Show) -> None:
 def _show_step(name: str, run: dp.Run, step: dp.TuneStep, show: Show) -> None:
     if show:
         show({"event": "step", "task": name, "step": step.step, "kl_nats": step.kl_nats})
-    progress(f"{name}: step {step.step} of {run.config.steps}: best KL {step.best_kl_nats:.4f} nats")
+    progress(f"{name}: step {step.step} of {run.config.most_steps}: best KL {step.best_kl_nats:.4f} nats")
 
 
 def _show(before: list[Answers], after: list[Answers], summary: dict[str, Any]) -> None:

@@ -93,9 +93,12 @@ def canonical_settings(config: TuneConfig) -> str:
     """The fields that differ from the defaults, so that fields added later change no id; slots in one spelling."""
     slots = config.parsed_slots()
     method = "hybrid" if slots.free("soft") and slots.free("hard") else "hard" if slots.free("hard") else "soft"
+    # What has nothing to act on changes no number.
+    idle = {} if slots.free("hard") else {"epoch": "token"}
+    idle |= {} if method == "hybrid" else {"strict": False}
     alike = TuneConfig(method=method, slots=str(slots), restarts=1)
     defaults = alike.to_dict()
-    chosen = dataclasses.replace(config, method=method, slots=str(slots), length=alike.length).to_dict()
+    chosen = dataclasses.replace(config, method=method, slots=str(slots), length=alike.length, **idle).to_dict()
     changed = {name: value for name, value in chosen.items() if value != defaults[name]}
     return json.dumps({"method": method, "slots": str(slots)} | changed, sort_keys=True, allow_nan=False)
 

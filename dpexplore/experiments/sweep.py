@@ -183,15 +183,15 @@ def plan_sweep(spec: Spec, store_folder: Path | str, device: str | None = None) 
         for recipe in {problem.recipe for problem in problems if problem.recipe and size}:
             check_entropies(parse_recipe(recipe), facts.vocab_size)
         configs = [problem.config for problem in problems if problem.kind == "tune"]
-        positions = sum(config.steps * _positions(config) for config in configs)
+        positions = sum(config.most_steps * _positions(config) for config in configs)
         plans.append(
             ModelPlan(
                 model,
                 len(problems) if size else 0,
                 len(finished.intersection(listed.get((spec.name, model), []))),
-                sum(config.steps for config in configs) if size else 0,
+                sum(config.most_steps for config in configs) if size else 0,
                 size.memory_bytes if size else None,
-                seconds_of(size, positions, sum(config.steps for config in configs), device) if size else None,
+                seconds_of(size, positions, sum(config.most_steps for config in configs), device) if size else None,
             )
         )
     return plans

@@ -319,4 +319,4 @@ def _alike_together(problems: Sequence[Problem]) -> list[Problem]:
 
 
 def _share_done(run: Run) -> float:
-    return len(run.steps) / run.config.steps
+    return len(run.steps) / run.config.most_steps

@@ -51,7 +51,7 @@ class LiveRun:
         self.keep_running = False
         """Whether it goes on however long nobody looks."""
         self._file, self._marks, self._grace = file, marks, grace
-        self._live = LiveStream(run_id, run.config.restarts, run.config.steps, run.target.entropy_nats)
+        self._live = LiveStream(run_id, run.config.restarts, run.config.most_steps, run.target.entropy_nats)
         self._ranks = RankStream(run_id, run.target.probs.numpy(), run.lm.token_text)
         self._frames = Frames(run.lm.vocab_size)
         self._seen, self._latest, self._marked = 0, None, False

@@ -27,7 +27,7 @@ class Moving:
     @classmethod
     def of(cls, run: Run) -> Moving:
         told = None if run.preparation is None else run.preparation.text
-        return cls(run.queue_position, told, run.waiting_rows, run.config.restarts, run.config.steps)
+        return cls(run.queue_position, told, run.waiting_rows, run.config.restarts, run.config.most_steps)
 
 
 @dataclass(frozen=True)

@@ -124,10 +124,10 @@ class VisitorRules:
         self.check_text("The slots", str(slots))
         checked = config.rules[1] not in (None, "eq4")
         each_step = 1 + (config.candidates if checked else 0)
-        evaluations = config.screen + (config.evaluations or config.soft_steps + config.steps * each_step)
+        evaluations = config.screen + (config.evaluations or config.soft_steps + config.most_steps * each_step)
         asked = {
             "restarts": (config.restarts, limits.rows),
-            "steps": (config.steps, limits.steps),
+            "steps": (config.most_steps, limits.steps),
             "scored prompts for each restart": (max(evaluations, each_step), limits.evaluations),
             "tokens in the prompt": (slots.free("soft") + slots.free("hard"), limits.prompt_tokens),
         }

@@ -93,6 +93,8 @@ class TuneConfig:
     soft_rule: Literal["adamw", "lbfgs", "direct"] = "adamw"
     norm_budget: float | str | None = None
     hard_rule: Literal["eq4", "gcg", "search"] = "eq4"
+    epoch: Literal["token", "sweep"] = "token"
+    strict: bool = False
     candidates: int = 64
     top: int = 128
     memory: int = 50
@@ -134,6 +136,11 @@ class TuneConfig:
             )
         if soft and self.round_trip:
             raise InputError(f"round_trip asks for text, but the slots {slots} hold soft tokens; hard slots have text.")
+        if soft and hard and self.strict and self.rules != ("adamw", "eq4"):
+            raise InputError(
+                "strict is the paper's left-to-right order, of soft_rule 'adamw' with hard_rule 'eq4'; use these two, "
+                "or leave strict off."
+            )
         if self.init == "soft" and not hard:
             raise InputError(f"init 'soft' is a beginning for hard tokens, and the slots {slots} hold none.")
         if (self.init == "text") != (self.init_text is not None):
@@ -146,7 +153,7 @@ class TuneConfig:
                 _one_of(name, value, knob.choices)
             elif knob.low is not None and knob.high is not None and not (knob.optional and value is None):
                 object.__setattr__(self, name, _whole(name, value, knob.low, knob.high))
-        for name in ("bos", "round_trip", "chat"):
+        for name in ("bos", "strict", "round_trip", "chat"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} is {getattr(self, name)!r}; accepted are True and False.")
         if self.init_text is not None:
@@ -170,11 +177,25 @@ class TuneConfig:
         return max(1, min(self.screen, limit))
 
     @property
+    def most_steps(self) -> int:
+        """Steps that a restart may make: `steps` epochs."""
+        return self.steps * self.steps_per_epoch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """1, or where an epoch of Eq. 4 is a sweep the number of slots that take turns."""
+        slots = self.parsed_slots()
+        hard = slots.free("hard")
+        if self.epoch == "token" or self.hard_rule != "eq4" or not hard:
+            return 1
+        return hard + slots.free("soft") * self.strict
+
+    @property
     def soft_steps(self) -> int:
         """Steps of the soft prompt near which a restart's hard tokens begin; 0 where they begin elsewhere."""
         if self.init != "soft":
             return 0
-        most = self.steps if self.evaluations is None else min(self.steps, self.evaluations)
+        most = self.most_steps if self.evaluations is None else min(self.most_steps, self.evaluations)
         return min(SOFT_STEPS, int(SOFT_SHARE * most))
 
     def soft_part(self) -> TuneConfig:

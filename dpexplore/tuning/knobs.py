@@ -13,6 +13,7 @@ METHODS = ("soft", "hard", "hybrid")
 INITS = ("vocab", "lookup", "soft", "gaussian", "text")
 SOFT_RULES = ("adamw", "lbfgs", "direct")
 HARD_RULES = ("eq4", "gcg", "search")
+EPOCHS = ("token", "sweep")
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,21 @@ _ALL = (
         "How hard tokens are swapped: the paper's Eq. 4, Greedy Coordinate Gradient, or token search, which scores"
         " its candidates exactly.",
         HARD_RULES,
+        group="Update rules",
+    ),
+    Knob(
+        "epoch",
+        "What steps and patience count under Eq. 4: single tokens swapped, or sweeps over all of them from left to "
+        "right. The paper counts epochs and leaves open which; a sweep of 5 tokens has 5 times the patience.",
+        EPOCHS,
+        rules=("eq4",),
+        group="Update rules",
+    ),
+    Knob(
+        "strict",
+        "Hybrid prompts move one slot a step, soft or hard, from left to right, as the paper says; off, all soft slots "
+        "move at every step, which comes closer in as many steps.",
+        rules=("adamw", "eq4"),
         group="Update rules",
     ),
     Knob(

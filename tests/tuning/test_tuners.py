@@ -129,7 +129,9 @@ def begun(starts: torch.Tensor, budget: float = torch.inf) -> PromptState:
     """Rows of soft tokens alone, starts `(rows pos hidden)`."""
     soft = torch.ones(starts.shape[:2], dtype=torch.bool)
     ids, budgets = torch.full(soft.shape, NO_TOKEN), torch.full((len(starts),), budget)
-    return PromptState.of(ids, starts, soft, ~soft, budgets, torch.zeros(len(starts)).long())
+    return PromptState.of(
+        ids, starts, soft, ~soft, torch.zeros(len(starts)).bool(), budgets, torch.zeros(len(starts)).long()
+    )
 
 
 def quadratic_rows(curvatures: torch.Tensor, starts: torch.Tensor, steps: int) -> torch.Tensor:

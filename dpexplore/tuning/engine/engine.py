@@ -127,7 +127,7 @@ class Engine:
         checked = set() if checked is None else checked
         for each in _with_parts(run):
             pairs, behind = rules_of(each)[2], each.objective.behind
-            size = len(each.layout), each.config.restarts, each.config.steps, pairs, behind
+            size = len(each.layout), each.config.restarts, each.config.most_steps, pairs, behind
             if size not in checked:
                 self.capacity.check(*size)
                 checked.add(size)

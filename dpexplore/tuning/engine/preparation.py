@@ -67,7 +67,7 @@ class SoftPart:
 
     @property
     def text(self) -> str:
-        return f"Tuning soft tokens to begin with: step {len(self.soft.steps)} of {self.soft.config.steps}"
+        return f"Tuning soft tokens to begin with: step {len(self.soft.steps)} of {self.soft.config.most_steps}"
 
     def advance(self, capacity: Capacity) -> bool:
         """Whether the run is ready; the soft run moves in the engine, by itself. InputError if it failed."""

@@ -117,7 +117,8 @@ class RowStack:
         soft, hard = (torch.stack([getattr(run.layout, kind) for run in runs]).to(device) for kind in ("soft", "hard"))
         spent = torch.tensor([run.evaluations_of(restart) for run, restart in starters], device=device)
         budget = torch.tensor([run.norm_budget for run in runs], device=device)
-        prompts = PromptState.of(ids, embeds, soft, hard, budget, spent)
+        strict = torch.tensor([run.config.strict for run in runs], device=device) & soft.any(1) & hard.any(1)
+        prompts = PromptState.of(ids, embeds, soft, hard, strict, budget, spent)
         rows = [Row(run, restart) for run, restart in starters]
         self._unscreened = self._unscreened or any(run.config.beginnings > 1 for run in runs)
         self._append(rows, prompts, self.soft_rule.begin(prompts.embeds, [run.config for run in runs]))

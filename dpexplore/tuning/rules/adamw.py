@@ -28,7 +28,10 @@ class AdamWState(RowState):
 
 
 class AdamW:
-    """Loshchilov and Hutter's AdamW, each row with its own step count and learning rate."""
+    """Loshchilov and Hutter's AdamW, each row with its own step count and learning rate.
+
+    In strict rows each position is a parameter of its own, which is stepped when its turn comes.
+    """
 
     def begin(self, embeds: Tensor, configs: Sequence[TuneConfig]) -> AdamWState:
         rates = torch.tensor([config.learning_rate for config in configs], device=embeds.device)
@@ -36,13 +39,14 @@ class AdamW:
 
     def update(self, state: AdamWState, prompts: PromptState, loss: Tensor, grad: Tensor) -> Tensor:
         grad = torch.nan_to_num(grad)  # a row whose gradient is not finite leaves; it must not stain the masks below
-        state.mean = BETA1 * state.mean + (1 - BETA1) * grad
-        state.square = BETA2 * state.square + (1 - BETA2) * grad.square()
-        step, rate = prompts.step.view(-1, 1, 1), state.learning_rate.view(-1, 1, 1)
+        now = prompts.turns()[..., None]
+        state.mean = torch.where(now, BETA1 * state.mean + (1 - BETA1) * grad, state.mean)
+        state.square = torch.where(now, BETA2 * state.square + (1 - BETA2) * grad.square(), state.square)
+        step, rate = prompts.soft_step().view(-1, 1, 1), state.learning_rate.view(-1, 1, 1)
         mean = state.mean / (1 - BETA1**step)
         square = state.square / (1 - BETA2**step)
         moved = prompts.embeds * (1 - rate * WEIGHT_DECAY) - rate * mean / (square.sqrt() + EPS)
-        prompts.move_soft(moved)
+        prompts.move_soft(torch.where(now, moved, prompts.embeds))
         return torch.ones_like(prompts.finite)
 
     def rebase(self, state: AdamWState, prompts: PromptState, embeds: Tensor, rows: Tensor) -> None:

@@ -90,13 +90,11 @@ class Eq4:
     """
 
     def turn(self, stack: RowStack, present: Tensor, found: Evaluation, rows: Tensor) -> Turn:
-        hard = stack.prompts.hard
         assert found.grad is not None
-        rows = rows & hard.any(1)
-        turn = (stack.prompts.step - 1) % hard.sum(1).clamp_min(1)
-        order = hard.cumsum(1) - 1  # index of each hard position among the hard ones
-        position = ((order == turn[:, None]) & hard).long().argmax(1)
-        which = torch.arange(len(rows), device=hard.device)
+        now = stack.prompts.turns() & stack.prompts.hard
+        rows = rows & now.any(1)
+        position = now.long().argmax(1)
+        which = torch.arange(len(rows), device=now.device)
         table = stack.lm.embedding_table
         scores = (found.grad[which, position].to(table.dtype) @ table.T).float()
         scores = scores.masked_fill(torch.stack([row.run.layout.barred for row in stack.rows]), torch.inf)

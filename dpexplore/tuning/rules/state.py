@@ -64,7 +64,14 @@ class Limits(RowState):
     @classmethod
     def of(cls, configs: Sequence[TuneConfig], enough: Sequence[float], device: torch.device) -> Self:
         """The limits of rows, each by the config of its run."""
-        numbers = [(config.steps, config.evaluations or UNLIMITED, config.patience or UNLIMITED) for config in configs]
+        numbers = [
+            (
+                config.most_steps,
+                config.evaluations or UNLIMITED,
+                config.patience * config.steps_per_epoch if config.patience else UNLIMITED,
+            )
+            for config in configs
+        ]
         steps, evaluations, patience = torch.tensor(numbers, device=device).unbind(1)
         return cls(steps, evaluations, patience, torch.tensor(enough, dtype=torch.float32, device=device))
 
@@ -81,6 +88,8 @@ class PromptState(RowState):
     """`(rows pos)` bool."""
     hard: Tensor
     """`(rows pos)` bool."""
+    strict: Tensor
+    """`(rows,)` bool: soft positions take turns with the hard ones."""
     budget: Tensor
     """`(rows,)` the longest that a soft token may be; infinite where there is no bound."""
     step: Tensor
@@ -114,8 +123,31 @@ class PromptState(RowState):
         """Move the soft positions to `embeds` `(rows pos hidden)`, or as near as the budget lets them."""
         self.embeds = within(torch.where(self.soft[..., None], embeds, self.embeds), self.soft, self.budget)
 
+    def turns(self) -> Tensor:
+        """`(rows pos)` bool: what moves in this step where the rules go from left to right.
+
+        One hard position and every soft one, or in strict rows the one position, soft or hard, whose turn it is.
+        """
+        waiting = self.hard | (self.soft & self.strict[:, None])
+        place = (self.step - 1) % waiting.sum(1).clamp_min(1)
+        return (waiting & (waiting.cumsum(1) - 1 == place[:, None])) | (self.soft & ~self.strict[:, None])
+
+    def soft_step(self) -> Tensor:
+        """`(rows,)`: how often a soft position whose turn it is has moved, this step included."""
+        round_ = torch.div(self.step - 1, (self.hard | self.soft).sum(1).clamp_min(1), rounding_mode="floor") + 1
+        return torch.where(self.strict, round_, self.step)
+
     @classmethod
-    def of(cls, ids: Tensor, embeds: Tensor, soft: Tensor, hard: Tensor, budget: Tensor, evaluations: Tensor) -> Self:
+    def of(
+        cls,
+        ids: Tensor,
+        embeds: Tensor,
+        soft: Tensor,
+        hard: Tensor,
+        strict: Tensor,
+        budget: Tensor,
+        evaluations: Tensor,
+    ) -> Self:
         """Rows that have not made a step; `evaluations` `(rows,)` were spent to find where they begin."""
         zeros, nothing = torch.zeros_like(evaluations), torch.full(evaluations.shape, torch.nan, device=ids.device)
         infinite, false = torch.full_like(nothing, torch.inf), torch.zeros_like(evaluations, dtype=torch.bool)
@@ -124,4 +156,4 @@ class PromptState(RowState):
         reports = {"kl": nothing, "entropy": nothing}
         best = {"best_loss": infinite, "best_kl": infinite, "best_entropy": nothing, "best_ids": ids}
         embeds = within(embeds, soft, budget)
-        return cls(ids, embeds, soft, hard, budget, **counts, **flags, **reports, **best, best_embeds=embeds)
+        return cls(ids, embeds, soft, hard, strict, budget, **counts, **flags, **reports, **best, best_embeds=embeds)

@@ -35,6 +35,8 @@ NAMES = {
     "forbid": "Not these tokens",
     "chat": "Chat template",
     "top": "Top tokens",
+    "epoch": "Epoch of Eq. 4",
+    "strict": "One slot a step (hybrid)",
 }
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|\S+')
 

@@ -225,7 +225,7 @@ def _follow_prompt(app: AppContext, running: Running, plan: Plan, course: Course
                 way.cross_entropy_nats.append(step.best_kl_nats + plan.target.entropy_nats)
             best = run.best_log_probs()
             way.latest = None if best is None else best[:-1].double().exp()
-            yield live_line(course, "prompt", run.config.steps)
+            yield live_line(course, "prompt", run.config.most_steps)
     finally:
         run.cancel()
     yield message(f"Tuned prompt: drawing {plan.samples:,} answers", "busy")
