@@ -342,7 +342,7 @@ def test_light_imports() -> None:
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_the_source_prompt_scores_0_under_every_preset(tiny_lm: LoadTiny, architecture: str) -> None:
-    """By the engine, to rounding and never below 0; the tokenizer of the tiny Llama writes a BOS, that of GPT-2 none."""
+    """By the engine, to rounding and never below 0; the tiny Llama's tokenizer writes a BOS, that of GPT-2 none."""
     lm = tiny_lm(architecture)
     assert bool(lm.bos_ids) == (architecture == "llama")
     for recipe in (random_prompt(4, seed=1), capture("I love the sea")):

@@ -20,15 +20,21 @@ BITS = st.floats(0, 15.5)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
 
 PANELS = {
-    "entropy": st.tuples(BITS, SEEDS, st.sampled_from(sorted(recipes.METHOD_NAMES.values()))),
-    "outliers": st.tuples(BITS, st.integers(1, 100), SEEDS, st.lists(TEXTS.map("={}".format), unique=True, max_size=4)),
+    "entropy": st.tuples(BITS, SEEDS, st.sampled_from(sorted(recipes.METHOD_NAMES.values())), st.floats(0.01, 10)),
+    "outliers": st.tuples(
+        BITS,
+        st.integers(1, 100),
+        SEEDS,
+        st.lists(TEXTS.map("={}".format), unique=True, max_size=4),
+        st.sampled_from(sorted(recipes.MASS_NAMES.values())),
+    ),
     "prompt": st.tuples(TEXTS, st.sampled_from(["", "gpt2"]), st.just([recipes.BOS]) | st.just([recipes.CHAT])),
     "pos": st.tuples(st.sampled_from(TAGS), st.integers(1, 500), SEEDS, st.sampled_from(["strict", "paper"])),
     "hand": st.tuples(st.just(recipes.HAND_EXAMPLE), st.floats(0, 0.9)),
 }
 WRITERS = {
-    "entropy": (recipes.entropy_recipe, ("bits", "seed", "method")),
-    "outliers": (recipes.outliers_recipe, ("outlier_bits", "count", "outlier_seed", "picks")),
+    "entropy": (recipes.entropy_recipe, ("bits", "seed", "method", "entropy_step")),
+    "outliers": (recipes.outliers_recipe, ("outlier_bits", "count", "outlier_seed", "picks", "mass_of")),
     "prompt": (recipes.prompt_recipe, ("text", "source", "options")),
     "pos": (recipes.pos_recipe, ("tag", "pos_count", "pos_seed", "mode")),
     "hand": (recipes.hand_recipe, ("lines", "rest")),
@@ -107,7 +113,8 @@ def test_the_pages_recipes_open_uploads_only(text: str, tmp_path: Path) -> None:
     [
         (recipes.entropy_recipe, (None, 0, "temperature")),
         (recipes.entropy_recipe, (3, 1.5, "temperature")),
-        (recipes.outliers_recipe, (3, None, 0, [])),
+        (recipes.entropy_recipe, (3, 0, "gradient descent", None)),
+        (recipes.outliers_recipe, (3, None, 0, [], "")),
         (recipes.prompt_recipe, ("", "", [])),
         (recipes.file_recipe, (None,)),
     ],

@@ -16,7 +16,7 @@ from dpexplore.serving.app_context import AppContext, check_single_tokens, sente
 from dpexplore.serving.streams import RankStream
 from dpexplore.targets import Target, outlier_mass, outlier_range, pos_histogram, search_tokens, token_id, top_tokens
 from dpexplore.ui.components.markup import bar, message, probability, token
-from dpexplore.ui.components.recipes import read_weights, token_value
+from dpexplore.ui.components.recipes import mass_of, read_weights, token_value
 
 SHOWN_TOKENS = 8
 MOST_MATCHES = 50
@@ -76,21 +76,25 @@ def facts_html(lm: LanguageModel, target: Target) -> str:
     )
 
 
-def outlier_line(app: AppContext, model: str, bits: float | None, count: float | None, picks: list[str] | None) -> Any:
+def outlier_line(
+    app: AppContext, model: str, bits: float | None, count: float | None, picks: list[str] | None, mass_name: str
+) -> Any:
     """What k outliers can hold at this entropy, and up to where they stand out (App. A)."""
     if not model or bits is None or count is None:
         return gr.skip()
     try:
         k = len(picks) if picks else int(count)
         size = app.pool.get(model).lm.vocab_size
-        mass, span = outlier_mass(size, k, bits), outlier_range(size, k)
+        mass, most = outlier_mass(size, k, bits, mass_of(mass_name)), outlier_mass(size, k, bits)
+        span = outlier_range(size, k)
     except Exception as error:
         return message(sentence(error), "error")
     some = "1 outlier holds" if k == 1 else f"{k} outliers hold"
+    could = f" They could hold {most:.2f}, and the target would be easier to reach."
     beyond = " Above that nothing is asked of them." if bits > span.max_bits else ""
     return (
         f"<p class='dpx-note'>At {bits:.2f} bits {some} m = <b>{mass:.2f}</b> of the probability; "
-        f"they stand out from 0 to {span.max_bits:.2f} bits.{beyond}</p>"
+        f"they stand out from 0 to {span.max_bits:.2f} bits.{beyond}{could if most > mass else ''}</p>"
     )
 
 

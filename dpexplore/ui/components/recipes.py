@@ -10,13 +10,16 @@ from typing import Any
 
 from dpexplore.errors import InputError
 from dpexplore.targets import Recipe, parse_recipe
+from dpexplore.targets.descent import STEP_SIZE
+from dpexplore.targets.outliers import Mass
 from dpexplore.targets.sources import Capture, Entropy, File, Pos, RandomPrompt, Tokens
 from dpexplore.targets.transforms import Transform
 
 DEFAULT_RECIPE = "entropy(bits=7, seed=0)"
 HAND_EXAMPLE = '" yes" 0.7\n" no" 0.3'
 CHAT, BOS = "chat template", "start token"
-METHOD_NAMES = {"gradient": "gradient descent (the paper's)", "temperature": "temperature"}
+METHOD_NAMES = {"gradient": "gradient descent", "temperature": "temperature"}
+MASS_NAMES: dict[Mass, str] = {"paper": "one outlier (the paper's)", "own": "as many as there are"}
 
 _HAND_LINE = re.compile(
     r"\s*(?P<token>\"(?:[^\"\\]|\\.)*\"|#\d+|\S.*?)\s*[\s:=,\t]\s*(?P<weight>[0-9.eE+-]+)\s*%?\s*,?\s*"
@@ -58,15 +61,22 @@ def with_base(text: str, base: Recipe) -> str:
 # What each tab writes.
 
 
-def entropy_recipe(bits: float, seed: float, method: str) -> Recipe:
-    name = "temperature" if method == METHOD_NAMES["temperature"] else "gradient"
-    return Entropy(_number("Entropy", bits), whole("Seed", seed), method=name)
+def entropy_recipe(bits: float, seed: float, method: str, step: float = STEP_SIZE) -> Recipe:
+    """`method` as `METHOD_NAMES` calls it; `step` counts for gradient descent alone."""
+    if method == METHOD_NAMES["temperature"]:
+        return Entropy(_number("Entropy", bits), whole("Seed", seed), method="temperature")
+    return Entropy(_number("Entropy", bits), whole("Seed", seed), step=_number("Step", step))
 
 
-def outliers_recipe(bits: float, count: float, seed: float, picks: list[str] | None) -> Recipe:
+def outliers_recipe(bits: float, count: float, seed: float, picks: list[str] | None, mass: str) -> Recipe:
     """`picks` as `token_value` writes them; without any, `count` tokens are drawn with the seed."""
     outliers = tuple(_picked(pick) for pick in picks or ()) or whole("Outlier tokens", count, 1)
-    return Entropy(_number("Entropy", bits), whole("Seed", seed), outliers=outliers)
+    return Entropy(_number("Entropy", bits), whole("Seed", seed), outliers=outliers, mass=mass_of(mass))
+
+
+def mass_of(name: str) -> Mass:
+    """The mass that the designer calls so."""
+    return "own" if name == MASS_NAMES["own"] else "paper"
 
 
 def prompt_recipe(text: str, model: str, options: list[str]) -> Recipe:
@@ -147,17 +157,16 @@ def panel_values(base: Recipe) -> tuple[str, dict[str, Any]]:
     """Which tab a recipe belongs to, and the values of that tab's controls by name."""
     match base:
         case Entropy(outliers=0):
-            return "entropy", {"bits": base.bits, "seed": base.seed, "method": METHOD_NAMES[base.method]}
-        case Entropy(outliers=int()):
-            return "outliers", {
-                "outlier_bits": base.bits,
-                "count": base.outliers,
-                "outlier_seed": base.seed,
-                "picks": [],
-            }
-        case Entropy(outliers=tuple()):
-            picks = [token_value(token) for token in base.outliers]  # type: ignore[union-attr]
-            return "outliers", {"outlier_bits": base.bits, "outlier_seed": base.seed, "picks": picks}
+            family = {"method": METHOD_NAMES[base.method]}
+            family |= {"entropy_step": base.step} if base.method == "gradient" else {}
+            return "entropy", {"bits": base.bits, "seed": base.seed, **family}
+        case Entropy():
+            chosen = base.outliers if isinstance(base.outliers, tuple) else ()
+            shown: dict[str, Any] = {"outlier_bits": base.bits, "outlier_seed": base.seed}
+            shown["picks"] = [token_value(token) for token in chosen]
+            shown |= {} if chosen else {"count": base.outliers}
+            shown |= {"mass_of": MASS_NAMES[base.mass]} if base.count > 1 else {}  # of one outlier both are the same
+            return "outliers", shown
         case Capture():
             options = [name for name, on in ((BOS, base.bos), (CHAT, base.chat)) if on]
             return "prompt", {"text": base.text, "source": base.model or "", "options": options}

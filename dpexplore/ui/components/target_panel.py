@@ -32,6 +32,7 @@ TRANSFORMS = {
     "shuffle": ("shuffle(seed={:.0f})", "seed", 1),
     "shuffle the top k": ("shuffle(seed=0, top_k={:.0f})", "k", 100),
     "matched vanilla": ("matched(seed={:.0f})", "seed", 1),
+    "matched vanilla, by temperature": ('matched(seed={:.0f}, method="temperature")', "seed", 1),
     "temperature": ("temperature({:g})", "temperature", 0.5),
     "top k": ("top_k({:.0f})", "k", 50),
     "mix with uniform": ("mix(entropy(bits={limit:.4f}), {:g})", "share", 0.1),
@@ -280,11 +281,12 @@ def _wire_extras(app: AppContext, panel: TargetPanel, model: gr.Textbox) -> None
     control: dict[str, Any] = panel.controls
     by_key = {tab.key: tab for tab in panel.all_tabs}
 
-    inputs = [model, control["outlier_bits"], control["count"], control["picks"]]
+    inputs = [model, control["outlier_bits"], control["count"], control["picks"], control["mass_of"]]
     moved = [
         control["outlier_bits"].change,
         control["count"].change,
         control["picks"].change,
+        control["mass_of"].change,
         by_key["outliers"].item.select,
     ]
     gr.on(moved, partial(outlier_line, app), inputs, control["mass"], preprocess=False, **QUIET)

@@ -11,11 +11,17 @@ from gradio.components import Component
 
 from dpexplore.targets import Recipe
 from dpexplore.targets.by_pos import MODES, TAGS
+from dpexplore.targets.descent import STEP_SIZE
 from dpexplore.ui.components import recipes
 from dpexplore.ui.components.preview import PICKS_LABEL
 from dpexplore.ui.components.widgets import sliders, view
 
 MOST_OUTLIERS = 100
+_FAMILIES = (
+    "<p class='dpx-note'>Many shapes have one entropy, and the paper gives no step for its gradient descent. Both ways "
+    "start from the same random logits. Temperature scales them, which leaves a few tokens far ahead; gradient descent "
+    "raises many together, more so with a longer step, and such a target is harder to reach.</p>"
+)
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,10 @@ def _entropy_tab() -> Tab:
                 min_width=150,
                 scale=3,
             )
-    controls: dict[str, Component] = {"bits": bits, "seed": seed, "method": method}
-    follows = [bits.input, seed.input, method.input]
+            step = gr.Number(STEP_SIZE, label="Step (logits)", elem_id="entropy-step", min_width=60, scale=1)
+        view(_FAMILIES, elem_id="entropy-families")
+    controls: dict[str, Component] = {"bits": bits, "seed": seed, "method": method, "entropy_step": step}
+    follows = [bits.input, seed.input, method.input, step.input]
     return Tab("entropy", item, controls, recipes.entropy_recipe, follows, limits={"bits": limit})
 
 
@@ -93,9 +101,21 @@ def _outliers_tab() -> Tab:
                 [], multiselect=True, label=PICKS_LABEL, elem_id="outlier-picks", scale=4, min_width=120
             )
             seed = _seed("outlier-seed")
+        mass_of = gr.Radio(
+            list(recipes.MASS_NAMES.values()),
+            value=recipes.MASS_NAMES["paper"],
+            label="Their mass m is the most for",
+            elem_id="outlier-mass",
+        )
         mass = view(elem_id="outlier-range")
-    controls: dict[str, Component] = {"outlier_bits": bits, "count": count, "outlier_seed": seed, "picks": picks}
-    follows = [bits.input, count.input, seed.input, picks.input]
+    controls: dict[str, Component] = {
+        "outlier_bits": bits,
+        "count": count,
+        "outlier_seed": seed,
+        "picks": picks,
+        "mass_of": mass_of,
+    }
+    follows = [bits.input, count.input, seed.input, picks.input, mass_of.input]
     return Tab("outliers", item, controls, recipes.outliers_recipe, follows, {"query": query, "mass": mass}, limits)
 
 
