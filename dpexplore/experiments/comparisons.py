@@ -24,6 +24,7 @@ from dpexplore.experiments.drawing import (
     new_figure,
     series_of,
 )
+from dpexplore.experiments.readings import FAMILIES, MASSES, mass_of_group
 from dpexplore.experiments.statistics import bootstrap_interval, line, mean_interval
 from dpexplore.plots import base_layout, colour
 
@@ -31,7 +32,7 @@ FEW_ENTROPIES = 4
 """Up to so many, Fig. 4 draws ranges as bars; bands between few points hide one another."""
 GROUP_NAMES = {
     "generated": "LM-generated",
-    "vanilla": "vanilla",
+    **FAMILIES,
     "shuffled": "shuffled LM-generated",
     "migrated": "migrated",
 }
@@ -65,7 +66,7 @@ def fig3(data: SweepData) -> Drawn | None:
         type="log", exponentformat="power", range=[-9, 0], tickfont={"size": 10}, title={"standoff": 10}
     ).update_layout(margin={"l": 72})
     caption = (
-        "Fig. 3. What the model says after “I love”, and a vanilla target (Eq. 1) of the same entropy. "
+        "Fig. 3. What the model says after “I love”, and vanilla targets (Eq. 1) of its entropy, of both families. "
         f"{protocol(data)} Entropy alone does not say how hard a target is."
     )
     return Drawn(figure, pd.DataFrame(rows), caption)
@@ -120,7 +121,7 @@ def fig7(data: SweepData) -> Drawn:
     groups = sorted(groups, key=lambda name: (name != "vanilla", int(name.split()[0]) if name[0].isdigit() else 0))
     figure = _two_panels(data.title, LOSS, "entropy of q (bits)")
     rows = []
-    for look, group in zip(series_of(groups), groups, strict=True):
+    for look, group in zip(series_of([_outliers_named(data, group) for group in groups]), groups, strict=True):
         own = data.group(group)
         for panel, column in ((1, "kl_nats"), (2, "achieved_bits")):
             part: Any = go.Figure()
@@ -136,16 +137,24 @@ def fig7(data: SweepData) -> Drawn:
             ]  # fmt: skip
     _diagonal(figure, data)
     caption = (
-        f"Fig. 7. Targets with k outlier tokens (Eq. 3) and vanilla ones, soft prompts. {protocol(data)} Means over "
+        "Fig. 7. Targets with k outlier tokens (Eq. 3) and vanilla ones, soft prompts; the outliers' mass m is that of "
+        "one outlier, as in App. A, or their own, the most that k tokens can hold. "
+        f"{protocol(data)} Means over "
         f"{counted(max(row['targets'] for row in rows))}; bands, from three targets on: 95 % BCa bootstrap intervals "
         "(scipy.stats.bootstrap)."
     )
     return Drawn(figure, pd.DataFrame(rows), caption)
 
 
+def _outliers_named(data: SweepData, group: str) -> str:
+    """A group of Fig. 7 with the m that it has."""
+    several = group[0].isdigit() and not group.startswith("1 ")
+    return f"{group.split(',')[0]}, {MASSES[mass_of_group(data, group)]}" if several else named(group)
+
+
 def fig8(data: SweepData) -> Drawn:
     """LM-generated against vanilla targets of the same entropy: loss with regression lines, and entropies."""
-    groups = [name for name in ("vanilla", "generated") if name in set(data.targets["group"])]
+    groups = [name for name in (*FAMILIES, "generated") if name in set(data.targets["group"])]
     figure = _two_panels(data.title, LOSS, "entropy of q (bits)")
     for look, group in zip(series_of([named(group) for group in groups]), groups, strict=True):
         own = data.group(group)
@@ -173,7 +182,7 @@ def fig8(data: SweepData) -> Drawn:
 def fig9(data: SweepData) -> Drawn:
     """LM-generated, shuffled and vanilla targets of one entropy each."""
     figure = new_figure(data.title, TARGET_BITS, LOSS)
-    return _scatter_of_groups(data, figure, ("vanilla", "generated", "shuffled"), "Fig. 9")
+    return _scatter_of_groups(data, figure, (*FAMILIES, "generated", "shuffled"), "Fig. 9")
 
 
 def fig10(data: SweepData) -> Drawn:
@@ -181,7 +190,7 @@ def fig10(data: SweepData) -> Drawn:
     figure = new_figure(data.title, TARGET_BITS, LOSS)
     targets = data.targets.assign(
         series=[
-            f"migrated from {row.source}" if row.group == "migrated" else "vanilla, matched"
+            f"migrated from {row.source}" if row.group == "migrated" else f"{named(str(row.group))}, matched"
             for row in data.targets.itertuples()
         ]
     )

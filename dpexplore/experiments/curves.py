@@ -21,6 +21,7 @@ from dpexplore.experiments.drawing import (
     new_figure,
     series_of,
 )
+from dpexplore.experiments.readings import EPOCHS, epoch_of
 from dpexplore.experiments.statistics import band_interval, mean_interval, standard_error
 from dpexplore.experiments.tables import Table
 from dpexplore.plots import DASHES, colour, tint
@@ -32,7 +33,9 @@ def protocol(data: SweepData) -> str:
     """How the losses came about, in one sentence."""
     rows = data.restarts
     most = int(rows["steps"].max()) if len(rows) else 0
-    return f"Loss of a target: the minimum over {data.most_restarts} restarts of at most {most} steps."
+    out = f" {counted(data.left_out)} with fewer restarts left out." if data.left_out else ""
+    epoch = f" {EPOCHS[epoch_of(data)]}" if rows["settings"].str.contains("hard").any() else ""
+    return f"Loss of a target: the minimum over {data.restarts_each} restarts of at most {most} steps.{epoch}{out}"
 
 
 def counted(targets: int) -> str:

@@ -54,9 +54,13 @@ class SweepData:
 
     @cached_property
     def targets(self) -> Table:
-        """One row a target: the lowest KL of its restarts, the entropy of q there, its floor where it is known."""
-        keys = ["model", "group", *self.labels, "recipe"]
-        rows = self.restarts.sort_values(["kl_nats", "id"], kind="stable")
+        """One row a target: the lowest KL of its restarts, the entropy of q there, its floor where it is known.
+
+        A minimum over more restarts is lower, so every target has the same number of them: the most that every group
+        has. A target with fewer is left out, and the further ones of a target with more.
+        """
+        keys = self._keys
+        rows = self.even_restarts.sort_values(["kl_nats", "id"], kind="stable")
         best = rows.groupby(keys, sort=False, dropna=False).agg(
             kl_nats=("kl_nats", "first"),
             kl_mean_nats=("kl_nats", "mean"),
@@ -68,9 +72,34 @@ class SweepData:
         )
         return best.reset_index().sort_values(["model", "group", *self.labels]).reset_index(drop=True)
 
+    @cached_property
+    def _tried(self) -> Table:
+        return self.rows[self.rows["kind"] == "tune"]
+
+    @cached_property
+    def restarts_each(self) -> int:
+        """Restarts that a target's minimum is over; those that did not stay finite count as tried."""
+        if not len(self._tried):
+            return 0
+        counts = self._tried.groupby(["model", "group"])["restart"].max()
+        return int(counts.min()) + 1
+
+    @cached_property
+    def even_restarts(self) -> Table:
+        """One row a restart that stayed finite, of the targets that all of `restarts_each` were tried for."""
+        tried = self._tried[self._tried["restart"] < self.restarts_each]
+        whole = tried.groupby(self._keys, dropna=False)["restart"].transform("nunique") == self.restarts_each
+        return self.restarts[self.restarts["id"].isin(tried.loc[whole, "id"])]
+
     @property
-    def most_restarts(self) -> int:
-        return int(self.targets["restarts"].max()) if len(self.targets) else 0
+    def left_out(self) -> int:
+        """Targets that have results but fewer restarts than the others."""
+        return int(self._tried.groupby(self._keys, dropna=False).ngroups) - len(self.targets)
+
+    @property
+    def _keys(self) -> list[str]:
+        """What tells targets apart."""
+        return ["model", "group", *self.labels, "recipe"]
 
     def group(self, *names: str) -> Table:
         """The targets of some groups."""

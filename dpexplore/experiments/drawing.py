@@ -20,10 +20,11 @@ SERIES = {
     "#00707C": "#4FD0DC",
     "#B0307A": "#F08CC4",
     "#55534E": "#B4B2AC",
+    "#6B4FA0": "#C3A8FF",
 }
 ON_DARK = ROLES_ON_DARK | SERIES
 """As `dpexplore.plots.ON_DARK`, with the series' colours."""
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
 LINES = ("solid", "dash", "dot", "dashdot", "longdash", "solid")
 LOSS = "KL(p‖q) (nats)"
 TARGET_BITS = "entropy of the target (bits)"

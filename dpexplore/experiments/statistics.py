@@ -1,4 +1,8 @@
-"""The statistics that the figures and the table of claims use; all by SciPy, named where they are shown."""
+"""The statistics that the figures and the table of claims use; all by SciPy, named where they are shown.
+
+A sweep's sample are its seeds: targets of one seed at several entropies, of several kinds or for several models share
+the seed's logits, so they are no independent values. Every interval of a claim is therefore over seeds.
+"""
 
 from __future__ import annotations
 
@@ -71,6 +75,11 @@ def standard_error(values: Table) -> float:
     return float(stats.sem(values)) if len(values) > 1 else 0.0
 
 
+def over_seeds(values: Table) -> Interval:
+    """Mean of the seeds' means with its t interval over seeds; `values` has a level `seed` in its index."""
+    return mean_interval(values.groupby(level="seed").mean())
+
+
 def paired(table: Table, value: str, by: str, left: str, right: str, on: Sequence[str]) -> Table:
     """`value` where `by` is `left` minus where it is `right`, for each combination of `on` that has both."""
     wide = table.groupby([*on, by], dropna=False)[value].mean().unstack(by)
@@ -88,12 +97,49 @@ def line(x: Table, y: Table) -> tuple[float, float, float]:
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> Interval:
-    """Pearson's r with its Fisher interval (scipy.stats.pearsonr)."""
+    """Pearson's r of independent pairs with its Fisher interval (scipy.stats.pearsonr)."""
     if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return Interval(np.nan, np.nan, np.nan, len(x))
     found: Any = stats.pearsonr(x, y)
     ends = found.confidence_interval(LEVEL)
     return Interval(float(found.statistic), float(ends.low), float(ends.high), len(x))
+
+
+def r_squared(x: np.ndarray, y: np.ndarray) -> Interval:
+    """R² of the line through independent points, with the squares of r's Fisher interval; from 0 where r may be 0."""
+    r = correlation(x, y)
+    ends = sorted((r.low**2, r.high**2))
+    return Interval(r.value**2, 0.0 if r.low < 0 < r.high else ends[0], ends[1], r.count)
+
+
+def curve_correlation(left: Table, right: Table) -> Interval:
+    """Pearson's r of two mean curves, each table one row a seed and one column an entropy, with seeds left out in turn.
+
+    Points along a curve are no sample, so the interval is over seeds: the jackknife's t interval of atanh r.
+    """
+    seeds, points = left.index.intersection(right.index), left.columns.intersection(right.columns)
+    left, right = left.loc[seeds, points], right.loc[seeds, points]
+    count = len(seeds)
+    if count < 2 or len(points) < 4:
+        return Interval(np.nan, np.nan, np.nan, count)
+
+    def transformed(kept: Any) -> float:
+        r = float(np.corrcoef(left.loc[kept].mean(), right.loc[kept].mean())[0, 1])
+        return float(np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12)))
+
+    whole = transformed(seeds)
+    found = mean_interval([count * whole - (count - 1) * transformed(seeds.drop(seed)) for seed in seeds])
+    return Interval(float(np.tanh(whole)), float(np.tanh(found.low)), float(np.tanh(found.high)), count)
+
+
+def difference_of_means(left: Any, right: Any) -> Interval:
+    """Mean of independent values minus that of others, with Welch's t interval (scipy.stats.ttest_ind)."""
+    count = len(left) + len(right)
+    if min(len(left), len(right)) < 2:
+        return Interval(np.nan, np.nan, np.nan, count)
+    found: Any = stats.ttest_ind(left, right, equal_var=False)
+    ends = found.confidence_interval(LEVEL)
+    return Interval(float(np.mean(left) - np.mean(right)), float(ends.low), float(ends.high), count)
 
 
 @dataclass(frozen=True)

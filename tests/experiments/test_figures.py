@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from kaleido.errors import ChromeNotFoundError
@@ -27,9 +28,13 @@ from dpexplore.experiments.gallery import SHIPPED_GALLERY, gallery_of, shipped_g
 from dpexplore.experiments.statistics import (
     bootstrap_interval,
     correlation,
+    curve_correlation,
+    difference_of_means,
     line,
     mean_interval,
+    over_seeds,
     paired,
+    r_squared,
     rise_and_fall,
     unimodal_r2,
 )
@@ -117,6 +122,51 @@ def test_a_curve_that_only_rises_is_not_called_unimodal() -> None:
     assert found is not None
     assert found.smaller.verdict() != "supported"
     assert rise_and_fall(hump(4, 1, 0.0), "bits", "loss", "seed") is None
+
+
+def test_a_planted_null_is_rarely_called_supported() -> None:
+    """Equal losses with an effect that all targets of a seed share, in 1,000 stores of 4 seeds and 6 entropies.
+
+    As pairs of seed and entropy they come out supported far more often than the 2.5 % that the interval promises.
+    """
+    rng = np.random.default_rng(1)
+    index = pd.MultiIndex.from_product([range(6), range(4)], names=["bits", "seed"])
+    supported = naive = 0
+    for _ in range(1000):
+        difference = pd.Series(np.tile(rng.normal(0, 1, 4), 6) + rng.normal(0, 1, 24), index)
+        supported += over_seeds(difference).verdict() == "supported"
+        naive += mean_interval(difference).verdict() == "supported"
+    assert supported <= 30
+    assert naive > 100
+
+
+def test_curves_correlate_over_seeds_and_two_noisy_ones_do_not() -> None:
+    rng = np.random.default_rng(0)
+    x = np.linspace(0, 1, 12)
+    seeds = pd.RangeIndex(4, name="seed")
+    curves = pd.DataFrame(np.sin(3 * x) + rng.normal(0, 0.05, (4, 12)), index=seeds)
+    noise = pd.DataFrame(rng.normal(0, 1, (4, 12)), index=seeds)
+    alike, apart = curve_correlation(curves, 2 * curves + 1 + 0.05 * noise), curve_correlation(curves, noise)
+    assert alike.low < np.corrcoef(curves.mean(), (2 * curves + 1 + 0.05 * noise).mean())[0, 1] < alike.high
+    assert alike.low > 0.9
+    assert apart.low < 0 < apart.high
+    assert math.isnan(curve_correlation(curves.iloc[:1], noise.iloc[:1]).low)
+
+
+def test_r_squared_is_low_only_where_the_interval_says_so() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=200)
+    weak, strong = r_squared(x, rng.normal(size=200)), r_squared(x, x + 0.1 * rng.normal(size=200))
+    assert 0 == weak.low <= weak.value < weak.high < 0.25
+    assert strong.low > 0.9
+
+
+def test_the_difference_of_means_by_the_book() -> None:
+    """Welch: 2 and 3 values, means 3 and 11, s² 2 and 4: t with (1 + 4/3)² / (1 + (4/3)²/2) degrees of freedom."""
+    found = difference_of_means([2.0, 4.0], [9.0, 11.0, 13.0])
+    freedom = (1 + 4 / 3) ** 2 / (1 + (4 / 3) ** 2 / 2)
+    half = scipy.stats.t.ppf(0.975, freedom) * math.sqrt(1 + 4 / 3)
+    assert (found.value, found.low, found.high) == pytest.approx((-8, -8 - half, -8 + half))
 
 
 def test_pairs_are_of_the_same_target() -> None:
@@ -223,7 +273,10 @@ def test_results_that_show_the_claims_support_them(sweeps: dict[str, SweepData])
         claims = claims_of(sweeps[figure])
         assert claims
         for claim in claims:
+            if "R²" in claim.claim:  # twelve targets cannot show that a correlation is weak
+                continue
             assert claim.verdict == "supported", claim.claim
+            assert claim.reading, claim.claim
             assert claim.low <= claim.value <= claim.high
             assert f"{claim.value:.2f}" in claim.finding
             json.dumps(claim.to_dict(), allow_nan=False)
@@ -238,6 +291,37 @@ def test_results_that_show_the_opposite_do_not(sweeps: dict[str, SweepData]) -> 
         easier = [claim for claim in found if "easier" in claim.claim]
         assert easier
         assert {claim.verdict for claim in easier} == {"not supported"}
+
+
+def test_a_claim_is_decided_only_where_both_vanilla_families_agree(sweeps: dict[str, SweepData]) -> None:
+    data = sweeps["fig9"]
+    hard = data.rows.assign(
+        kl_nats=data.rows["kl_nats"].where(data.rows["group"] != "vanilla by temperature", data.rows["kl_nats"] / 9)
+    )
+    old = data.rows[data.rows["group"] != "vanilla by temperature"]  # as stores of before are
+    for rows, why in ((hard, "do not agree"), (old, "no data for vanilla by temperature")):
+        found = [each for each in claims_of(dataclasses.replace(data, rows=rows)) if "easier" in each.claim]
+        assert {claim.verdict for claim in found} == {"undecided"}
+        (gradient, *_) = [claim for claim in found if claim.reading == "vanilla by gradient descent"]
+        assert gradient.low > 0
+        assert why in gradient.note
+
+
+def test_minima_over_unequal_restarts_are_not_compared(sweeps: dict[str, SweepData]) -> None:
+    data = sweeps["fig9"]
+    tune = data.rows["kind"] == "tune"
+    first = data.rows["restart"] == 0
+    few = data.rows[(data.rows["group"] != "vanilla") | first | ~tune]  # one restart of every vanilla target
+    found = dataclasses.replace(data, rows=few)
+    assert found.restarts_each == 1
+    assert (
+        found.targets["kl_nats"].tolist()
+        == dataclasses.replace(data, rows=data.rows[first | ~tune]).targets["kl_nats"].tolist()
+    )
+    one_short = data.rows.drop(data.rows.index[tune & ~first & (data.rows["seed"] == 3)][0])
+    found = dataclasses.replace(data, rows=one_short)
+    assert (found.restarts_each, found.left_out) == (data.restarts_each, 1)
+    assert len(found.targets) == len(data.targets) - 1
 
 
 def test_untrained_sources_decide_nothing(sweeps: dict[str, SweepData]) -> None:
