@@ -34,7 +34,8 @@ def check_family(method: object, step: object) -> float:
 
 def family_text(method: str, step: float) -> dict[str, object]:
     """What a recipe's text says of its family: nothing of what is not chosen."""
-    return ({"method": method} if method != "gradient" else {}) | ({"step": step} if step != STEP_SIZE else {})
+    chosen: dict[str, object] = {} if method == "gradient" else {"method": method}
+    return chosen if step == STEP_SIZE else {**chosen, "step": step}
 
 
 _END_SLACK_BITS = 1e-9  # a request this close to 0 or log2(vocab) is a request for it, rounded
