@@ -103,7 +103,7 @@
     if (lesson) hidden.push(PARTS.header, PARTS.tabs, PARTS.teacher, ".dpx-lead", `#lessons > .dpx-lesson:not(.is-number-${lesson[1]})`);
     if (hidden.length) document.head.append(Object.assign(document.createElement("style"), { textContent: `${hidden.join(", ")} { display: none !important; }` }));
     if (query.get("present") === "1") present(true);
-    const name = lesson ? "lessons" : view.toLowerCase();
+    const name = lesson ? "lessons" : view.toLowerCase().replaceAll("-", " ");
     if (!name) return;
     const open = () => {
       const tab = [...document.querySelectorAll("#nav > .tab-wrapper button[role=tab]")].find((button) => button.textContent.trim().toLowerCase() === name);

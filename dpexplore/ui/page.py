@@ -13,6 +13,7 @@ from dpexplore.ui.tabs.about import build_about
 from dpexplore.ui.tabs.compare import build_compare, kept_runs
 from dpexplore.ui.tabs.experiments import build_experiments
 from dpexplore.ui.tabs.explore import build_explore
+from dpexplore.ui.tabs.first_minute import INVITATION, build_first_minute
 from dpexplore.ui.tabs.lessons import build_lessons
 from dpexplore.ui.tabs.strings import build_strings
 from dpexplore.ui.theme import css, script_routes, theme
@@ -41,9 +42,12 @@ def build(app: AppContext | None = None) -> gr.Blocks:
         view(HEADER, elem_id="header")
         strip = view(live=True, elem_id="model-strip")
         kept = kept_runs()  # outside the tabs: Gradio draws a tab's components when it is first opened
-        with gr.Tabs(elem_id="nav", overflow_behavior="wrap"):
+        view(INVITATION, elem_id="invitation")
+        with gr.Tabs(elem_id="nav", overflow_behavior="wrap") as tabs:
             with gr.Tab("Explore", id="explore"):
                 explore = build_explore(app, demo, strip)
+            with gr.Tab("First minute", id="first-minute") as first:
+                build_first_minute(app, first, tabs, explore.model, explore.target)
             build_compare(app, explore.result, kept)
             with gr.Tab("Strings", id="strings"):
                 build_strings(app, demo, explore.model)

@@ -17,7 +17,7 @@ from dpexplore.plots import COLOURS, DASHES
 from dpexplore.shipped import ASSETS
 
 PLOTLY_JS = Path(plotly.__path__[0]) / "package_data" / "plotly.min.js"
-SCRIPTS = (PLOTLY_JS, *(ASSETS / f"{name}.js" for name in ("charts", "microscope", "slots", "page")))
+SCRIPTS = (PLOTLY_JS, *(ASSETS / f"{name}.js" for name in ("charts", "microscope", "slots", "page", "first-minute")))
 STYLES = (ASSETS / "page.css", ASSETS / "strings.css", ASSETS / "experiments.css", ASSETS / "compare.css")
 
 

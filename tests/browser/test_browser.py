@@ -240,6 +240,26 @@ def test_every_knob_is_behind_the_fold_and_slots_are_chips_and_text(page: Page) 
     expect(page.locator(".dpx-slot")).to_have_count(2)
 
 
+def test_the_first_minute_ends_at_a_floor_in_the_workbench_and_is_not_offered_again(page: Page) -> None:
+    invitation = page.locator("[data-invitation]")
+    invitation.get_by_role("button", name="Begin").click()
+    expect(invitation).to_be_hidden()
+    expect(page.locator("#first-die")).to_have_count(0)  # one question at a time
+    page.locator("#first-coin").get_by_label("Almost exactly").check()
+    expect(page.locator("#first-coin .is-right")).to_contain_text("50.0%")
+    page.locator("#first-die").get_by_label("No, some numbers stay likelier").check()
+    expect(page.locator("#first-die .dpx-answer")).to_contain_text("Not this time: As exactly as the coin.")
+    page.locator("#first-shuffled").get_by_label("No prompt ever will").check()
+    expect(page.locator("#first-shuffled .is-right")).to_contain_text("a proof, not a failed search")
+    page.click("#first-go")
+    expect(page.locator("#recipe textarea")).to_have_value('capture("I love").shuffle(seed=1)')
+    expect(page.locator("#target-facts")).to_be_visible()
+    expect(page.locator("#floor [data-floor]")).not_to_have_class(re.compile("is-free"))
+    page.reload()
+    expect(page.locator("#target-facts [data-bits]")).to_be_visible()
+    expect(invitation).to_be_hidden()
+
+
 def test_a_newcomer_finishes_lessons(page: Page, default_lm: LanguageModel) -> None:
     page.get_by_role("tab", name="Lessons").click()
     expect(page.locator(".dpx-lesson")).to_have_count(len(LESSONS))

@@ -82,6 +82,16 @@ def test_a_lesson_stands_alone_by_address(browser: Browser, address: str) -> Non
     page.close()
 
 
+def test_the_first_minute_opens_by_address_and_can_be_skipped(browser: Browser, address: str) -> None:
+    page = open_page(browser, f"{address}?view=first-minute", 390, 844)
+    expect(page.locator("#first-coin")).to_be_visible()
+    expect(page.locator("[data-invitation]")).to_be_hidden()
+    assert page.evaluate(CUT) == []
+    page.get_by_role("button", name="Skip to the workbench").click()
+    expect(page.locator("#tune-card")).to_be_visible()
+    page.close()
+
+
 def test_parts_are_hidden_by_address_and_unknown_names_change_nothing(browser: Browser, address: str) -> None:
     page = open_page(browser, f"{address}?hide=examples,why,%7D%20body%20%7B", 1440, 900)
     expect(page.locator("#tune-card")).to_be_visible()

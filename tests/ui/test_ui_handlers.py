@@ -31,7 +31,8 @@ from dpexplore.ui.api import target_endpoint, tune_endpoint
 from dpexplore.ui.components.continuation import continuations
 from dpexplore.ui.components.examples import EXAMPLES, settings_of
 from dpexplore.ui.components.floor_panel import follow_floor
-from dpexplore.ui.components.lesson_steps import LESSONS, Desk, Lesson
+from dpexplore.ui.components.lesson_frame import Desk, Lesson
+from dpexplore.ui.components.lesson_steps import LESSONS
 from dpexplore.ui.components.markup import probability, progress_bar, quantity, token
 from dpexplore.ui.components.model_panel import use_model
 from dpexplore.ui.components.reach_panel import answer as ask_reach
@@ -524,6 +525,7 @@ VALUES: dict[str, tuple] = {
     "search": (5,),
     "head": (4,),
     "together": ("I love", 1),
+    "never": ("love",),
 }
 
 

@@ -1,10 +1,9 @@
-"""The six lessons: what each shows, asks and answers. Every number is computed when it is asked for."""
+"""The seven lessons: what each shows, asks and answers. Every number is computed when it is asked for."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
 from html import escape
 from itertools import pairwise
 
@@ -12,78 +11,20 @@ import gradio as gr
 import torch
 from gradio.components import Component
 
-from dpexplore.models import LanguageModel
-from dpexplore.serving.app_context import AppContext
-from dpexplore.targets import Target, capture, entropy, top_tokens
-from dpexplore.tuning import TuneConfig
-from dpexplore.ui.components.markup import bar, probability, progress_bar, quantity, token
+from dpexplore.errors import InputError
+from dpexplore.floor.reach import Reach
+from dpexplore.serving.reach import answers
+from dpexplore.targets import capture, entropy, top_tokens
+from dpexplore.ui.components.lesson_frame import Answer, Desk, Lesson, Notes, bars, say_directly
+from dpexplore.ui.components.markup import probability, progress_bar, quantity, token
+from dpexplore.ui.components.reach_panel import answer_html
 
 WORDS = ("yes", "no", "maybe")
 SURE, UNSURE = "The capital of France is", "I love"
 LOW_BITS, MIDDLE_BITS, HIGH_BITS = 2.0, 8.0, 15.0
 FORGOTTEN = (1e-1, 1e-3, 1e-6, 1e-12)
-STEPS = 80
-
-
-@dataclass(frozen=True)
-class Desk:
-    """What a lesson works with; the model is waited for."""
-
-    app: AppContext
-    session: str
-    model: str
-
-    @property
-    def lm(self) -> LanguageModel:
-        return self.app.pool.load(self.model).lm
-
-    def floor_nats(self, target: Target) -> float:
-        return max(0.0, self.app.floors.start(self.lm, target).result().lower_bound_nats)
-
-
-@dataclass(frozen=True)
-class Answer:
-    right: int
-    """Which option is true, by the numbers."""
-    html: str
-
-
-@dataclass(frozen=True)
-class Notes:
-    """For whoever teaches the lesson to a class."""
-
-    minutes: int
-    goal: str
-    """What pupils can say afterwards."""
-    guess: str
-    """What they usually predict, and why."""
-    say: str
-    """What connects the answer to the next step."""
-
-
-@dataclass(frozen=True)
-class Lesson:
-    key: str
-    title: str
-    text: str
-    """What there is to know beforehand, as HTML."""
-    controls: Callable[[], list[Component]]
-    look: Callable[..., str]
-    """Desk and the controls' values -> what moves with them, as HTML."""
-    question: str
-    options: tuple[str, ...]
-    answer: Callable[..., Generator[str | Answer]]
-    """Desk and the controls' values -> HTML while it works, then the answer."""
-    lesson: str
-    """What to take along, as HTML."""
-    notes: Notes
-
-
-def bars(rows: Sequence[tuple[str, float, str]], role: str, top: float | None = None, label: str = "") -> str:
-    """A list of bars; `rows` are (name as HTML, size, the number as HTML)."""
-    most = top or max((size for _, size, _ in rows), default=1) or 1
-    items = "".join(f"<li><span>{name}</span>{bar(size / most, role)}<b>{told}</b></li>" for name, size, told in rows)
-    return f"<ol class='dpx-bars' aria-label='{escape(label)}'>{items}</ol>"
+NEVER = "transistorsum"
+"""A token of the default model that its training hardly met."""
 
 
 def softmax(logits: Sequence[float]) -> list[float]:
@@ -169,8 +110,12 @@ def _look_kl(desk: Desk, share: float) -> str:
     p, q = (0.5, 0.5), (share, 1 - share)
     rows = [("KL(p‖q)", kl_nats(p, q), quantity(kl_nats(p, q), "kl", 3))]
     rows += [("KL(q‖p)", kl_nats(q, p), quantity(kl_nats(q, p), "kl", 3))]
-    even = "<p class='dpx-note'>The target p: “yes” and “no”, one half each.</p>"
-    return even + bars(rows, "achieved", 3.5, "Divergences")
+    pair = "".join(
+        bars([(f"{name}, “{word}”", share, f"{share:.3f}")], role, 1, f"{name} of {word}")
+        for i, word in enumerate(("yes", "no"))
+        for name, role, share in (("p", "target", p[i]), ("q", "achieved", q[i]))
+    )
+    return f"<div class='dpx-pair'>{pair}</div>" + bars(rows, "restart", 3.5, "Divergences")
 
 
 def _answer_kl(desk: Desk, share: float) -> Generator[str | Answer]:
@@ -206,25 +151,14 @@ def _look_search(desk: Desk, middle: float) -> str:
 def _answer_search(desk: Desk, middle: float) -> Generator[str | Answer]:
     bits = _three_bits(desk, middle)
     targets = [entropy(bits=b, seed=0).build(desk.lm) for b in bits]
-    config = TuneConfig.preset("fast", method="soft", restarts=1, steps=STEPS, screen=1)
-    server = desk.app.pool.get(desk.model).server
-    runs = [server.submit(target, desk.app.admit(desk.lm, config), owner=desk.session) for target in targets]
-    try:
-        for run in runs:
-            while not run.finished:
-                done = sum(len(run.steps) for run in runs) / (STEPS * len(runs))
-                yield progress_bar("Three searches at once", min(done, 1.0))
-                run.wait(0.4)
-        found = [run.result.kl_nats for run in runs]
-    finally:
-        for run in runs:
-            run.cancel()
-    rows = [(f"{b:g} bits", kl, quantity(kl, "kl")) for b, kl in zip(bits, found, strict=True)]
+    found = yield from say_directly(desk, targets, "One free vector for each of three targets")
+    kls = [result.kl_nats for result in found]
+    rows = [(f"{b:g} bits", kl, quantity(kl, "kl")) for b, kl in zip(bits, kls, strict=True)]
     yield Answer(
-        highest(found),
+        highest(kls),
         bars(rows, "achieved", label="KL that is left")
-        + f"<p>KL(p‖q) that is left after {STEPS} steps. The paper found this hill on every model it tried: very sharp "
-        "and very flat targets are easy, the ones between are hard. Why? It could be the Transformer, or the search. "
+        + "<p>KL(p‖q) that is left. The paper found this hill by long searches, on every model it tried: very sharp "
+        "and very flat targets are easy, the ones between are hard. Why? It could be the Transformer, or the prompt. "
         "Or the very last layers.</p>",
     )
 
@@ -257,7 +191,7 @@ def _answer_head(desk: Desk, bits: float) -> Generator[str | Answer]:
         highest(found),
         bars(rows, "floor", label="Certified floors")
         + "<p>The same hill, and no Transformer was run: these numbers need only the last two layers. Compare them "
-        "with what the search left over in lesson 4: that much of it no search could have removed.</p>",
+        "with what was left over in lesson 4: that much of it no prompt could have removed.</p>",
     )
 
 
@@ -296,6 +230,45 @@ def _answer_shuffle(desk: Desk, text: str, seed: float) -> Generator[str | Answe
         + "<p>The probabilities are the same, so is the entropy; only who gets which has changed. The head gives "
         "similar tokens similar logits, because it makes all of them from the same few numbers. It can raise words "
         "that belong together; it cannot raise an arbitrary hundred and leave their neighbours alone.</p>",
+    )
+
+
+# 7. What can never come first.
+
+
+def _word_box() -> list[Component]:
+    return [gr.Textbox(NEVER, label="A word", max_lines=1, elem_id="lesson-word")]
+
+
+def _look_never(desk: Desk, text: str) -> str:
+    """Where the word stands after an ordinary prompt."""
+    said = capture(UNSURE).build(desk.lm).probs
+    places = []
+    for one in _readings(desk, text):
+        word = one.words[0]
+        place = int((said > said[one.ranking.ids[0]]).sum()) + 1
+        places.append(f"<p>After “{UNSURE}”, {token(word)} stands at place <b>{place:,}</b> of {len(said):,}.</p>")
+    return "".join(places) + "<p class='dpx-note'>Far down after this prompt. After any prompt?</p>"
+
+
+def _readings(desk: Desk, text: str) -> list[Reach]:
+    if not text.strip():
+        raise InputError("Type a word, such as “the”.")
+    if desk.app.rules:
+        desk.app.rules.check_text("The word", text)
+    return answers(desk.lm, text)
+
+
+def _answer_never(desk: Desk, text: str) -> Generator[str | Answer]:
+    yield progress_bar("Looking for a prompt, or for a proof that there is none", None)
+    found = _readings(desk, text)
+    if any(one.can is None for one in found) and not any(one.can for one in found):
+        raise InputError("Whether it can come first was not proved in the time given; try another word.")
+    yield Answer(
+        0 if any(one.can for one in found) else 1,
+        answer_html(found)
+        + "<p>Each word has a row in the table A, and the word comes first where its row points farthest along u. "
+        "A row that lies in the midst of the others points farthest nowhere.</p>",
     )
 
 
@@ -360,11 +333,12 @@ LESSONS = (
     Lesson(
         "search",
         "Turning it round: search for the prompt",
-        "Choose a distribution, then look for the prompt that makes the model say it. Here are three targets over "
-        "arbitrary tokens: a sharp one, one in the middle, and a nearly flat one. Five free vectors each.",
+        "Choose a distribution, then find the prompt that makes the model say it. Here are three targets over "
+        "arbitrary tokens: a sharp one, one in the middle, and a nearly flat one. The prompt is one free vector in "
+        "place of a word, computed so that the model's last layers come as close as they can.",
         _middle_slider,
         _look_search,
-        "Which target will the search stay farthest away from?",
+        "Which target will the model stay farthest away from?",
         ("The sharp one", "The one in the middle", "The nearly flat one"),
         _answer_search,
         "Hardness is a hill over entropy.",
@@ -372,7 +346,7 @@ LESSONS = (
             8,
             "State what is searched for and what is measured, and that difficulty is not monotone in entropy.",
             "“The nearly flat one”: more tokens to satisfy sounds harder.",
-            "Collect explanations before going on: too few numbers in the prompt? a bad search? the network? The next "
+            "Collect explanations before going on: too few numbers in the prompt? the network? The next "
             "lesson tests one of them without running the network at all.",
         ),
     ),
@@ -413,6 +387,25 @@ LESSONS = (
             "“It stays at 0”, since nothing but the order has changed.",
             "Similar words have similar rows in the table A, so they rise together. Ask for a target of two words that "
             "never go together, then look at its floor: two are easy, a hundred are not.",
+        ),
+    ),
+    Lesson(
+        "never",
+        "Which word can it never say first?",
+        "A model weighs every word of its vocabulary after every prompt. Is there a prompt for each of them that makes "
+        "it the likeliest? Type words and see where they stand.",
+        _word_box,
+        _look_never,
+        "Can some prompt, of any length, make this word the likeliest?",
+        ("Some prompt can", "No prompt ever can"),
+        _answer_never,
+        "Nearly every word can win somewhere. For the few that cannot, there is a proof.",
+        Notes(
+            6,
+            "Tell a word that is unlikely from one that is impossible, and say what a proof of “never” rests on.",
+            "“Some prompt can”: one could simply ask the model to repeat the word.",
+            "Repeating is what the Transformer does; which word wins is decided by the table A alone. Let pupils hunt "
+            "for another word that can never come first: <b>Explore</b> lists them all.",
         ),
     ),
 )

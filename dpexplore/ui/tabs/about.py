@@ -17,7 +17,7 @@ QUESTION = (
 )
 FIRST_STEPS = (
     "Open <b>Explore</b> and press one of the examples. If the words below are new to you, begin with <b>Lessons</b>: "
-    "six short steps, no mathematics beyond a logarithm. <b>Strings</b> asks for whole answers rather than one token; "
+    "seven short steps, no mathematics beyond a logarithm. <b>Strings</b> asks for whole answers, not one token; "
     "<b>Compare</b> puts runs side by side; <b>Experiments</b> repeats the paper’s figures."
 )
 WORDS = [

@@ -53,6 +53,7 @@ class Explore:
     """The name of the model that the page works with."""
     result: gr.HTML
     """Changes when a run has ended."""
+    target: TargetPanel
 
 
 def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML) -> Explore:
@@ -84,7 +85,7 @@ def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML) -> Explore:
     starts = [tuning.tune, *examples.buttons.values()]
     for loaded in _wire_models(app, models, target, starts, tuning.status, arrivals, bar):
         show_arrivals(app, loaded, bar, models.name, target, tuning, shown)
-    return Explore(models.name, shown.result)
+    return Explore(models.name, shown.result, target)
 
 
 def _results(app: AppContext) -> tuple[ResultPanel, ContinuationPanel, ShareBar]:

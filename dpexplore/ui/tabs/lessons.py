@@ -1,4 +1,4 @@
-"""Lessons: six steps, each with something to move and a prediction to make before the answer shows."""
+"""Lessons: seven steps, each with something to move and a prediction to make before the answer shows."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import gradio as gr
 from gradio.components import Component
 
 from dpexplore.serving.app_context import AppContext, sentence
-from dpexplore.ui.components.lesson_steps import LESSONS, Answer, Desk, Lesson, bars
+from dpexplore.ui.components.lesson_frame import Answer, Desk, Lesson, bars
+from dpexplore.ui.components.lesson_steps import LESSONS
 from dpexplore.ui.components.markup import message
 from dpexplore.ui.components.target_panel import QUIET
 from dpexplore.ui.components.widgets import view
 
 INTRODUCTION = (
-    "<h2>What can a language model say?</h2><p>Six short steps. In each, move something, make a prediction, then "
+    "<h2>What can a language model say?</h2><p>Seven short steps. In each, move something, make a prediction, then "
     "check it. All numbers are computed on this server while you wait, on the model named in Explore.</p>"
 )
 
