@@ -293,7 +293,7 @@ def test_a_newcomer_finishes_lessons(page: Page, default_lm: LanguageModel) -> N
     assert serious_violations(page) == []
 
 
-@pytest.mark.parametrize("tab", ["Explore", "Compare", "Strings", "Experiments", "About"])
+@pytest.mark.parametrize("tab", ["Explore", "First minute", "Compare", "Strings", "Experiments", "About"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(browser: Browser, address: str, tab: str, scheme: str) -> None:
     context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]

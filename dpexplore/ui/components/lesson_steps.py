@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from html import escape
 from itertools import pairwise
 
@@ -12,9 +13,8 @@ import torch
 from gradio.components import Component
 
 from dpexplore.errors import InputError
-from dpexplore.floor.reach import Reach
 from dpexplore.serving.reach import answers
-from dpexplore.targets import capture, entropy, top_tokens
+from dpexplore.targets import capture, entropy, token_id, top_tokens
 from dpexplore.ui.components.lesson_frame import Answer, Desk, Lesson, Notes, bars, say_directly
 from dpexplore.ui.components.markup import probability, progress_bar, quantity, token
 from dpexplore.ui.components.reach_panel import answer_html
@@ -242,26 +242,31 @@ def _word_box() -> list[Component]:
 
 def _look_never(desk: Desk, text: str) -> str:
     """Where the word stands after an ordinary prompt."""
+    word = _checked(desk, text)
+    ids: list[int] = []
+    for spelling in (word,) if word[0].isspace() else (f" {word}", word):
+        with suppress(InputError):
+            ids.append(token_id(desk.lm, spelling))
     said = capture(UNSURE).build(desk.lm).probs
-    places = []
-    for one in _readings(desk, text):
-        word = one.words[0]
-        place = int((said > said[one.ranking.ids[0]]).sum()) + 1
-        places.append(f"<p>After “{UNSURE}”, {token(word)} stands at place <b>{place:,}</b> of {len(said):,}.</p>")
-    return "".join(places) + "<p class='dpx-note'>Far down after this prompt. After any prompt?</p>"
+    places = "".join(
+        f"<p>After “{UNSURE}”, {token(desk.lm.token_text(i))} stands at place "
+        f"<b>{int((said > said[i]).sum()) + 1:,}</b> of {len(said):,}.</p>"
+        for i in ids or [token_id(desk.lm, word)]  # which says why it is none
+    )
+    return places + "<p class='dpx-note'>That is after one prompt. What about all the others?</p>"
 
 
-def _readings(desk: Desk, text: str) -> list[Reach]:
+def _checked(desk: Desk, text: str) -> str:
     if not text.strip():
         raise InputError("Type a word, such as “the”.")
     if desk.app.rules:
         desk.app.rules.check_text("The word", text)
-    return answers(desk.lm, text)
+    return text
 
 
 def _answer_never(desk: Desk, text: str) -> Generator[str | Answer]:
     yield progress_bar("Looking for a prompt, or for a proof that there is none", None)
-    found = _readings(desk, text)
+    found = answers(desk.lm, _checked(desk, text))
     if any(one.can is None for one in found) and not any(one.can for one in found):
         raise InputError("Whether it can come first was not proved in the time given; try another word.")
     yield Answer(
@@ -399,7 +404,7 @@ LESSONS = (
         "Can some prompt, of any length, make this word the likeliest?",
         ("Some prompt can", "No prompt ever can"),
         _answer_never,
-        "Nearly every word can win somewhere. For the few that cannot, there is a proof.",
+        "An unlikely word is not an impossible one: “never” takes a proof.",
         Notes(
             6,
             "Tell a word that is unlikely from one that is impossible, and say what a proof of “never” rests on.",
