@@ -12,6 +12,7 @@ from scipy import stats
 
 from dpexplore.experiments.comparisons import soft_tokens
 from dpexplore.experiments.data import SweepData
+from dpexplore.experiments.exact import DIRECT, READ_AS, TUNED
 from dpexplore.experiments.readings import (
     FAMILIES,
     GRADIENT,
@@ -45,6 +46,10 @@ LOW_R2 = 0.25
 """A line that explains less than this of the variance is a weak correlation."""
 OVER_SEEDS = "mean of each seed, t interval over seeds"
 PAIRED = "paired by seed, t interval over seeds"
+REACHED = 0.002
+"""Nats: a direct token this near the head's optimum has reached it."""
+OPEN = 0.1
+"""Share of the loss."""
 
 
 @dataclass(frozen=True)
@@ -458,6 +463,51 @@ def _instruct(data: SweepData) -> Iterator[Claim]:
         )  # fmt: skip
 
 
+def _exact(data: SweepData) -> Iterator[Claim]:
+    keys = ["model", "family", "seed", "bits"]
+    values = ["kl_nats", "floor_nats", "head_optimum_nats"]
+    wide = data.targets.pivot_table(index=keys, columns="group", values=values).dropna()
+    if wide.empty or not {TUNED, DIRECT} <= set(wide["kl_nats"].columns):
+        return
+    direct = wide["kl_nats", DIRECT]
+    seen = pd.DataFrame(
+        {
+            "off": direct - wide["head_optimum_nats", DIRECT],
+            "open": (direct - wide["floor_nats", DIRECT]) / direct,
+            "short": wide["kl_nats", TUNED] - direct,
+        }
+    ).reset_index()
+    for model in data.models:
+        families = [(reading, seen[(seen["model"] == model) & (seen["family"] == family)])
+                    for family, reading in READ_AS.items()]  # fmt: skip
+        made = [list(_exact_in(data, model, reading, own)) for reading, own in families if len(own)]
+        for claims in zip(*made, strict=True):
+            yield from where_all_agree(claims, list(READ_AS.values()))
+
+
+def _exact_in(data: SweepData, model: str, reading: str, own: Table) -> Iterator[Claim]:
+    """The three claims of one model in one family of targets."""
+
+    def by_seed(column: str, rows: Table = own) -> Interval:
+        return mean_interval(rows.groupby("seed")[column].mean())
+
+    yield _claim(
+        data, f"One soft token reaches the softmax head's optimum ({model}; ours)",
+        "direct token minus head optimum [nats]", by_seed("off"), OVER_SEEDS,
+        f"It counts as supported where the interval lies below {REACHED:g} nats.", below=REACHED, reading=reading,
+    )  # fmt: skip
+    yield _claim(
+        data, f"Floor and direct token leave less than a tenth of the loss open ({model}; ours)",
+        "share of the direct token's loss above the certified floor", by_seed("open"), OVER_SEEDS,
+        below=OPEN, reading=reading,
+    )  # fmt: skip
+    yield _claim(
+        data, f"Between 4 and 12 bits tuning stops short of what one token reaches ({model}; ours)",
+        "tuned soft prompt minus direct token [nats]", by_seed("short", own[own["bits"].between(*MODERATE)]),
+        OVER_SEEDS, reading=reading,
+    )  # fmt: skip
+
+
 _CLAIMS: dict[str, Callable[[SweepData], Iterator[Claim]]] = {
     "fig1": _fig1,
     "fig4": _fig4,
@@ -469,6 +519,7 @@ _CLAIMS: dict[str, Callable[[SweepData], Iterator[Claim]]] = {
     "fig10": _fig10,
     "fig11": _fig11,
     "fig13": _fig13,
+    "exact": _exact,
 }
 
 

@@ -103,7 +103,7 @@ def describe(figure: DrawnFigure) -> dict[str, Any]:
 
 def on_white(figure: go.Figure) -> go.Figure:
     """The figure as it is printed: on white, at its size."""
-    tall = "yaxis2" in figure.layout and not figure.layout.yaxis2.overlaying
+    tall = figure.layout.yaxis.domain not in (None, (0, 1))  # one panel above another
     return go.Figure(figure).update_layout(
         template="none", paper_bgcolor="white", plot_bgcolor="white", width=WIDTH, height=TALL if tall else HEIGHT
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from dpexplore.experiments import comparisons, curves
+from dpexplore.experiments import comparisons, curves, exact
 from dpexplore.experiments.claims import Claim, claims_of
 from dpexplore.experiments.data import SweepData, read_sweeps
 from dpexplore.experiments.drawing import Drawn
@@ -14,7 +14,7 @@ from dpexplore.experiments.store import Store
 Draw = Callable[..., Drawn | None]
 
 DRAWERS: dict[str, dict[str, Draw]] = {
-    # figure of the paper: file name's ending -> function
+    # figure of the paper, or ours: file name's ending -> function
     "fig1": {"": curves.fig1, "-floor": curves.floors},
     "fig3": {"": comparisons.fig3},
     "fig4": {"": comparisons.fig4},
@@ -27,6 +27,7 @@ DRAWERS: dict[str, dict[str, Draw]] = {
     "fig11": {"": curves.fig11},
     "fig12": {"": comparisons.fig12},
     "fig13": {"": comparisons.fig13},
+    "exact": {"": exact.by_gradient, "-temperature": exact.by_temperature},
 }
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from dpexplore.floor.of_model import softmax_floor
 from dpexplore.models import LanguageModel
 from dpexplore.models.packaged import cache_folder
 from dpexplore.targets import StringTarget, Target
-from dpexplore.tuning import Engine, TuneConfig, TuneResult
+from dpexplore.tuning import Engine, Run, TuneConfig, TuneResult
 from dpexplore.tuning.init.layout import Layout, Start, initial_prompt
 from dpexplore.tuning.record.capsule import decode_array, encode_array
 
@@ -34,6 +36,13 @@ MULTIPLES = (0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 LENGTHS = (1, 5)
 STEPS = 60
 HARD_LENGTH, HARD_EVALUATIONS = 5, 600
+
+
+Submit = Callable[[Target, TuneConfig, Sequence[Start] | None], Run]
+
+
+class _Stopped(Exception):
+    """Somebody has called `stop`."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,10 @@ class Frontier:
     multiples: tuple[float, ...] = MULTIPLES
     steps: int = STEPS
     seed: int = 0
+    submit: Submit | None = None
+    """How a run is begun; None: by an engine of its own."""
+    keep: bool = True
+    """Whether points are kept on disk."""
 
     def __post_init__(self) -> None:
         """InputError for what has no frontier: a target over strings, a budget that is no number above 0."""
@@ -71,13 +84,31 @@ class Frontier:
         if not self.multiples or min(self.multiples) <= 0 or not self.lengths or min(self.lengths) < 1:
             raise InputError("A frontier needs budgets above 0 and lengths from 1.")
         self.multiples = tuple(sorted(set(self.multiples)))
-        self.engine = Engine(self.lm)
+        self.submit = self.submit or Engine(self.lm).submit
+        self.total = 1 + len(self.lengths) * (len(self.multiples) + 1)
+        self._run: Run | None = None
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """End it from another thread: no point comes after this one, and the run that moves is cancelled."""
+        self._stopped.set()
+        if (run := self._run) is not None:
+            run.cancel()
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped.is_set()
 
     def floor(self) -> FloorResult:
         """Certified floor and head optimum. NoHead as `softmax_floor`."""
         return softmax_floor(self.lm, self.target)
 
     def __iter__(self) -> Iterator[FrontierPoint]:
+        """The points as they come, until all are there or `stop` was called. InputError as `Engine.submit`."""
+        with suppress(_Stopped):
+            yield from self._points()
+
+    def _points(self) -> Iterator[FrontierPoint]:
         known = self._read()
         floor = self.floor()
         yield self._point(known, "hard", HARD_LENGTH, 1.0, floor, None)[0]
@@ -117,14 +148,32 @@ class Frontier:
             config = TuneConfig.preset(
                 "fast", method="hard", length=length, restarts=1, evaluations=HARD_EVALUATIONS, seed=self.seed
             )
-            return self.engine.submit(self.target, config).result
+            return self._result(config)
         if multiple is None:
-            return self.engine.submit(self.target, TuneConfig.preset("direct", length=length, seed=self.seed)).result
+            return self._result(TuneConfig.preset("direct", length=length, seed=self.seed))
         settings = {"length": length, "steps": self.steps, "patience": None, "seed": self.seed}
         config = TuneConfig.preset("direct", **settings, norm_budget=f"{multiple:g}x")
         starts = self._starts(config, multiple, floor, before)
         config = TuneConfig.preset("direct", **settings, norm_budget=f"{multiple:g}x", restarts=len(starts))
-        return self.engine.submit(self.target, config, starts).result
+        return self._result(config, starts)
+
+    def _result(self, config: TuneConfig, starts: list[Start] | None = None) -> TuneResult:
+        """A run to its end."""
+        if self.stopped:
+            raise _Stopped
+        assert self.submit is not None
+        self._run = self.submit(self.target, config, starts)
+        if self.stopped:  # between the two lines above
+            self._run.cancel()
+        try:
+            result = self._run.result
+        except InputError:  # it was cancelled before its first step
+            if self.stopped:
+                raise _Stopped from None
+            raise
+        if self.stopped:
+            raise _Stopped
+        return result
 
     def _starts(
         self, config: TuneConfig, multiple: float, floor: FloorResult, before: torch.Tensor | None
@@ -149,7 +198,7 @@ class Frontier:
     def _read(self) -> dict[str, dict[str, Any]]:
         """Points that earlier calls have computed; a torn last line counts for nothing."""
         known = {}
-        if self._file.exists():
+        if self.keep and self._file.exists():
             for line in self._file.read_text(encoding="utf-8").splitlines():
                 try:
                     record = json.loads(line)
@@ -160,6 +209,8 @@ class Frontier:
 
     def _keep(self, record: dict[str, Any]) -> None:
         """Add a point to the cache; one that cannot be written only costs time."""
+        if not self.keep:
+            return
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             append_line(self._file, json.dumps(record))

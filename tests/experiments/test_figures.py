@@ -25,6 +25,7 @@ from dpexplore.experiments.data import SweepData, read_sweeps
 from dpexplore.experiments.drawing import ON_DARK
 from dpexplore.experiments.figures import DRAWERS, draw_all, draw_sweep
 from dpexplore.experiments.gallery import SHIPPED_GALLERY, gallery_of, shipped_gallery
+from dpexplore.experiments.readings import FAMILIES
 from dpexplore.experiments.statistics import (
     bootstrap_interval,
     correlation,
@@ -322,6 +323,20 @@ def test_minima_over_unequal_restarts_are_not_compared(sweeps: dict[str, SweepDa
     found = dataclasses.replace(data, rows=one_short)
     assert (found.restarts_each, found.left_out) == (data.restarts_each, 1)
     assert len(found.targets) == len(data.targets) - 1
+
+
+def test_the_exact_answer_is_decided_where_both_families_agree(sweeps: dict[str, SweepData]) -> None:
+    """Made-up direct tokens are at the head's optimum, and the floor 14 % below them."""
+    data = sweeps["exact"]
+    found = claims_of(data)
+    assert len(found) == 3 * len(FAMILIES) * len(data.models)
+    verdicts = {claim.claim.partition(" (")[0]: claim.verdict for claim in found}
+    assert list(verdicts.values()) == ["supported", "not supported", "supported"]
+    rows = data.rows.copy()
+    rows.loc[(rows["group"] == "direct") & (rows["family"] == "temperature"), "kl_nats"] += 0.5
+    reached = [each for each in claims_of(dataclasses.replace(data, rows=rows)) if "reaches the" in each.claim]
+    assert {claim.verdict for claim in reached} == {"undecided"}
+    assert [claim.value for claim in reached[:2]] == pytest.approx([0.0, 0.5], abs=0.01)
 
 
 def test_untrained_sources_decide_nothing(sweeps: dict[str, SweepData]) -> None:

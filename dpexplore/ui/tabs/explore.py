@@ -13,6 +13,7 @@ from dpexplore.serving.app_context import AppContext
 from dpexplore.ui.components.continuation import ContinuationPanel, build_continuation, wire_continuation
 from dpexplore.ui.components.examples import build_examples, wire_examples
 from dpexplore.ui.components.floor_panel import build_floor_card, build_why_card, wire_floor_panel
+from dpexplore.ui.components.frontier_panel import build_frontier_card, wire_frontier_panel
 from dpexplore.ui.components.microscope import MICROSCOPE_EMPTY
 from dpexplore.ui.components.model_panel import (
     ModelPanel,
@@ -75,12 +76,15 @@ def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML) -> Explore:
             with gr.Column(elem_classes="dpx-card", elem_id="tune-card"):
                 tuning = build_tune_panel()
             shown, onward, bar = _results(app)
+            with gr.Column(elem_classes="dpx-card", elem_id="frontier-card"):
+                frontier = build_frontier_card()
     wire_target_panel(app, target, models.name)
     run_after = wire_tune_panel(app, demo, tuning, shown, models.name, target.recipe)
     wire_examples(app, examples, target, tuning, models.name, run_after)
     wire_continuation(app, onward, models.name, shown.result, shown.capsule)
     wire_floor_panel(app, floor, target, shown.result, models.name)
     wire_reach_panel(app, words, target, models.name)
+    wire_frontier_panel(app, frontier, target, models.name)
     arrivals = wire_share_bar(app, demo, bar, models.name, target, tuning)
     starts = [tuning.tune, *examples.buttons.values()]
     for loaded in _wire_models(app, models, target, starts, tuning.status, arrivals, bar):
