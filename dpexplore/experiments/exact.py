@@ -55,7 +55,7 @@ def _panels(data: SweepData, family: str) -> Drawn | None:
     )
     figure.update_layout(title={"font": {"size": 14}}, margin={"t": 80})
     figure.update_annotations(font={"size": 13})
-    table = pd.concat(tables, ignore_index=True)
+    table: Table = pd.concat(tables, ignore_index=True)
     caption = (
         f"Ours. {READ_AS[family].capitalize()}; means over {counted(int(table['targets'].max()))} at each entropy. "
         "Certified floor: no prompt, of any length, comes below it. Direct token: one soft token that puts the "

@@ -49,6 +49,19 @@ def test_goes_on_where_it_was_stopped(lm: LanguageModel, target: Target) -> None
     assert all(point.kept for point in frontier(lm, target, seed=2))
 
 
+def test_stops_where_it_is_told_to_and_keeps_nothing_unless_asked(lm: LanguageModel, target: Target) -> None:
+    work = Frontier(lm, target, lengths=(1,), multiples=(1, 10), steps=4, seed=3, keep=False)
+    points = []
+    for point in work:
+        points.append(point)
+        if len(points) == 2:
+            work.stop()
+    assert [point.kind for point in points] == ["hard", "soft"]
+    assert work.total == 4
+    again = Frontier(lm, target, lengths=(1,), multiples=(1, 10), steps=4, seed=3)
+    assert not any(point.kept for point in again)
+
+
 def test_refuses_what_has_no_frontier(lm: LanguageModel, target: Target) -> None:
     with pytest.raises(InputError, match="above 0"):
         Frontier(lm, target, multiples=(0.0, 1.0))
