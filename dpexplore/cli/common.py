@@ -35,15 +35,21 @@ AcceptOption = Annotated[
 ]
 
 
-def load(model: str, device: str | None, dtype: str | None = None, accept_terms: bool = False) -> dp.LanguageModel:
-    """Load a model and report progress, and its precision, on standard error. InputError as `load_model`."""
-    import dpexplore as dp
+def accept(model: str) -> None:
+    """Remember that this user accepts the terms a packaged model comes under."""
     from dpexplore.models.default_model import PACKAGED
 
     packaged = PACKAGED.get(model.strip().lower().removeprefix("random:"))
-    if accept_terms and packaged is not None and packaged.terms is not None:
+    if packaged is not None and packaged.terms is not None:
         packaged.terms.accept()
 
+
+def load(model: str, device: str | None, dtype: str | None = None, accept_terms: bool = False) -> dp.LanguageModel:
+    """Load a model and report progress, and its precision, on standard error. InputError as `load_model`."""
+    import dpexplore as dp
+
+    if accept_terms:
+        accept(model)
     lm = dp.load_model(model, device=device, dtype=dtype, progress=lambda text, _fraction: progress(text))
     progress(f"{lm.name} in {lm.dtype_reason}")
     return lm

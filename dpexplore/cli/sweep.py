@@ -14,9 +14,11 @@ import typer
 
 from dpexplore.cli.common import (
     INTERRUPTED,
+    AcceptOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
+    accept,
     emit,
     progress,
     say,
@@ -49,6 +51,7 @@ def sweep(
     rows: Annotated[int | None, typer.Option(help="Most prompts in a batch; default: what fits.")] = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    accept_terms: AcceptOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say how many problems there are, and how long they take.")
     ] = False,
@@ -58,6 +61,9 @@ def sweep(
     from dpexplore.experiments import Store, load_spec, plan_sweep, run_sweep
 
     chosen = _with_models(load_spec(spec, size), model, dtype)
+    if accept_terms:
+        for name in chosen.models:
+            accept(name)
     if dry_run:
         _show_plan(chosen, plan_sweep(chosen, store, device), as_json)
         return 0
