@@ -327,16 +327,16 @@ def test_a_control_writes_the_recipe_and_the_preview(app: AppContext) -> None:
     [
         (
             "entropy",
-            (99, 0, ""),
+            (99, 0, "", 0.2),
             "entropy(bits=8.4, seed=0)",
             {"bits": 8.4},
             "from 0 to 8.4: 99",
         ),
-        ("entropy", (-5, 0, ""), "entropy(bits=0, seed=0)", {"bits": 0}, "-5 became 0"),
-        ("outliers", (3, 500, 0, []), None, {"count": 100}, "Outlier tokens goes from 1 to 100: 500 became 100"),
+        ("entropy", (-5, 0, "", 0.2), "entropy(bits=0, seed=0)", {"bits": 0}, "-5 became 0"),
+        ("outliers", (3, 500, 0, [], ""), None, {"count": 100}, "Outlier tokens goes from 1 to 100: 500 became 100"),
         ("hand", ("#70 1", 2.5), None, {"rest": 0.99}, "2.5 became 0.99"),
-        ("entropy", (None, 0, ""), None, {}, "Entropy is empty"),
-        ("entropy", (3, 1.5, ""), None, {}, "Seed is 1.5; type a whole number, 0 or more"),
+        ("entropy", (None, 0, "", 0.2), None, {}, "Entropy is empty"),
+        ("entropy", (3, 1.5, "", 0.2), None, {}, "Seed is 1.5; type a whole number, 0 or more"),
         ("pos", ("NOUN", 0, 0, "strict"), None, {}, "Tokens is 0; type a whole number, 1 or more"),
     ],
 )
