@@ -15,7 +15,7 @@ from dpexplore.experiments.tables import Table
 from dpexplore.plots import DASHES, colour, tint
 
 TUNED, DIRECT = "tuned", "direct"
-READ_AS = dict(zip(("gradient", "temperature"), FAMILIES.values(), strict=True))
+READ_AS: dict[str, str] = dict(zip(("gradient", "temperature"), FAMILIES.values(), strict=True))
 """The method of `entropy` -> what that family of vanilla targets is called."""
 
 

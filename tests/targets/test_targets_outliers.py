@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -88,7 +89,9 @@ def test_m_solves_appendix_a(vocab_size: int, data: st.DataObject) -> None:
 def test_the_papers_m_is_that_of_one_outlier_for_every_k() -> None:
     """App. A's own equation, −m log m − (1 − m) log((1 − m)/(n − 1)) = e, solved apart and rounded down to 0.01."""
     for bits, known in ((0.01, 0.99), (0.1, 0.99), (1, 0.95), (4, 0.79), (7, 0.61), (10, 0.42), (13, 0.21)):
-        root = brentq(lambda m, at: largest_bits(VOCABULARY, 1, m) - at, 1 / VOCABULARY, 1.0, args=(bits,), xtol=1e-14)
+        root: Any = brentq(
+            lambda m, at: largest_bits(VOCABULARY, 1, m) - at, 1 / VOCABULARY, 1.0, args=(bits,), xtol=1e-14
+        )
         for k in (1, 2, 5, 20, 100):
             assert outlier_mass(VOCABULARY, k, bits, "paper") == math.floor(root * 100) / 100 == known
             ids = random_outliers(torch.arange(VOCABULARY), k, seed=k)
