@@ -38,7 +38,7 @@ def _panels(data: SweepData, family: str) -> Drawn | None:
     figure: Any = make_subplots(
         1, len(models), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=models, x_title=None
     )
-    look = new_figure("", TARGET_BITS, LOSS).layout
+    look: Any = new_figure("", TARGET_BITS, LOSS).layout
     tables = []
     for number, model in enumerate(models, 1):
         own = targets[targets["model"] == model]
