@@ -296,8 +296,8 @@ def frontier_figure(
     """Best KL over the norm budget, a line for each length, between the hard prompt's point and the direct token."""
     figure = go.Figure(
         layout=base_layout(
-            "How close a soft prompt comes within a norm budget",
-            "longest soft token (multiples of the median token norm; right end: no bound)",
+            "KL within a norm budget",
+            "norm budget (x; right end: no bound)",
             "KL(p‖q) (nats)",
             dark,
             [("y", "kl", "nats")],

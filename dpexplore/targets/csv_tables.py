@@ -154,7 +154,7 @@ def _columns(rows: list[Row], separator: str) -> _Columns:
         )
     names = [cell.strip().casefold() for cell in first]
     known = any(name in ID_NAMES | TEXT_NAMES | TOKEN_NAMES or name in NUMBER_NAMES for name in names)
-    if not known and _is_number(first[-1]):
+    if _is_number(first[-1]) and (len(first) == 2 or not known):  # a token may be called as a column is
         if len(first) != 2:
             raise _Unreadable(
                 f"line {line} has {len(first)} columns and no header; a token and its probability are two, or name "

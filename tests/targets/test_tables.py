@@ -92,6 +92,11 @@ def test_digits_are_never_silently_ids_or_texts(lm: LanguageModel, tmp_path: Pat
     assert parse_recipe('file("a.npz", kind="logits", array="x")') == file("a.npz", kind="logits", array="x")
 
 
+def test_a_token_that_is_called_as_a_column_is_no_header() -> None:
+    listed = read_table("x.csv", b"P,0.25\ntoken,0.75\n")
+    assert listed.entries == [("P", 0.25), ("token", 0.75)]
+
+
 TOKENS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=4).filter(
     lambda text: not text.strip().startswith("sep=") and text.strip() != ""
 )

@@ -22,8 +22,9 @@ STEPS = 30
 INTRODUCTION = """
 A hard prompt can only use tokens of the vocabulary, whose vectors are all about as long as one another (1x). A soft
 token may be longer. The frontier shows how close a prompt comes when none of its soft tokens may be longer than a
-budget. At its right end nothing bounds them: there **one token, computed and not searched for,** reaches the best that
-the model's softmax head allows. What is left above the certified floor at that end is all that is not yet known.
+budget, in multiples of the median length of the vocabulary's. At its right end nothing bounds them: there <b>one
+token, computed and not searched for,</b> reaches the best that the model's softmax head allows. What is left above
+the certified floor at that end is all that is not yet known.
 """
 EMPTY = "One click: about a minute on two cores. Points appear as they are found."
 NOTHING = ("", "")
@@ -154,7 +155,7 @@ def _name(point: FrontierPoint) -> str:
 
 def build_frontier_card() -> FrontierPanel:
     card_title("How much does length buy?")
-    gr.Markdown(INTRODUCTION, elem_classes="dpx-prose")
+    view(f"<p class='dpx-note'>{INTRODUCTION}</p>")
     with gr.Row(elem_classes="dpx-inline"):
         draw = gr.Button("Draw the frontier", size="sm", elem_id="frontier-draw")
         stop = gr.Button("Stop", size="sm", elem_id="frontier-stop")
