@@ -38,8 +38,9 @@ AcceptOption = Annotated[
 def accept(model: str) -> None:
     """Remember that this user accepts the terms a packaged model comes under."""
     from dpexplore.models.default_model import PACKAGED
+    from dpexplore.models.precision import split_dtype
 
-    packaged = PACKAGED.get(model.strip().lower().removeprefix("random:"))
+    packaged = PACKAGED.get(split_dtype(model)[0].strip().lower().removeprefix("random:"))
     if packaged is not None and packaged.terms is not None:
         packaged.terms.accept()
 

@@ -35,9 +35,7 @@ def _panels(data: SweepData, family: str) -> Drawn | None:
     models = [model for model in data.models if model in set(targets["model"])]
     if not models:
         return None
-    figure: Any = make_subplots(
-        1, len(models), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=models, x_title=None
-    )
+    figure: Any = make_subplots(1, len(models), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=models)
     look: Any = new_figure("", TARGET_BITS, LOSS).layout
     tables = []
     for number, model in enumerate(models, 1):
@@ -80,7 +78,7 @@ def _panel(figure: Any, table: Table, number: int) -> None:
             fill="tozeroy",
             fillcolor=tint(colour("floor"), 0.12),
             hovertemplate="certified floor<br>%{x:.3g} bits: %{y:.3f}<extra></extra>",
-            **{**shown, "showlegend": number == 1},
+            **shown,
         )
     tuned = table[table["group"] == TUNED].sort_values("bits")
     bits, loss = tuned["bits"].tolist(), tuned["kl_nats"]

@@ -328,8 +328,8 @@ def entropy(
     Vanilla targets come in two families: `method="gradient"` follows the gradient of Eq. 1 by Adam with steps of `step`
     logits, `method="temperature"` scales normal logits. `outliers` is how many tokens, drawn with the seed, or which
     ones, as texts or ids; `mass="paper"` gives them the m of App. A, which is that of one outlier, `mass="own"` (what
-    recipes without it mean) the most that so many tokens can hold. InputError
-    for values that no target can have; the range depends on the vocabulary and is checked by `build`.
+    recipes without it mean) the most that this number of tokens can
+    hold. InputError for values that no target can have; the range depends on the vocabulary and is checked by `build`.
     """
     chosen = (
         outliers if isinstance(outliers, int) else tuple(outliers) if isinstance(outliers, list | tuple) else outliers

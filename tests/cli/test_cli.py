@@ -17,7 +17,9 @@ import pytest
 import torch
 
 from dpexplore.cli import main
+from dpexplore.cli.common import accept
 from dpexplore.models import LanguageModel
+from dpexplore.models.default_model import PACKAGED
 from tests.tiny_models import ARCHITECTURES
 
 Folders = Callable[[str], Path]
@@ -276,3 +278,15 @@ def test_out_is_checked_before_and_a_result_that_cannot_be_written_is_shown(tmp_
     assert done.returncode == 2
     assert "could not be written" in done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["capsule"]["result"]["kl_nats"] > 0
+
+
+def test_terms_are_accepted_for_a_model_in_any_precision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("dpexplore.models.packaged.cache_folder", lambda: tmp_path)
+    monkeypatch.delenv("DPEXPLORE_ACCEPT_TERMS", raising=False)
+    terms = PACKAGED["gemma-3-270m"].terms
+    assert terms is not None
+    assert not terms.accepted
+    accept("smollm2-135m-instruct")
+    assert not terms.accepted
+    accept("Gemma-3-270m@bfloat16")
+    assert terms.accepted

@@ -110,10 +110,10 @@ def _answer_shuffled(desk: Desk) -> Generator[str | Answer]:
         1 if floor > FREE_NATS else 0,
         bars(rows[:1], "floor", max(result.kl_nats, floor), "Certified floor")
         + bars(rows[1:], "achieved", max(result.kl_nats, floor), "Reached")
-        + "<p>The first number is a <b>floor</b>: a proof, not a failed search. All logits are made from the few "
-        f"numbers of one vector ({desk.lm.hidden_size:,} for {desk.lm.vocab_size:,} words), so words rise together or "
-        "not at all, and no prompt of any length changes that. How far a prompt stays from its target is measured in "
-        "KL: 0 would be perfect.</p>",
+        + "<p>The first number is a <b>floor</b>: a proof, not a failed search. The scores of all words come "
+        f"from the few numbers of one vector ({desk.lm.hidden_size:,} for {desk.lm.vocab_size:,} words), so words rise "
+        "together or not at all, and no prompt of any length changes that. How far a prompt stays from its target is "
+        "measured in KL: 0 would be perfect.</p>",
     )
 
 

@@ -56,7 +56,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Notes:
-    """For whoever teaches the lesson to a class."""
+    """For the teacher."""
 
     minutes: int
     goal: str
