@@ -107,7 +107,7 @@ class Run:
         self.watched = False
         """Whether somebody has asked for log q: then it is kept as it is computed, and need not be computed again."""
         self.on_change: Callable[[Run], object] = lambda _run: None
-        """Called, from any thread, when the run was cancelled or is watched from now on."""
+        """Called, from any thread, when the run was cancelled, has failed, or is watched from now on."""
         self._drive = drive
         self._changed = changed or threading.Condition(threading.RLock())
         self._reading = threading.RLock()
@@ -304,6 +304,11 @@ class Run:
         with self._reading:
             self._pull()
             self._view = None if view is None else (view, restarts)
+
+    def fail(self, error: InputError) -> None:
+        """Let the engine end the run with a sentence for its user, before its next step."""
+        self.error = error
+        self.on_change(self)
 
     def finish(self, error: InputError | None = None) -> None:
         """No row of this run is left, or it failed with a sentence for its user."""

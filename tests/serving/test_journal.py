@@ -112,7 +112,7 @@ def test_a_journal_cut_off_anywhere_gives_what_was_whole(app: AppContext, method
 
 def test_a_failed_run_says_so_again(app: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
     live = app.begin("s", "tiny", RECIPE, TuneConfig(length=2, steps=3))
-    live.run.error = InputError("The memory does not hold a single prompt.")
+    live.run.fail(InputError("The memory does not hold a single prompt."))
     *_, last = app.watch("s", live)
     again, *_ = arrived_views(app, "s", f"run {live.id}")
     assert "does not hold" in status_line(last)

@@ -173,7 +173,7 @@ class Engine:
                     raise
                 logger.exception("a step of %d rows failed", len(stack))
                 for run in {row.run for row in stack.rows}:
-                    self._fail(run, INTERNAL_ERROR)
+                    run.fail(InputError(INTERNAL_ERROR))
         self._pace.note(time.monotonic() - began, rows)
         self._collect()
         self._attend()
@@ -224,12 +224,12 @@ class Engine:
             try:
                 ready = run.preparation.advance(self.capacity)
             except InputError as error:
-                self._fail(run, str(error))
+                run.fail(error)
             except Exception:
                 if not self._served:
                     raise
                 logger.exception("preparing a run failed")
-                self._fail(run, INTERNAL_ERROR)
+                run.fail(InputError(INTERNAL_ERROR))
             else:
                 run.preparation = None if ready else run.preparation
                 self._unsettled = self._unsettled or ready
@@ -293,17 +293,12 @@ class Engine:
                 stack.admit(starters)
         except InputError as error:
             if len(runs) == 1:
-                return self._fail(starters[0][0], str(error))
+                return starters[0][0].fail(error)
             for run in runs:
                 self._join(stack, [one for one in starters if one[0] is run])
             return
         for run, _ in starters:
             run.begun += 1
-
-    def _fail(self, run: Run, sentence: str) -> None:
-        """End a run with a sentence for its user."""
-        run.error = InputError(sentence)
-        self._attention.put(run)
 
     def _attend(self) -> None:
         """See to the runs that were cancelled, failed, ran out of time or are watched from now on."""
@@ -438,7 +433,7 @@ class Engine:
 
     def _give_up(self, stack: RowStack, batch: Batch, index: int, reason: str) -> Evaluation:
         """This one prompt cannot be scored: its run ends with a sentence, the others go on."""
-        self._fail(stack.rows[int(batch.owners[index])].run, reason)
+        stack.rows[int(batch.owners[index])].run.fail(InputError(reason))
         nothing = torch.full((1,), math.nan, device=self.lm.device)
         grad = torch.full_like(batch.embeds[:1], math.nan) if batch.grad else None
         log_q = nothing.expand(1, stack.answers) if stack.watches else None
