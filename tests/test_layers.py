@@ -17,11 +17,12 @@ def test_the_core_imports_without_the_interface(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_what_serves_pages_and_programs_knows_no_page() -> None:
+def test_what_serves_pages_and_programs_knows_no_page_and_loads_no_extra() -> None:
     script = (
         "import importlib, pkgutil, sys, dpexplore.serving as s; "
         "[importlib.import_module(m.name) for m in pkgutil.walk_packages(s.__path__, 'dpexplore.serving.')]; "
-        "print([name for name in sys.modules if name == 'gradio' or name.startswith('dpexplore.ui')])"
+        "print([name for name in sys.modules if name in ('gradio', 'spacy', 'scispacy', 'ray') "
+        "or name.startswith('dpexplore.ui')])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -6,8 +6,7 @@ import multiprocessing
 import os
 import resource
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +80,18 @@ def test_a_damaged_shard_is_set_aside_and_its_problems_are_to_be_done_again(
     assert store.done() == ids(0, 1, 2)
 
 
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([__name__])  # what takes seconds to import is imported once for all of them
+
+
+def exit_code(work: Callable[..., None], *arguments: object) -> int | None:
+    """How a process ends that does this work alone: it may be killed, and its limits are its own."""
+    child = PROCESSES.Process(target=work, args=arguments)
+    child.start()
+    child.join()
+    return child.exitcode
+
+
 def die_at(name: str, folder: Path) -> None:
     """Commit twice; at the second one this process is killed where it is about to call `os.<name>`."""
     store = Store(folder)
@@ -94,10 +105,7 @@ def die_at(name: str, folder: Path) -> None:
 def test_killed_within_a_commit_the_store_is_as_before_it(
     tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    child = multiprocessing.get_context("spawn").Process(target=die_at, args=(moment, tmp_path))
-    child.start()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
+    assert exit_code(die_at, moment, tmp_path) == -signal.SIGKILL
     assert len(list(tmp_path.glob("results/.*.part"))) == 1  # it died with a temporary file open
     monkeypatch.setattr(files, "LEFTOVER_SECONDS", 0)
     store = Store(tmp_path)
@@ -108,28 +116,26 @@ def test_killed_within_a_commit_the_store_is_as_before_it(
     assert store.done() == ids(0, 1)
 
 
-FULL = """
-import resource, sys
-from tests.experiments.test_sweep_store import Store, rows, InputError
-store = Store(sys.argv[1])
-with store.locked():
-    store.commit(rows(0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-    try:
-        store.commit(rows(1))
-    except InputError as error:
-        print(error)
-"""
+def commit_to_a_full_disk(folder: Path, message: Path) -> None:
+    """The kernel refuses to write more than 1,000 bytes to a file, as a full disk would."""
+    store = Store(folder)
+    with store.locked():
+        store.commit(rows(0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        try:
+            store.commit(rows(1))
+        except InputError as error:
+            message.write_text(str(error), encoding="utf-8")
 
 
 def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_committed(tmp_path: Path) -> None:
-    """The kernel refuses to write more than 1,000 bytes to a file, as a full disk would."""
-    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert "disk is full" in done.stdout
-    assert done.stdout.strip().count("\n") == 0
-    store = Store(tmp_path)
-    assert store.done() == ids(0)
-    assert not list(tmp_path.glob("results/.*.part"))
+    folder, message = tmp_path / "store", tmp_path / "message"
+    assert exit_code(commit_to_a_full_disk, folder, message) == 0
+    sentence = message.read_text(encoding="utf-8")
+    assert "disk is full" in sentence
+    assert "\n" not in sentence
+    assert Store(folder).done() == ids(0)
+    assert not list(folder.glob("results/.*.part"))
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1000
 
 

@@ -323,21 +323,20 @@ def test_what_a_recipe_loads_and_reads_is_known_before_it_is_built() -> None:
     assert source_files(recipe) == ["x.npz"]
 
 
+SAME = """
+import hashlib
+from dpexplore.targets import outlier_target, vanilla_target
+probs = vanilla_target(1000, 5, 7) + outlier_target(1000, 5, [1, 2], 7)
+digest = hashlib.sha256(probs.numpy().tobytes()).hexdigest()
+"""
+
+
 def test_targets_are_the_same_in_another_process() -> None:
-    program = (
-        "import hashlib, torch; from dpexplore.targets import vanilla_target, outlier_target;"
-        "p = vanilla_target(1000, 5, 7) + outlier_target(1000, 5, [1, 2], 7);"
-        "print(hashlib.sha256(p.numpy().tobytes()).hexdigest())"
-    )
-    runs = {subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout for _ in range(2)}
-    assert len(runs) == 1
-    assert len(runs.pop().strip()) == 64
-
-
-def test_light_imports() -> None:
-    program = "import sys, dpexplore.targets; print({'spacy', 'gradio', 'scispacy'} & set(sys.modules))"
+    here: dict[str, str] = {}
+    exec(SAME, here)
+    program = f"{SAME}\nprint(digest)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    assert done.stdout.strip() == here["digest"]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
