@@ -1,0 +1,116 @@
+"""What can come first, and the floor with its ladder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dpexplore.floor.of_model import softmax_floor
+from dpexplore.models import LanguageModel
+from dpexplore.serving.app_context import AppContext
+from dpexplore.serving.floors import Floors
+from dpexplore.serving.model_pool import ModelPool
+from dpexplore.ui.components.reach_panel import answer as ask_reach
+from dpexplore.ui.components.reach_panel import follow_listing
+from dpexplore.ui.components.settings import (
+    make_config,
+)
+from dpexplore.ui.components.tune_panel import start_run
+from tests.ui.shared import (
+    HARD,
+    SOFT,
+    floors_of,
+    lines,
+)
+
+
+def test_a_word_is_answered_both_with_its_space_and_without(app: AppContext) -> None:
+    told = ask_reach(app, "tiny", "the")
+    assert told.count("data-can='true'") == 2
+    assert "certified" in told
+    assert "␣" in told
+    assert ask_reach(app, "tiny", " the").count("data-can='true'") == 1
+    assert ask_reach(app, "tiny", "e, the").count("as its likeliest tokens") == 1
+    assert "not one token" in ask_reach(app, "tiny", "no single token")
+    assert "empty word" in ask_reach(app, "tiny", "e,,")
+    assert "use at most" in ask_reach(app, "tiny", "e" * 2000)
+    assert "Type a word" in ask_reach(app, "tiny", None)
+
+
+def test_the_listing_of_a_vocabulary_is_kept(app: AppContext) -> None:
+    *_, first = follow_listing(app, "tiny")
+    total = app.pool.get("tiny").lm.vocab_size
+    assert f"of {total:,} tokens can never come first" in first
+    (again,) = follow_listing(app, "tiny")
+    assert again == first
+
+
+def test_the_floor_is_a_sentence_a_ladder_and_its_tokens(app: AppContext) -> None:
+    told, ladder, why = floors_of(app, "entropy(bits=5, seed=0)")
+    bound = float(re.search(r"data-floor='([^']+)'", told)[1])  # type: ignore[index]
+    again = softmax_floor(app.pool.get("tiny").lm, app.target("tiny", "entropy(bits=5, seed=0)"))
+    assert bound == pytest.approx(max(again.lower_bound_nats, 0), abs=2e-3)
+    assert bound > 0.01
+    assert "No prompt, of any length" in told
+    assert "(certified)" in told
+    assert f"{bound:.2f} nats" in told
+    assert "(estimate)" in ladder
+    assert why.count("<tr>") > 3
+
+
+def test_a_target_that_the_model_says_itself_has_no_floor_to_speak_of(app: AppContext) -> None:
+    assert "is-free" in floors_of(app, 'capture("I love")')[0]
+
+
+def test_a_run_is_a_rung_of_its_own_target_and_session_only(app: AppContext) -> None:
+    recipe = "entropy(bits=5, seed=0)"
+    for _ in start_run(app, "climber", "tiny", recipe, make_config(HARD)):
+        pass
+    ladder = floors_of(app, recipe, "climber")[1]
+    assert "best hard" in ladder
+    assert "re-encoded" in ladder
+    assert "best hard" not in floors_of(app, recipe, "somebody else")[1]
+    assert "best hard" not in floors_of(app, "entropy(bits=4, seed=0)", "climber")[1]
+    app.sessions.close("climber")
+    assert "best hard" not in floors_of(app, recipe, "climber")[1]
+
+
+def test_a_known_floor_is_a_line_across_the_run(app: AppContext) -> None:
+    recipe = "entropy(bits=5, seed=0)"
+    floors_of(app, recipe)
+    *_, final = start_run(app, "lines", "tiny", recipe, make_config(SOFT))
+    (marks,) = [row for row in lines(final.live) if isinstance(row, dict) and "floor" in row]
+    assert final.result is not None
+    assert 0 < marks["floor"] <= marks["head"] + 1e-6
+    assert marks["floor"] <= final.result.kl_nats
+
+
+def test_a_model_without_a_floor_says_why_and_tunes_all_the_same(tiny_lm: Callable[[str], LanguageModel]) -> None:
+    lm = tiny_lm("gemma2")
+    app = AppContext(pool=ModelPool(lambda _name, progress: lm), model="tiny")
+    app.pool.load("tiny")
+    told, ladder, why = floors_of(app, "entropy(bits=3)")
+    assert "No floor here" in told
+    assert (ladder, why) == ("", "")
+    *_, final = start_run(app, "s", "tiny", "entropy(bits=3)", make_config(SOFT))
+    assert final.result is not None
+    app.close()
+
+
+def test_a_floor_is_solved_once_and_a_failing_one_stays_on_the_server(app: AppContext) -> None:
+    calls = []
+
+    def solve(lm: LanguageModel, target: Any, start: Any) -> Any:
+        calls.append(target.recipe)
+        raise RuntimeError("secret")
+
+    floors = Floors(solve)
+    lm, target = app.pool.get("tiny").lm, app.target("tiny", "entropy(bits=2)")
+    futures = [floors.start(lm, target) for _ in range(3)]
+    assert isinstance(futures[0].exception(30), RuntimeError)
+    assert floors.marks(lm, target) == {}
+    assert calls == ["entropy(bits=2, seed=0)"]
+    floors.close()
