@@ -54,15 +54,16 @@ def public_server(folder: Path, **environment: str) -> Iterator[PublicServer]:
 
 
 def _wait_for(server: PublicServer) -> None:
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        assert server.process.poll() is None, server.log.read_text(encoding="utf-8")
-        try:
-            if httpx.get(f"{server.url}/health").json()["ready"]:
-                return
-        except (httpx.HTTPError, ValueError):
-            pass
-        time.sleep(0.2)
+    deadline = time.monotonic() + 280
+    with httpx.Client(base_url=server.url) as client:  # one for all: each reads the certificates of the system
+        while time.monotonic() < deadline:
+            assert server.process.poll() is None, server.log.read_text(encoding="utf-8")
+            try:
+                if client.get("/health").json()["ready"]:
+                    return
+            except (httpx.HTTPError, ValueError):
+                pass
+            time.sleep(0.2)
     raise TimeoutError(server.log.read_text(encoding="utf-8"))
 
 

@@ -41,8 +41,8 @@ def server(default_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) 
 def visitor(server: PublicServer) -> Iterator[RawClient]:
     with RawClient(server.url) as client:
         yield client
-    assert server.process.poll() is None
-    assert httpx.get(f"{server.url}/health").status_code == 200
+        assert server.process.poll() is None
+        assert client.http.get(f"{server.url}/health").status_code == 200
 
 
 def harmless(answer: str) -> str:
