@@ -17,7 +17,7 @@ def check_whole(name: str, value: object, low: int, high: int | None = None) -> 
         if whole == value and low <= whole and (high is None or whole <= high):
             return whole
     span = f"from {low} to {high}" if high is not None else f"{low} or more"
-    raise InputError(f"`{name}` is {_shown(value)}; a whole number {span} is accepted.")
+    raise InputError(f"`{name}` is {_shown(value)}; use a whole number {span}.")
 
 
 def check_seed(value: object) -> int:
@@ -28,13 +28,13 @@ def check_seed(value: object) -> int:
 def check_number(name: str, value: object, accepted: str, fits: Callable[[float], bool]) -> float:
     """`value` as a finite float for which `fits` holds; InputError that says what is `accepted` otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value) or not fits(float(value)):
-        raise InputError(f"`{name}` is {_shown(value)}; {accepted} is accepted.")
+        raise InputError(f"`{name}` is {_shown(value)}; use {accepted}.")
     return float(value)
 
 
 def check_flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise InputError(f"`{name}` is {_shown(value)}; True or False is accepted.")
+        raise InputError(f"`{name}` is {_shown(value)}; use True or False.")
     return value
 
 

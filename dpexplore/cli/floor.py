@@ -48,7 +48,7 @@ def floor(
     dtype: DtypeOption = None,
     accept_terms: AcceptOption = False,
 ) -> None:
-    """Certify how close any prompt whatsoever could bring the model to a target."""
+    """Certify how close any prompt could bring the model to a target."""
     import dpexplore as dp
 
     recipe = dp.parse_recipe(target)

@@ -116,6 +116,6 @@ def _adapter(lm: LanguageModel, shared: Any, model: Any) -> Adapter:
 
 
 def _shared_copy(lm: LanguageModel) -> Any:
-    """The model's modules anew around the very same tensors: adapters go into these, and nobody else meets them."""
+    """New modules around the same tensors: adapters go into these, and the model itself is left alone."""
     tensors: Iterable[Tensor] = chain(lm.model.parameters(), lm.model.buffers())
     return copy.deepcopy(lm.model, {id(tensor): tensor for tensor in tensors})

@@ -34,7 +34,7 @@ class AdapterConfig:
     clip: float = 1.0
     """The gradient's norm is cut to this before every step."""
     passes: int = 50
-    """At most so many passes over all requests; one step for each request in a pass."""
+    """Most passes over all requests; one step for each request in a pass."""
     batch: int = 32
     """Outcomes scored in one pass of the model; all of a request's outcomes count for its step."""
     early_stop: bool = False
@@ -53,13 +53,13 @@ class AdapterConfig:
         _number("gamma", self.gamma, above=-1e-12)
         for name in ("decay", "early_stop"):
             if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} is {getattr(self, name)!r}; accepted are True and False.")
+                raise InputError(f"{name} is {getattr(self, name)!r}; use True or False.")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> AdapterConfig:
         """A named preset with fields changed."""
         if name not in PRESETS:
-            raise InputError(f"preset is {name!r}; accepted are {', '.join(map(repr, PRESETS))}.")
+            raise InputError(f"preset is {name!r}; use one of {', '.join(map(repr, PRESETS))}.")
         return cls(**{**PRESETS[name], **changes})
 
     def to_dict(self) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def family(name: str, size: Size = "small") -> list[Task]:
     if name not in FAMILIES:
         raise InputError(f"There is no family {name!r}; known are {', '.join(FAMILIES)}.")
     if size not in SIZES:
-        raise InputError(f"size is {size!r}; accepted are {', '.join(map(repr, SIZES))}.")
+        raise InputError(f"size is {size!r}; use one of {', '.join(map(repr, SIZES))}.")
     return FAMILIES[name](size)
 
 

@@ -28,7 +28,7 @@ def prompt_config(
     the model has one. InputError for an unknown method or preset, or slots that cannot be read.
     """
     if method not in METHODS:
-        raise InputError(f"method is {method!r}; accepted are {', '.join(map(repr, METHODS))}.")
+        raise InputError(f"method is {method!r}; use one of {', '.join(map(repr, METHODS))}.")
     return TuneConfig.preset(
         preset,
         method=method,

@@ -1,4 +1,4 @@
-"""Everything that is told of a way to a target over strings, as numbers that travel as JSON."""
+"""The report on a way to a target over strings, as numbers that travel as JSON."""
 
 from __future__ import annotations
 

@@ -90,8 +90,8 @@ class AdapterRun:
             if not is_out_of_memory(error):
                 raise
             raise InputError(
-                f"The memory does not hold {self.config.batch:,} outcomes at a time on {self.lm.name}; a smaller batch "
-                "is accepted."
+                f"The memory does not hold {self.config.batch:,} outcomes at a time on {self.lm.name}; use a "
+                "smaller batch."
             ) from error
 
     def finish(self) -> AdapterRun:

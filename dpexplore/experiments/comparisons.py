@@ -29,7 +29,7 @@ from dpexplore.experiments.statistics import bootstrap_interval, line, mean_inte
 from dpexplore.plots import base_layout, colour
 
 FEW_ENTROPIES = 4
-"""Up to so many, Fig. 4 draws ranges as bars; bands between few points hide one another."""
+"""Points up to which Fig. 4 draws ranges as bars; bands between few points hide one another."""
 GROUP_NAMES = {
     "generated": "LM-generated",
     **FAMILIES,

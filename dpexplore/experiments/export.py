@@ -49,7 +49,7 @@ def write_figures(store: Store, out: Path, formats: Sequence[str] = FORMATS) -> 
     InputError for an unknown format, if there is no data, or if the folder cannot be written to.
     """
     if unknown := sorted(set(formats) - set(FORMATS)):
-        raise InputError(f"{unknown[0]!r} is no format of figures; {', '.join(FORMATS)} are accepted.")
+        raise InputError(f"{unknown[0]!r} is not a figure format; use {', '.join(FORMATS)}.")
     drawn = list(draw_all(store)) if store.results.is_dir() else []
     if not drawn:
         raise InputError(

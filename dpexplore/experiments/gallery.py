@@ -18,7 +18,7 @@ SHIPPED_GALLERY = ASSETS / "gallery"
 
 @dataclass(frozen=True)
 class Shown:
-    """A figure with everything that is said of it."""
+    """A figure with its caption and claims."""
 
     name: str
     title: str

@@ -105,7 +105,7 @@ def load_spec(name: str, size: str | None = None) -> Spec:
         path = SHIPPED / f"{Path(stem).stem}.yaml"
         if not path.is_file():
             raise InputError(
-                f"There is no spec {name!r}; a YAML file is accepted, or one of {', '.join(known_specs())}, "
+                f"There is no spec {name!r}; use a YAML file, or one of {', '.join(known_specs())}, "
                 "with -small or -paper after it."
             )
     spec = _read(path)
@@ -192,7 +192,7 @@ def _product(group: Group, vocab_size: int) -> Iterator[dict[str, Varied]]:
     axes = {name: _values(group, name, spread, vocab_size) for name, spread in group.over.items()}
     size = math.prod(map(len, axes.values())) * group.restarts
     if size > MOST_PROBLEMS:
-        raise InputError(f"The group {group.name!r} has {size:,} problems; at most {MOST_PROBLEMS:,} are accepted.")
+        raise InputError(f"The group {group.name!r} has {size:,} problems; use at most {MOST_PROBLEMS:,}.")
     for chosen in itertools.product(*axes.values()):
         yield {
             name: each
@@ -218,7 +218,7 @@ def _values(group: Group, name: str, spread: Any, vocab_size: int) -> Sequence[V
             if len(numbers) == 3 and step > 0 and high >= low:
                 count = math.floor((high - low) / step + 1e-9) + 1
                 if count > MOST_PROBLEMS:
-                    raise InputError(f"`{name}` has {count:,} values; at most {MOST_PROBLEMS:,} problems are accepted.")
+                    raise InputError(f"`{name}` has {count:,} values; use at most {MOST_PROBLEMS:,} problems.")
                 return [round(low + number * step, 9) for number in range(count)]
     raise InputError(
         f"`{name}` varies over {str(spread)[:60]!r}; write a list of values, {{count: 5}} or "

@@ -1,4 +1,4 @@
-"""What a spec's YAML may hold, as a schema; what is wrong with one is said in a sentence."""
+"""What a spec's YAML may hold, as a schema; every fault is reported in one sentence."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from dpexplore.experiments.tables import Table
 
 LEVEL = 0.95
 LEAST_FOR_BAND = 3
-"""Figures show intervals of so many values or more."""
+"""Fewest values of which figures show an interval."""
 Verdict = Literal["supported", "not supported", "undecided"]
 
 

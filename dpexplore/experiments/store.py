@@ -147,7 +147,7 @@ class Store:
         """Every sweep that was begun here, one entry a model."""
         found = []
         for path in sorted(self.sweeps.glob("*.parquet")):
-            with suppress(OSError, pa.ArrowInvalid, KeyError, ValueError):  # it is written anew by the next sweep
+            with suppress(OSError, pa.ArrowInvalid, KeyError, ValueError):  # the next sweep writes it again
                 table = pq.read_table(path)
                 about = json.loads((table.schema.metadata or {})[b"about"])
                 labels = [json.loads(text) for text in table["labels"].to_pylist()]

@@ -22,7 +22,7 @@ VOCABULARY_TO_PLAN_WITH = 2**17
 
 @dataclass
 class SweepReport:
-    """What a sweep has come to so far; told while it runs and at its end."""
+    """Progress of a sweep; reported while it runs and at its end."""
 
     sweep: str
     model: str = ""
@@ -156,7 +156,7 @@ class ModelPlan:
     done: int
     """Of these, in the store already, as far as is known without loading the model."""
     row_steps: int
-    """At most so many forward and backward passes of one prompt."""
+    """Most forward and backward passes of one prompt."""
     memory_bytes: int | None
     """To hold the weights and a handful of prompts; None if nothing is known of the model here."""
     seconds: float | None

@@ -146,7 +146,7 @@ class Worker:
             recipes = [parse_recipe(group[0].recipe) for group in chunk]
             try:
                 built: list[Target | InputError] = list(build_many(recipes, self._model(), load=self._source))
-            except InputError:  # one of them has no target; the others shall not suffer
+            except InputError:  # one of them has no target; the others go on
                 built = [self._build(recipe) for recipe in recipes]
             yield from zip(chunk, built, strict=True)
 

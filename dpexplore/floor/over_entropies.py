@@ -103,9 +103,9 @@ def floor_curve(
     """
     for kind in kinds:
         if kind not in KINDS:
-            raise InputError(f"`{kind}` is no kind of target of the floor curve; accepted are {', '.join(KINDS)}.")
+            raise InputError(f"`{kind}` is not a kind of target of the floor curve; use one of {', '.join(KINDS)}.")
     if not 2 <= points <= 1000:
-        raise InputError(f"`points` is {points}; from 2 to 1000 points are accepted.")
+        raise InputError(f"`points` is {points}; use 2 to 1000.")
     curve: dict[str, list[CurvePoint]] = {}
     for number, kind in enumerate(kinds):
         if progress is not None:

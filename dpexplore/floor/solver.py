@@ -79,7 +79,7 @@ class FloorSolver:
             else bias.to(self.device, torch.float64)
         )
         if self.bias.shape != (self.vocab_size,):
-            raise InputError(f"The head's bias has shape {tuple(self.bias.shape)}; one number per token is accepted.")
+            raise InputError(f"The head's bias has shape {tuple(self.bias.shape)}; it needs one number per token.")
         self.row_norms = self.products.row_norms()
 
     def certify(self, probs: Tensor, points: Tensor) -> Certificate:

@@ -47,8 +47,8 @@ GEMMA = PackagedModel(
         "gemma",
         "Gemma Terms of Use",
         "https://ai.google.dev/gemma/terms",
-        "Google permits use, changes and copies, forbids the uses of its prohibited-use policy, and asks that whoever "
-        "passes the model on passes these terms on too.",
+        "Google permits use, changes and copies, forbids the uses of its prohibited-use policy, and asks anyone who "
+        "passes the model on to pass these terms on too.",
     ),
 )
 

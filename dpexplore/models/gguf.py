@@ -43,7 +43,7 @@ class _Reader(gguf.GGUFReader):
 
 @contextlib.contextmanager
 def parsed_once() -> Iterator[None]:
-    """Within, a file is parsed once, whoever asks for a reader of it.
+    """Within, a file is parsed once, however many ask for a reader of it.
 
     transformers parses a file for its configuration, its tokenizer and its weights, half a minute each for a
     vocabulary of 262,144. Not for two threads at once.

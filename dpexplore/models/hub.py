@@ -89,8 +89,8 @@ def fetch(
 
 def no_such_model(name: str) -> InputError:
     return InputError(
-        f"There is no model {name}; accepted are a name that `dpexplore models` lists, a Hugging Face Hub id "
-        "such as Qwen/Qwen2.5-0.5B, a model folder, a .gguf file, and random: before one of these."
+        f"There is no model {name}; use a name that `dpexplore models` lists, a Hugging Face Hub id "
+        "such as Qwen/Qwen2.5-0.5B, a model folder or a .gguf file, with random: before it for random weights."
     )
 
 

@@ -105,7 +105,7 @@ class _Loader:
         self.precision = choose_precision(0, device, asked)
 
     def _admit(self, name: str, parameters: int) -> None:
-        """Choose the precision of a model of so many parameters. InputError if it does not fit."""
+        """Choose the precision for a model of this size. InputError if it does not fit."""
         self.precision = choose_precision(parameters, self.device, self._asked)
         if not self._spreads(parameters):
             check_fits(name, parameters, self.precision.dtype, self.device)

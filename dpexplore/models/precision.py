@@ -30,7 +30,7 @@ class Precision:
 
 
 def choose_precision(parameters: int, device: torch.device, asked: torch.dtype | None = None) -> Precision:
-    """The precision of a model of so many parameters on a device; what the user asked for is taken as it is."""
+    """The precision for a model of this size on a device; a precision that the user asked for is kept."""
     if asked is not None:
         return Precision(asked, f"{dtype_name(asked)}: as requested.")
     if device.type == "cpu":
@@ -50,7 +50,7 @@ def _by_size(parameters: int, total: int) -> Precision:
 
 
 def memory_total(device: torch.device) -> int:
-    """Bytes of the device's memory, of the machine's for the CPU, whoever uses them."""
+    """Bytes of the device's memory, or of the machine's for the CPU, used or not."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return psutil.virtual_memory().total

@@ -1,7 +1,7 @@
 """Renders chat templates in a process of its own: one JSON request a line in, one JSON answer a line out.
 
 Templates come with models and are programs of strangers. Jinja's sandbox keeps them from Python's inside; this process
-keeps their memory within bounds, and whoever started it ends it when a template takes too long. It imports neither
+keeps their memory within bounds, and its parent ends it when a template takes too long. It imports neither
 torch nor transformers, so it starts in a tenth of a second. The environment is the one that transformers gives.
 """
 

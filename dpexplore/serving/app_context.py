@@ -26,7 +26,7 @@ from dpexplore.tuning.record.capsule import describe_run
 logger = logging.getLogger(__name__)
 
 SETTLE_SECONDS = 20.0
-"""How long a server that is told to end waits for the results of its runs."""
+"""Seconds that a stopping server waits for the results of its runs."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class AppContext:
     model: str = DEFAULT_MODEL
     """The model that a page begins with."""
     rules: VisitorRules | None = None
-    """What visitors may do; None where whoever reaches the page is trusted."""
+    """What visitors may do; None where everyone who reaches the page is trusted."""
 
     def target(self, model: str, recipe_text: str) -> Target:
         """A recipe's target for a loaded model. InputError for what cannot be built, or may not be read."""
@@ -78,7 +78,7 @@ class AppContext:
     ) -> LiveRun:
         """Begin a run for a session. InputError if it cannot be.
 
-        It stops when nobody has looked at it for `grace_seconds` (None: the server's), unless it shall keep running.
+        It stops when nobody has looked at it for `grace_seconds` (None: the server's), unless it is kept running.
         Without `floor_lines` its target's floor is not computed for its chart, which takes a core a second or two.
         """
         entry, target = self.pool.get(model), self.target(model, recipe_text)
@@ -100,7 +100,8 @@ class AppContext:
     def watch(self, session: str, live: LiveRun) -> Generator[RunView]:
         """What a session sees of a run, until it has ended or the session turns to another one.
 
-        An overtaken run of its own, which is stopping, is seen to its end without a word: its result counts.
+        An overtaken run of its own, which is stopping, is seen to its end without a word: its result counts. Closing the
+        iterator unsubscribes.
         """
         with closing(live.views()) as views:
             for view in views:
@@ -126,7 +127,7 @@ def check_single_tokens(target: Target) -> None:
 
 
 def sentence(error: Exception) -> str:
-    """What the person at the page is told: an InputError's own sentence, a general one for anything else."""
+    """The message for the person at the page: an InputError's own sentence, a general one for anything else."""
     if isinstance(error, InputError):
         return str(error)
     logger.error("a handler of the page failed", exc_info=error)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 MOST_FRAMES = 32
-"""A run keeps at most so many: 3 MB at 49,152 tokens."""
+"""Most frames that a run keeps: 3 MB at 49,152 tokens."""
 
 
 class Frames:
-    """log q at evenly spread steps; when it is full every second one gives way and the gaps double."""
+    """log q at evenly spread steps; when it is full every second one is dropped and the gaps double."""
 
     def __init__(self, vocab_size: int, most: int = MOST_FRAMES) -> None:
         # Half precision: 1 % of a probability of 1e-5, finer than a line chart; one block, which goes back as one.

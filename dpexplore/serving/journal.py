@@ -31,9 +31,9 @@ from dpexplore.tuning.record.capsule import interrupted_capsule
 logger = logging.getLogger(__name__)
 
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{22}")
-"""128 random bits: whoever knows a run's id was given it."""
+"""128 random bits: only someone who was given a run's id knows it."""
 MOST_BYTES = 512 * 2**20
-"""All journals together; the ones that were written longest ago give way."""
+"""All journals together; the least recently written are removed first."""
 STALE_BYTES = 2 * 2**20
 """So many bytes of best prompts that better ones have replaced are let go of by writing the file anew."""
 SUFFIX = ".run"

@@ -22,11 +22,11 @@ from dpexplore.tuning.record.capsule import describe_best
 logger = logging.getLogger(__name__)
 
 UPDATE_SECONDS = 0.15
-"""The page is told at most this often; faster updates cost the server and show nothing more."""
+"""Seconds between two updates of the page at least; faster updates cost the server and show nothing more."""
 LOOK_SECONDS = 0.5
 """A run is looked at this often even if it has not moved: is it wanted still, is there a floor to draw?"""
 SIGN_OF_LIFE_SECONDS = 2.5
-"""The page is told this often even if there is nothing new: only then is it noticed that it was closed."""
+"""Seconds after which the page gets an update even if nothing is new: only a failing one shows that it was closed."""
 FRAME_SECONDS = 0.5
 """The achieved distribution is sent at most this often,"""
 FRAMES_BEFORE_SLOWING = 40
@@ -34,7 +34,7 @@ FRAMES_BEFORE_SLOWING = 40
 JOURNAL_SECONDS = 0.8
 """The journal follows the run this closely."""
 FIRST_LOOK_SECONDS = 15.0
-"""A run that nobody has looked at yet is given so long."""
+"""Seconds that a run goes on before anyone has looked at it."""
 
 Marks = Callable[[], dict[str, float | None] | None]
 
@@ -78,7 +78,7 @@ class LiveRun:
         return self._last is not None
 
     def views(self) -> Generator[RunView]:
-        """What to show, as it changes, until the run has ended. Closing the iterator means looking away."""
+        """What to show, as it changes, until the run has ended. Closing the iterator unsubscribes."""
         told, told_at, seen = None, 0.0, -1
         with self._looking():
             while self._last is None:

@@ -115,7 +115,7 @@ class ModelPool:
             return name in self._loaded
 
     def start_loading(self, name: str) -> Loading:
-        """Begin to load a model, or join whoever began; a loaded one is done at once."""
+        """Begin to load a model, or wait for the load under way; a loaded one is done at once."""
         with self._gate:
             if name in self._loaded:
                 ready = Loading(name, "Ready", 1.0)
@@ -181,7 +181,7 @@ class ModelPool:
             return sum(entry.server.running for entry in self._loaded.values())
 
     def make_room(self, needed: int) -> None:
-        """Let go of idle models, the longest unused first, until so many bytes are free."""
+        """Unload idle models, the least recently used first, until this many bytes are free."""
         while memory_present(default_device()) < needed:
             with self._gate:
                 idle = [entry for entry in self._loaded.values() if entry.idle]

@@ -147,7 +147,7 @@ class Sessions:
                     del seen[session]
 
     def settle(self, seconds: float) -> None:
-        """Wait until every run that was told to stop has ended and is journaled, for so long at most."""
+        """Wait until every run that was asked to stop has ended and is journaled, at most this long."""
         deadline = time.monotonic() + seconds
         while self._by_id and time.monotonic() < deadline:
             time.sleep(0.02)

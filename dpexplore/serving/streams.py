@@ -20,7 +20,7 @@ from dpexplore.plots import LOWEST_PROBABILITY, log_grid, rank_curve
 SHOWN_RESTARTS = 24
 """More lines than this are one grey mass: the chart shows the first ones and always the best."""
 ROWS_BEFORE_THINNING = 1000
-"""After so many rows every second step is left out, after twice as many three of four, and so on."""
+"""Rows after which every second step is left out; after twice as many, three of four, and so on."""
 
 
 def _line(item: object) -> str:

@@ -33,7 +33,7 @@ class SweepState:
 
 
 class SweepRunner:
-    """A process runs the same command that a person would; results go to the store, whoever watches."""
+    """A process runs the same command that a person would; results go to the store, watched or not."""
 
     def __init__(self, store: Path) -> None:
         self.store = store.absolute()

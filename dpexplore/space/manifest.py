@@ -22,7 +22,7 @@ class _Table(BaseModel):
 
 
 class Space(_Table):
-    """What the Hub is told, in the front matter of the Space's README."""
+    """What the Hub reads, in the front matter of the Space's README."""
 
     title: Annotated[str, Field(min_length=1, max_length=96)]
     emoji: Annotated[str, Field(min_length=1, max_length=8)]
@@ -42,7 +42,7 @@ class Space(_Table):
     def _known_hardware(cls, value: str) -> str:
         flavours = [str(flavour.value) for flavour in SpaceHardware]
         if value not in flavours:
-            raise ValueError(f"is {value!r}; accepted are {', '.join(flavours)}")
+            raise ValueError(f"is {value!r}; use one of {', '.join(flavours)}")
         return value
 
 

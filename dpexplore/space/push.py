@@ -49,7 +49,7 @@ class Plan:
 def plan_push(root: Path, repo: str) -> Plan:
     """What would be pushed from `root`. InputError if the name is none, or the checkout cannot be deployed."""
     if not _REPO.fullmatch(repo):
-        raise InputError(f"{repo!r} names no Space; accepted is user/name, such as ada/dpexplore.")
+        raise InputError(f"{repo!r} is not the name of a Space; write user/name, such as ada/dpexplore.")
     if problems := disagreements(root):
         raise InputError(problems[0])
     manifest: Manifest = load_manifest(root / "Spacefile")

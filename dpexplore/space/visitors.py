@@ -84,11 +84,11 @@ class VisitorRules:
         try:
             info = HfApi(token=False).model_info(hub_id, timeout=_TIMEOUT_SECONDS)
         except HfHubHTTPError:
-            raise InputError(f"The Hub has no public model {hub_id}; models open to everybody are accepted.") from None
+            raise InputError(f"The Hub has no public model {hub_id}; use one that is open to everybody.") from None
         except (HTTPError, HFValidationError, OSError):
-            raise InputError("The Hub cannot be reached now; the models of the list are accepted.") from None
+            raise InputError("The Hub cannot be reached now; use a model from the list.") from None
         if info.private or info.gated:
-            raise InputError(f"{hub_id} is not open to everybody; public models without a gate are accepted.")
+            raise InputError(f"{hub_id} is not open to everybody; use a public model without a gate.")
         if "custom_code" in (info.tags or []):
             raise InputError(f"{hub_id} brings code of its own, which is never run here; choose another model.")
         if info.safetensors is None:
@@ -96,15 +96,15 @@ class VisitorRules:
         most = self.manifest.models.max_parameters
         if info.safetensors.total > most:
             raise InputError(
-                f"{hub_id} has {info.safetensors.total / 1e6:,.0f} million parameters; at most "
-                f"{most / 1e6:,.0f} million are accepted here."
+                f"{hub_id} has {info.safetensors.total / 1e6:,.0f} million parameters; use one of at "
+                f"most {most / 1e6:,.0f} million here."
             )
 
     def check_text(self, name: str, text: str) -> None:
         """A text of any input."""
         most = self.manifest.server.characters
         if len(text) > most:
-            raise InputError(f"{name} has {len(text):,} characters; at most {most:,} are accepted.")
+            raise InputError(f"{name} has {len(text):,} characters; use at most {most:,}.")
 
     def check_recipe(self, recipe: Recipe) -> None:
         """The models a recipe loads, and the prompts it runs through them."""
@@ -115,7 +115,7 @@ class VisitorRules:
                 self.check_text("The prompt", part.text)
             elif isinstance(part, RandomPrompt) and part.length > self.limits.prompt_tokens:
                 raise InputError(
-                    f"The random prompt has {part.length:,} tokens; at most {self.limits.prompt_tokens} are accepted."
+                    f"The random prompt has {part.length:,} tokens; use at most {self.limits.prompt_tokens}."
                 )
 
     def bounded(self, lm: LanguageModel, config: TuneConfig) -> TuneConfig:
@@ -133,10 +133,10 @@ class VisitorRules:
         }
         for name, (number, most) in asked.items():
             if number > most:
-                raise InputError(f"This run asks for {number:,} {name}; at most {most:,} are accepted here.")
+                raise InputError(f"This run asks for {number:,} {name}; use at most {most:,} here.")
         length, most = len(Layout.of(lm, config)), 2 * limits.prompt_tokens
         if length > most:
-            raise InputError(f"The prompt has {length:,} tokens with its fixed text; at most {most:,} are accepted.")
+            raise InputError(f"The prompt has {length:,} tokens with its fixed text; use at most {most:,}.")
         return replace(config, seconds=min(config.seconds or limits.seconds, limits.seconds))
 
     def check_room(self, running: int) -> None:

@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 5.0
-"""A slice that is cut off loses at most what it did in so many seconds."""
+"""Seconds of work that a slice loses at most when it is cut off."""
 TELL_SECONDS = 0.15
 RESERVE_SECONDS = 8.0
 """A slice ends by itself so long before it would be cut off."""
@@ -112,7 +112,7 @@ class SlicedServer:
         resumed_from: dict[str, Any] | None = None,
         owner: str = "",
     ) -> Run:
-        """As `EngineServer.submit`. The slices count on the account of whoever's request this is."""
+        """As `EngineServer.submit`. The slices are charged to the account that made the request."""
         if self._closing:
             raise InputError(f"The model {self.lm.name} has been released; choose it again.")
         run = self.engine.prepare(target, config, starts, resumed_from, owner)

@@ -32,7 +32,7 @@ def check_tag(tag: object) -> str:
     """The tag in upper case; InputError if it is none."""
     if isinstance(tag, str) and tag.upper() in TAGS:
         return tag.upper()
-    raise InputError(f"`tag` is {tag!r}; a universal part of speech is accepted: {', '.join(TAGS)}.")
+    raise InputError(f"`tag` is {tag!r}; use a universal part of speech: {', '.join(TAGS)}.")
 
 
 def word_ids(lm: LanguageModel) -> dict[str, int]:

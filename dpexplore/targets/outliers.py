@@ -101,13 +101,13 @@ def outlier_range(vocab_size: int, k: int) -> OutlierRange:
 def check_outliers(vocab_size: int, k: int) -> None:
     """InputError unless k outliers leave a rest."""
     if not 1 <= k < vocab_size:
-        raise InputError(f"The number of outliers is {k:,}; from 1 to {vocab_size - 1:,} are accepted.")
+        raise InputError(f"The number of outliers is {k:,}; use 1 to {vocab_size - 1:,}.")
 
 
 def random_outliers(candidates: Tensor, k: int, seed: int) -> list[int]:
     """`k` of the ids in `candidates` `(n,)`, drawn without replacement by their own generator."""
     if k > len(candidates):
-        raise InputError(f"The number of outliers is {k:,}; from 1 to {len(candidates):,} are accepted.")
+        raise InputError(f"The number of outliers is {k:,}; use 1 to {len(candidates):,}.")
     order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))
     return candidates[order[:k]].tolist()
 

@@ -64,7 +64,7 @@ def parse_recipe(text: str) -> Recipe:
     if not isinstance(text, str):
         raise InputError('A recipe is a text, as in `entropy(bits=7, seed=0)` or `capture("I love")`.')
     if len(text) > MAX_CHARACTERS:
-        raise InputError(f"The recipe has {len(text):,} characters; at most {MAX_CHARACTERS:,} are accepted.")
+        raise InputError(f"The recipe has {len(text):,} characters; use at most {MAX_CHARACTERS:,}.")
     check_text("recipe", text)
     line = _one_line(text)
     if not line.strip():

@@ -4,7 +4,7 @@ One table ships in `assets/`; words outside it are tagged once and kept in the c
 serves every tokenizer, since it is keyed by word, and no other pipeline, pipeline version or
 version of the rules, since its name and first line say which made it.
 
-`python -m dpexplore.targets.make_pos_table` makes the shipped table anew.
+`python -m dpexplore.targets.make_pos_table` rebuilds the shipped table.
 """
 
 from __future__ import annotations

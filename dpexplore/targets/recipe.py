@@ -108,7 +108,7 @@ def check_parts(recipe: Recipe) -> None:
     """InputError if a recipe has grown past what is built."""
     parts = sum(1 for _ in recipe.walk())
     if parts > MAX_PARTS:
-        raise InputError(f"The recipe has {parts} parts; at most {MAX_PARTS} are accepted.")
+        raise InputError(f"The recipe has {parts} parts; use at most {MAX_PARTS}.")
 
 
 def literal(value: object) -> str:

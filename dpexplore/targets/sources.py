@@ -65,7 +65,7 @@ class Entropy(Source):
     for as many as there are, the most that they can hold."""
 
     def __post_init__(self) -> None:
-        bits = check_number("bits", self.bits, "an entropy in bits, 0 or more,", lambda x: x >= 0)
+        bits = check_number("bits", self.bits, "an entropy in bits, 0 or more", lambda x: x >= 0)
         object.__setattr__(self, "bits", bits)
         object.__setattr__(self, "seed", check_seed(self.seed))
         object.__setattr__(self, "step", check_family(self.method, self.step))
@@ -204,7 +204,7 @@ class Pos(Source):
         object.__setattr__(self, "n", check_whole("n", self.n, 1))
         object.__setattr__(self, "seed", check_seed(self.seed))
         if self.mode not in MODES:
-            raise InputError(f"`mode` is {self.mode!r}; 'strict' or 'paper' is accepted.")
+            raise InputError(f"`mode` is {self.mode!r}; use 'strict' or 'paper'.")
 
     def __str__(self) -> str:
         mode = {"mode": self.mode} if self.mode != "strict" else {}
@@ -362,7 +362,7 @@ def pos(tag: str, n: int = 100, seed: int = 0, mode: Mode = "strict") -> Pos:
 def tokens(weights: Mapping[str | int, float], rest: float = 0.0) -> Tokens:
     """Tokens, each given by its text or id, in proportion to their weights; `rest` is shared evenly by all others."""
     if not isinstance(weights, Mapping):
-        raise InputError('`weights` is no table; one as in `tokens({" yes": 0.7, " no": 0.3})` is accepted.')
+        raise InputError('`weights` is not a table; write one as in `tokens({" yes": 0.7, " no": 0.3})`.')
     return Tokens(tuple(weights.items()), rest)
 
 

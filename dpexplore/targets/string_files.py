@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 FIELDS = ("request", "response", "targets", "weights", "eos")
 MAX_FILE_BYTES = 8 * 2**20
-_ACCEPTED = '{"request": "…", "response": "", "targets": ["{1}", "{2}"], "weights": [1, 1], "eos": true}'
+_EXAMPLE = '{"request": "…", "response": "", "targets": ["{1}", "{2}"], "weights": [1, 1], "eos": true}'
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ def _record(name: str, text: str) -> dict[str, Any]:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", "nested too deep")
-        raise InputError(f"{name!r} is no JSON that can be read ({reason}); accepted is {_ACCEPTED}.") from None
+        raise InputError(f"{name!r} is not valid JSON ({reason}); write it like {_EXAMPLE}.") from None
     if not isinstance(record, dict):
-        raise InputError(f"{name!r} holds no JSON object; accepted is {_ACCEPTED}.")
+        raise InputError(f"{name!r} does not hold a JSON object; write it like {_EXAMPLE}.")
     unknown = sorted(set(record) - set(FIELDS))
     if unknown:
         raise InputError(f"{name!r} has the unknown field {unknown[0]!r}; known are {', '.join(FIELDS)}.")
@@ -103,11 +103,11 @@ def _record(name: str, text: str) -> dict[str, Any]:
 def _strings(name: str, record: dict[str, Any]) -> Strings:
     targets, weights = record.get("targets"), record.get("weights")
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
-        raise InputError(f"`targets` of {name!r} is no list of texts; accepted is {_ACCEPTED}.")
+        raise InputError(f"`targets` of {name!r} is not a list of texts; write it like {_EXAMPLE}.")
     if not targets:
         raise InputError(f"{name!r} has no targets; at least one outcome is needed.")
     if not isinstance(record.get("request"), str):
-        raise InputError(f"`request` of {name!r} is missing or no text; accepted is {_ACCEPTED}.")
+        raise InputError(f"`request` of {name!r} is missing or not a text; write it like {_EXAMPLE}.")
     if weights is None or weights == []:  # the repository takes an empty list for none
         weights = [1.0] * len(targets)
     if not isinstance(weights, list) or len(weights) != len(targets):

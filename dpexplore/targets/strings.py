@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dpexplore.models.language_model import LanguageModel
 
 MAX_OUTCOMES = 5000
-"""A tree of so many outcomes is scored in one pass; more would not fit beside a model."""
+"""Most outcomes of a target: a tree of them is scored in one pass, and more would not fit beside a model."""
 OTHER = "(anything else)"
 _EXAMPLE = '`strings({"{1}": 1, "{2}": 1}, request="Give me a number.")`'
 
@@ -70,7 +70,7 @@ class Strings(Recipe):
         if not self.outcomes:
             raise InputError(f"`strings` needs at least one outcome, as in {_EXAMPLE}.")
         if len(self.outcomes) > MAX_OUTCOMES:
-            raise InputError(f"There are {len(self.outcomes):,} outcomes; at most {MAX_OUTCOMES:,} are accepted.")
+            raise InputError(f"There are {len(self.outcomes):,} outcomes; use at most {MAX_OUTCOMES:,}.")
         checked: dict[str, float] = {}
         for text, weight in self.outcomes:
             if not check_text("outcome", text):
@@ -78,7 +78,7 @@ class Strings(Recipe):
             if text in checked:
                 raise InputError(f"The outcome {text!r} is given twice; each outcome takes one weight.")
             checked[text] = check_number(
-                "weight", weight, f"for the outcome {text[:40]!r} a number 0 or more", lambda w: w >= 0
+                "weight", weight, f"a number 0 or more for the outcome {text[:40]!r}", lambda w: w >= 0
             )
         if not any(checked.values()):
             raise InputError("All weights are 0; at least one outcome needs a weight above 0.")
@@ -160,7 +160,7 @@ def strings(
     elif isinstance(outcomes, list | tuple):
         pairs = tuple((text, 1.0) for text in outcomes)
     else:
-        raise InputError(f"`outcomes` is no table and no list; one as in {_EXAMPLE} is accepted.")
+        raise InputError(f"`outcomes` is neither a table nor a list; write it as in {_EXAMPLE}.")
     prefixes = (
         (response,) if isinstance(response, str) else tuple(response) if isinstance(response, list | tuple) else ()
     )
@@ -174,7 +174,7 @@ def _frame(lm: LanguageModel, asked: Strings) -> tuple[list[int], str, list[int]
             raise InputError(f"{lm.name} has no chat template, so the request cannot be empty; write a text.")
         end = [lm.tokenizer.eos_token_id] if asked.eos else []
         if end == [None]:
-            raise InputError(f"{lm.name} has no end-of-sequence token; a closing mark and eos=False are accepted.")
+            raise InputError(f"{lm.name} has no end-of-sequence token; use a closing mark and eos=False.")
         return lm.encode(asked.request), asked.request, end  # type: ignore[return-value]
     ids = prompt_ids(lm, asked.request, chat=True)
     return ids, chat_text(lm, asked.request), [end_of_answer(lm, asked.request)] if asked.eos else []

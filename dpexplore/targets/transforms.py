@@ -73,7 +73,7 @@ class Shuffle(Transform):
 
     seed: int = 0
     within: int | None = None
-    """Only the so many likeliest tokens change places among themselves; None is the whole vocabulary."""
+    """Number of likeliest tokens that change places among themselves; None is the whole vocabulary."""
 
     def check(self) -> None:
         object.__setattr__(self, "seed", check_seed(self.seed))
@@ -124,7 +124,7 @@ class Temperature(Transform):
     t: float = 1.0
 
     def check(self) -> None:
-        accepted = "a temperature above 0, from 0.001 to 1000,"
+        accepted = "a temperature above 0, from 0.001 to 1000"
         object.__setattr__(self, "t", check_number("t", self.t, accepted, lambda t: 1e-3 <= t <= 1e3))
 
     @property

@@ -76,7 +76,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class TuneConfig:
     """Settings of one run; the defaults are the paper's (Distribution Prompting, App. B).
 
-    What each of them does, and what it accepts, is told by `KNOBS`.
+    `KNOBS` says what each of them does and which values it takes.
     """
 
     method: Literal["soft", "hard", "hybrid"] = "soft"
@@ -155,7 +155,7 @@ class TuneConfig:
                 object.__setattr__(self, name, _whole(name, value, knob.low, knob.high))
         for name in ("bos", "strict", "round_trip", "chat"):
             if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} is {getattr(self, name)!r}; accepted are True and False.")
+                raise InputError(f"{name} is {getattr(self, name)!r}; use True or False.")
         if self.init_text is not None:
             check_text("init_text", self.init_text)
         rate = self.learning_rate
@@ -227,7 +227,7 @@ class TuneConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(record) - known):
             raise InputError(
-                f"The config has the unknown field {unknown[0]!r}; accepted are {', '.join(sorted(known))}."
+                f"The config has the unknown field {unknown[0]!r}; the fields are {', '.join(sorted(known))}."
             )
         return cls(**record)
 
@@ -243,7 +243,7 @@ def fig4_slots(length: int = 5) -> tuple[str, ...]:
 
 def _one_of(name: str, value: object, accepted: tuple[str, ...]) -> None:
     if value not in accepted:
-        raise InputError(f"{name} is {value!r}; accepted are {', '.join(map(repr, accepted))}.")
+        raise InputError(f"{name} is {value!r}; use one of {', '.join(map(repr, accepted))}.")
 
 
 def _whole(name: str, value: object, low: int, high: int) -> int:

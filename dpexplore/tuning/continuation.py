@@ -22,7 +22,7 @@ def continue_prompt(
     length = len(prompt_embeds)
     if tokens < 1 or (lm.max_positions is not None and length + tokens > lm.max_positions):
         most = "" if lm.max_positions is None else f" to {lm.max_positions - length:,}"
-        raise InputError(f"A continuation of {tokens} tokens was asked for; accepted are 1{most} after this prompt.")
+        raise InputError(f"A continuation of {tokens} tokens was asked for; ask for 1{most} after this prompt.")
     rng = torch.Generator().manual_seed(seed)
     end: Any = lm.tokenizer.eos_token_id
     embeds = prompt_embeds.to(lm.device, lm.dtype).expand(samples, -1, -1)

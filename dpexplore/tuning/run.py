@@ -30,7 +30,7 @@ from dpexplore.tuning.record.steps import Status, TuneResult, TuneStep
 from dpexplore.tuning.rules.state import PromptState
 
 PREPARATION_SECONDS = 0.5
-"""What a run does before its first step is told this often, behind a server thread."""
+"""Seconds between two reports of what a run does before its first step, behind a server thread."""
 
 
 class Preparation(Protocol):
@@ -134,7 +134,7 @@ class Run:
             self._advance(seen)
 
     def preparing(self) -> Iterator[str]:
-        """What is done before the first step, told as it goes on; ends once the restarts begin."""
+        """Progress of what is done before the first step; ends once the restarts begin."""
         told = ""
         while (preparation := self.preparation) is not None and not self._finished:
             if preparation.text != told:
@@ -405,7 +405,7 @@ class Run:
 
 
 class Told(NamedTuple):
-    """What a run has told between two steps."""
+    """What a run has reported between two steps."""
 
     begun: int
     outcomes: dict[int, RowOutcome]

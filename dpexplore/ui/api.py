@@ -108,7 +108,7 @@ def reach_all_endpoint(app: AppContext, model: str) -> Iterator[dict[str, Any]]:
 async def tune_endpoint(app: AppContext, model: str, recipe: str, config: TuneConfig) -> AsyncGenerator[dict[str, Any]]:
     """Rows `{"event": "step", …}`, then one `{"event": "result", …}`, as the command line prints them.
 
-    The run stops when whoever asked for it looks away. InputError if it cannot begin, or failed.
+    The run stops when its caller disconnects. InputError if it cannot begin, or failed.
     """
     live = await to_thread.run_sync(_begin, app, _name(app, model), _text("recipe", recipe), config)
     async with aclosing(live.rows()) as views:
@@ -155,7 +155,7 @@ def _result_row(result: TuneResult) -> dict[str, Any]:
 def tune_config(preset: str, settings: Any, **numbers: Any) -> TuneConfig:
     """A preset, the endpoint's own arguments where they are given, and further fields of `TuneConfig` over both."""
     if settings is not None and not isinstance(settings, dict):
-        raise InputError(f"`settings` is {settings!r}; an object of TuneConfig's fields is accepted.")
+        raise InputError(f"`settings` is {settings!r}; use an object of TuneConfig's fields.")
     asked = {name: value for name, value in numbers.items() if value not in (None, "")}
     return TuneConfig.from_dict({**TuneConfig.preset(preset, **asked).to_dict(), **(settings or {})})
 
@@ -250,7 +250,7 @@ def _add_tune(app: AppContext) -> None:
             method: soft, hard or hybrid
             length: number of virtual tokens; empty: the preset's
             restarts: independent beginnings, of which the best is kept; empty: the preset's
-            steps: at most so many for each restart; empty: the preset's
+            steps: most steps of each restart; empty: the preset's
             seed: of the beginnings and the search
             slots: for hybrid prompts, such as `"Q:" soft*3 hard*2`
             model: name, Hub id or folder; empty: the page's own
@@ -288,7 +288,7 @@ def _told(request: gr.Request, answer: Any) -> Any:
 
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"`{name}` is {value!r}; a text is accepted.")
+        raise InputError(f"`{name}` is {value!r}; use a text.")
     return value
 
 

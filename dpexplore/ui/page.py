@@ -29,7 +29,7 @@ HEADER = (
 
 
 SESSIONS_KEPT = 200
-"""Pages and programs of which Gradio remembers the values, 0.7 MiB each; the longest silent one gives way.
+"""Pages and programs of which Gradio remembers the values, 0.7 MiB each; the least recently active session is evicted.
 
 A page that gave way tunes on, since it keeps its model's name itself, but not the strings that it was given as files.
 """

@@ -112,7 +112,7 @@ async def _no_such_endpoint(_request: Request, _error: Exception) -> JSONRespons
 
 
 def serve(app: AppContext, host: str, port: int, names: Collection[str] | None = None, **settings: Any) -> None:
-    """Serve the page until the process is told to end; runs then stop and keep their best so far."""
+    """Serve the page until the process is asked to stop; runs then stop and keep their best so far."""
     told = threading.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, lambda _sign, _frame: told.set())

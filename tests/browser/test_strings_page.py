@@ -114,7 +114,7 @@ def test_files_and_folders_are_given_and_chosen_in_the_browser(browser: Browser,
     give("#strings-files", paths)
     expect(request.locator("textarea")).to_have_value("I love the")
     expect(page.locator("#strings-facts [data-outcomes='2']")).to_be_visible()
-    expect(page.locator("#strings-facts .is-error")).to_contain_text("'b.json' is no JSON")
+    expect(page.locator("#strings-facts .is-error")).to_contain_text("'b.json' is not valid JSON")
     expect(example.locator("input")).to_have_value("a.json")
     example.locator("input").click()
     page.get_by_role("option", name="c.txt").click()

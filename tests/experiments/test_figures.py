@@ -411,7 +411,7 @@ def test_without_a_browser_everything_else_is_written(
 def test_what_cannot_be_drawn_is_one_sentence(store: Store, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no results to draw"):
         export.write_figures(Store(tmp_path / "nothing"), tmp_path / "out")
-    with pytest.raises(InputError, match="'pdf' is no format"):
+    with pytest.raises(InputError, match="'pdf' is not a figure format"):
         export.write_figures(store, tmp_path / "out", ["pdf"])
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written to"):

@@ -78,7 +78,7 @@ def test_no_network_and_no_cache(hub: FakeHub, unplug: Callable[[], None]) -> No
 
 def test_no_such_model(hub: FakeHub) -> None:
     for name in ("lab/absent", "not a valid id", "two//slashes"):
-        with pytest.raises(InputError, match=f"There is no model {name}; accepted are"):
+        with pytest.raises(InputError, match=f"There is no model {name}; use a name"):
             load(name)
 
 

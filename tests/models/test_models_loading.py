@@ -46,7 +46,7 @@ def edit_config(folder: Path, **changes: object) -> None:
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c", "nowhere.gguf"])
 def test_no_such_model(name: str) -> None:
-    assert refusal(name).startswith(f"There is no model {name}; accepted are")
+    assert refusal(name).startswith(f"There is no model {name}; use a name")
 
 
 @pytest.mark.parametrize("name", ["  ", "random:"])

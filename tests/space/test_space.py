@@ -63,7 +63,7 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
         ("\n[models]\n", "\n[modles]\n", "models is missing"),
         ("[space]", "[space", "no TOML"),
         ('sdk_version = "6.31.0"', 'sdk_version = "latest"', "space.sdk_version is 'latest'"),
-        ('hardware = "cpu-basic"', 'hardware = "abacus"', "accepted are cpu-basic"),
+        ('hardware = "cpu-basic"', 'hardware = "abacus"', "use one of cpu-basic"),
         ("rows = 10 ", "rows = 0 ", "limits.cpu.rows is 0"),
         ("rows = 10 ", 'rows = "10" ', "limits.cpu.rows is '10'"),
         ("rows = 10 ", "rows = 10\nshoes = 2 ", "limits.cpu.shoes is no field"),
@@ -144,7 +144,7 @@ def test_what_stops_a_push_is_one_sentence(checkout: Path, monkeypatch: pytest.M
     with pytest.raises(InputError, match="No token"):
         push(checkout, plan, endpoint=gone)
     for name in ("", "dpexplore", "a/b/c", "ada/../etc"):
-        with pytest.raises(InputError, match="names no Space"):
+        with pytest.raises(InputError, match="not the name of a Space"):
             plan_push(checkout, name)
 
 

@@ -123,7 +123,7 @@ def test_a_clash_names_both_strings_and_the_cure(default_lm: LanguageModel) -> N
         ('strings({"a": -1})', "0 or more"),
         ('strings({"a": 0})', "All weights are 0"),
         ('strings(["a", "a"])', "given twice"),
-        ("strings(7)", "no table and no list"),
+        ("strings(7)", "neither a table nor a list"),
         ('strings(["a"], response=[])', "`response`"),
         ('strings(["a"], eos=1)', "True or False"),
         ('strings(["a"], request=3)', "text in quotes"),
@@ -159,10 +159,10 @@ def test_files_and_folders_of_the_papers_repository_load(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{", "no JSON that can be read"),
-        ("[1]", "no JSON object"),
-        ('{"request": "r", "targets": "abc"}', "no list of texts"),
-        ('{"request": "r", "targets": ["a", 3]}', "no list of texts"),
+        ("{", "not valid JSON"),
+        ("[1]", "not hold a JSON object"),
+        ('{"request": "r", "targets": "abc"}', "not a list of texts"),
+        ('{"request": "r", "targets": ["a", 3]}', "not a list of texts"),
         ('{"request": "r", "targets": []}', "no targets"),
         ('{"targets": ["a"]}', "`request`"),
         ('{"request": "r", "targets": ["a", ""]}', "empty"),

@@ -125,5 +125,5 @@ def test_at_7_bits_five_outliers_hold_most_of_the_mass_and_the_rest_little_each(
 
 @pytest.mark.parametrize("k", [0, 100, 101])
 def test_k_out_of_range(k: int) -> None:
-    with pytest.raises(InputError, match="from 1 to 99"):
+    with pytest.raises(InputError, match="use 1 to 99"):
         outlier_target(100, 3, list(range(k)), seed=0)

@@ -26,7 +26,7 @@ from tests.tuning.shared import TinyLM
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"method": "magic"}, "accepted are 'soft', 'hard', 'hybrid'"),
+        ({"method": "magic"}, "use one of 'soft', 'hard', 'hybrid'"),
         ({"restarts": 0}, "restarts is 0; it is a whole number from 1"),
         ({"steps": 1.5}, "steps is 1.5"),
         ({"seed": -1}, "seed is -1"),
@@ -101,9 +101,9 @@ def test_any_text_is_slots_or_a_sentence(line: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"objective": "cosine"}, "accepted are 'kl', 'reverse_kl', 'js', 'tv'"),
-        ({"soft_rule": "sgd"}, "accepted are 'adamw', 'lbfgs'"),
-        ({"hard_rule": "beam"}, "accepted are 'eq4', 'gcg', 'search'"),
+        ({"objective": "cosine"}, "use one of 'kl', 'reverse_kl', 'js', 'tv'"),
+        ({"soft_rule": "sgd"}, "use one of 'adamw', 'lbfgs'"),
+        ({"hard_rule": "beam"}, "use one of 'eq4', 'gcg', 'search'"),
         ({"policy": "nice"}, "'printable'"),
         ({"candidates": 0}, "candidates is 0"),
         ({"evaluations": 0}, "evaluations is 0"),
@@ -111,7 +111,7 @@ def test_any_text_is_slots_or_a_sentence(line: str) -> None:
         ({"init": "text"}, "go together"),
         ({"init_text": "x"}, "go together"),
         ({"round_trip": True}, "soft tokens"),
-        ({"chat": 1}, "accepted are True and False"),
+        ({"chat": 1}, "use True or False"),
         ({"method": "hybrid", "slots": "soft hard", "soft_rule": "lbfgs"}, "unchecked swaps"),
     ],
 )

@@ -135,7 +135,7 @@ def test_reach_answers_with_its_proof(address: str) -> None:
     ("arguments", "words"),
     [
         (("entropy(bits=99)",), "99 was asked for"),
-        (("",), "a text is accepted"),
+        (("",), "use a text"),
         (("entropy(bits=2)", "loud"), "method is 'loud'"),
         (("entropy(bits=2)", "soft", 2, 0), "restarts is 0"),
         (("entropy(bits=2)", "soft", 2, 1, 4, 0, "", "", "slow"), "preset is 'slow'"),

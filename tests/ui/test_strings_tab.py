@@ -162,7 +162,12 @@ def test_several_files_are_offered_and_bad_ones_told(app: AppContext, tmp_path: 
     assert request == "I love the"
     assert loaded["c.json (2)"].request == "You love the"
     assert facts.count("is-error") == 4
-    for name, told in {"a.json": "no JSON", "b.txt": "given twice", "d.json": "0 or more", "e.txt": "no UTF-8"}.items():
+    for name, told in {
+        "a.json": "not valid JSON",
+        "b.txt": "given twice",
+        "d.json": "0 or more",
+        "e.txt": "not UTF-8",
+    }.items():
         assert re.search(f"{name}[^<]*{told}|{told}[^<]*{name}", facts), name
     assert "2 targets are loaded" in facts
 
@@ -170,7 +175,7 @@ def test_several_files_are_offered_and_bad_ones_told(app: AppContext, tmp_path: 
 def test_files_without_a_target_leave_the_page_as_it_is(app: AppContext, tmp_path: Path) -> None:
     *kept, facts, cure = from_files(app, MODEL, ["known"], {}, write_files(tmp_path, a__json="[]"))
     assert all(value["__type__"] == "update" and "value" not in value for value in kept)
-    assert "no JSON object" in facts
+    assert "not hold a JSON object" in facts
     assert not cure["visible"]
     assert "no .json file" in from_files(app, MODEL, ["known"], {}, [])[-2]
 
@@ -260,9 +265,9 @@ def test_stop_ends_what_moves_and_what_would_follow(app: AppContext) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"passes": None}, "The number of passes is empty; a whole number from 1 to 10,000"),
+        ({"passes": None}, "The number of passes is empty; use a whole number from 1 to 10,000"),
         ({"slots": "request"}, "nothing to tune"),
-        ({"samples": 9}, "The number of answers is 9; a whole number from 10 to 1,000 is accepted."),
+        ({"samples": 9}, "The number of answers is 9; use a whole number from 10 to 1,000."),
         ({"samples": 1001}, "answers is 1,001"),
         ({"samples": 99.5}, "answers is 99.5"),
     ],

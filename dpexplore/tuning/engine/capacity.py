@@ -99,12 +99,12 @@ class Capacity:
             raise _too_much(work, outcomes, self.machine, "Use fewer restarts or steps, or a shorter prompt.")
 
     def check_table(self, needed: int) -> None:
-        """InputError, with the numbers, if a table of so many bytes does not fit into the machine's memory."""
+        """InputError, with the numbers, if a table of this many bytes does not fit into the machine's memory."""
         if needed > USABLE * self.machine.free():
             raise _too_much(f"To look tokens up for {self.lm.name} takes", needed, self.machine, "Use init 'vocab'.")
 
     def ran_out(self, rows: int) -> None:
-        """A pass of so many rows did not fit: half of it is the new limit."""
+        """A pass of this many rows did not fit: half of it is the new limit."""
         self._limit = max(1, rows // 2)
         self._calm_steps = 0
 

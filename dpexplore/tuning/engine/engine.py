@@ -80,7 +80,7 @@ class Engine:
         """Queue a run. InputError if the target, the prompt's length, the policy or the memory do not allow it.
 
         `starts` are the beginnings of the restarts in place of random ones: ids `(pos,)`, embeddings `(pos hidden)`;
-        `resumed_from` is what the capsule shall say of the run that they come from. Runs of one `owner` share what is
+        `resumed_from` records in the capsule the run that they come from. Runs of one `owner` share what is
         a fair part of the rows while other owners want some too.
         """
         run = self.prepare(target, config, starts, resumed_from, owner)
@@ -148,7 +148,7 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """Runs that have not ended; from any thread a number of a moment ago."""
+        """Runs that have not ended; read from another thread it may be slightly stale."""
         return sum(run.part_of is None for run in list(self._runs)) + self._arrivals.qsize()
 
     @property
@@ -428,7 +428,7 @@ class Engine:
     def _too_long(self, length: int) -> str:
         return (
             f"The memory does not hold a single prompt of {length:,} tokens for {self.lm.name}; "
-            "a shorter prompt or a smaller model is accepted."
+            "use a shorter prompt or a smaller model."
         )
 
     def _give_up(self, stack: RowStack, batch: Batch, index: int, reason: str) -> Evaluation:

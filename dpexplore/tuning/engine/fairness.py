@@ -13,7 +13,7 @@ SMOOTHING = 0.2
 def fair_shares(wants: Sequence[int], room: int) -> list[int]:
     """Rows for each owner as turns would deal them: one each in order, again and again, to those who want more.
 
-    Nobody gets more than wanted, no more than `room` are dealt, and whoever gets less than wanted has at most one row
+    Nobody gets more than wanted, no more than `room` are dealt, and each that gets less than wanted has at most one row
     less than anybody else.
     """
     shares = [0] * len(wants)
@@ -35,12 +35,12 @@ class Pace:
         self._seconds_per_row: float | None = None
 
     def note(self, seconds: float, rows: int) -> None:
-        """A step of so many rows took so long."""
+        """A step of this many rows took this long."""
         cost, before = seconds / max(rows, 1), self._seconds_per_row
         self._seconds_per_row = cost if before is None else before + SMOOTHING * (cost - before)
 
     def room(self, owners: int) -> int:
-        """Rows of a step that so many owners share; each of them has one at least."""
+        """Rows of a step that this many owners share; each of them has one at least."""
         if self._seconds_per_row is None:
             return owners
         return max(owners, int(SHARED_STEP_SECONDS / max(self._seconds_per_row, 1e-9)))

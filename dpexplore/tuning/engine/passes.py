@@ -25,7 +25,7 @@ class Batch:
     grad: bool
     """Whether the gradient is wanted too."""
     alike: int = 0
-    """The prompts of one row agree in so many positions from the left."""
+    """Positions, from the left, in which the prompts of a row agree."""
     swapped: bool = False
     """The prompts are their owners' with other ids; they are embedded as they are needed, not all at once."""
 

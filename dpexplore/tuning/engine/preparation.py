@@ -17,7 +17,7 @@ from dpexplore.tuning.init.lookup import BATCH, closest_tokens, last_token_conte
 from dpexplore.tuning.run import Run
 
 LAST_TOKENS = 32
-"""A looked-up last token is one of the so many best ones."""
+"""Best tokens from which a looked-up last token is drawn."""
 
 
 class LookUp:

@@ -37,7 +37,7 @@ class EngineServer:
 
     @property
     def running(self) -> int:
-        """Runs that have not ended; a number of a moment ago."""
+        """Runs that have not ended; may be slightly stale."""
         return self.engine.running
 
     def submit(

@@ -187,8 +187,8 @@ def _from_text(
     if barred.any():
         token = lm.token_text(int(filled[barred][0]))
         raise InputError(
-            f"init_text holds the token {token!r}, which the policy of the hard slots does not allow; another text or "
-            "a wider policy is accepted."
+            f"init_text holds the token {token!r}, which the policy of the hard slots does not allow; use another "
+            "text or a wider policy."
         )
     if keep_all:
         return filled
@@ -208,8 +208,8 @@ def _surviving(lm: LanguageModel, layout: Layout, rng: torch.Generator) -> Tenso
         if survives(lm, [ids], len(layout.bos_ids))[0]:
             return torch.tensor(ids)
     raise InputError(
-        "No prompt of allowed tokens was found that survives being written as text and encoded again; a wider policy, "
-        "or round_trip off, is accepted."
+        "No prompt of allowed tokens was found that survives being written as text and encoded again; use a wider "
+        "policy, or turn round_trip off."
     )
 
 

@@ -31,7 +31,7 @@ def allowed_ids(
     if not ids:
         raise InputError(
             f"The token policy {policy!r} with {len(allow)} allowed and {len(forbid)} forbidden tokens leaves no token "
-            "for the hard slots; a policy that keeps at least one is accepted."
+            "for the hard slots; use a policy that keeps at least one."
         )
     return torch.tensor(sorted(ids), dtype=torch.long)
 

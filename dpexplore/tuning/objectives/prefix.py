@@ -15,7 +15,7 @@ from dpexplore.models import LanguageModel
 PAYS_FROM = 8
 """Positions in common from which a pass is cheaper with a cache than without (`tests/benchmarks/tuners.py cache`),"""
 PAYS_FOR = 16
-"""with so many prompts or more for each beginning."""
+"""with this many prompts or more for each beginning."""
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Nats by which log q of any one token may differ with and without a cache; the trial of a model, rounding aside."""
 COARSE_AGREEMENT = 0.1
@@ -31,7 +31,7 @@ class Prefix(NamedTuple):
     owners: Tensor
     """`(rows,)` ascending: prompts of one owner begin alike."""
     length: int
-    """In so many positions."""
+    """Number of positions."""
 
     @property
     def pays(self) -> bool:

@@ -1,4 +1,4 @@
-"""A capsule taken up again: its prompt scored anew, or its restarts carried on."""
+"""Capsules restored: the prompt scored again, or the restarts resumed."""
 
 from __future__ import annotations
 
@@ -88,9 +88,7 @@ def restore(lm: LanguageModel, capsule: dict[str, Any], target: Target | None = 
     try:
         return _restore(lm, capsule, target or target_of(lm, capsule))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"The capsule is damaged ({type(error).__name__}: {error}); an unchanged one is accepted."
-        ) from error
+        raise InputError(f"The capsule is damaged ({type(error).__name__}: {error}); use an unchanged one.") from error
 
 
 def _restore(lm: LanguageModel, capsule: dict[str, Any], target: Target) -> TuneResult:

@@ -26,23 +26,23 @@ Prompt = tuple[int, ...]
 SLOPE_DECAY = 0.7
 """Weight of the steps before in the running mean of gradients: one gradient alone ranks tokens hardly above chance."""
 LEARN_FROM = 600
-"""The latest so many prompts scored are what the regression learns from."""
+"""Latest scored prompts that the regression learns from."""
 RIDGE = 1.0
 """Weight of the regression's penalty; its features are unit vectors, one a position."""
 PAIRS = 8
 """Prompts of two or more swaps at once that are scored after the single swaps."""
 PER_POSITION = 3
-"""The best so many swaps of each position are paired."""
+"""Best swaps of each position that are paired."""
 KICK_AFTER = 6
-"""After so many steps without improvement a search goes on from its best prompt with a few tokens drawn anew."""
+"""Steps without improvement before a search goes on from its best prompt with a few tokens resampled."""
 KICKED = 2
 """So many."""
 WIDEST = 4096
-"""`top` doubles with every step without improvement, up to so many tokens."""
+"""`top` doubles with every step without improvement, up to this many tokens."""
 SURVIVORS_FROM = 4
-"""With a round trip asked for, so many times the candidates wanted are proposed."""
+"""Proposals per wanted candidate where prompts must survive a round trip."""
 SURVIVORS_AMONG = 256
-"""Eq. 4 with a round trip looks for a surviving token among so many."""
+"""Tokens among which Eq. 4 with a round trip looks for one that survives."""
 DRAWS = 20
 """Rounds of drawing candidates before fewer than asked for are accepted."""
 SEARCH_STREAM = 2**32 - 1
@@ -191,7 +191,7 @@ def _room(stack: RowStack, i: int) -> int:
 
 
 def _rank(lm: LanguageModel, row: Row, grad: Tensor, where: Tensor) -> Tensor:
-    """What is thought of each token at each hard position, `(hard vocab)`, high is good; grad `(hard hidden)`."""
+    """Score per token at each hard position, `(hard vocab)`, higher is better; grad `(hard hidden)`."""
     memory = row.memory
     unit = grad / torch.linalg.vector_norm(grad).clamp_min(1e-12)
     slope = memory.slope = unit if memory.slope is None else SLOPE_DECAY * memory.slope + unit
@@ -223,7 +223,7 @@ def _learn(row: Row, ids: Tensor, losses: Tensor) -> None:
 
 
 def _kicked(stack: RowStack, i: int) -> Tensor:
-    """A row's best prompt with a few of its hard tokens drawn anew, `(pos,)`; the best itself if none lasts."""
+    """A row's best prompt with a few of its hard tokens resampled, `(pos,)`; the best itself if none lasts."""
     row, best = stack.rows[i], stack.prompts.best_ids[i]
     layout = row.run.layout
     where, rng = layout.hard.nonzero()[:, 0], row.memory.rng

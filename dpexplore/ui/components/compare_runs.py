@@ -71,7 +71,7 @@ class KeptRun:
                 entropy_by_step=[[_number(nats) for nats in row] for row in history["entropy_nats"]],
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError("The capsule is damaged; a file that `Download capsule` saved is accepted.") from error
+            raise InputError("The capsule is damaged; use a file saved by `Download capsule`.") from error
         return kept
 
     @classmethod

@@ -56,7 +56,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Notes:
-    """For the teacher."""
+    """Notes for teaching the lesson to a class."""
 
     minutes: int
     goal: str

@@ -50,7 +50,7 @@ def join_recipe(base: str, transforms: list[str]) -> str:
 
 
 def with_base(text: str, base: Recipe) -> str:
-    """`text` with another beginning; a text that cannot be read gives way altogether."""
+    """`text` with another beginning; a text that cannot be read is replaced as a whole."""
     try:
         kept = split_recipe(text).transforms
     except InputError:

@@ -134,7 +134,7 @@ def setup_of(capsule: dict[str, Any], model: str = "") -> Setup:
         name = model or str(capsule["model"]["name"])
         return Setup(name, capsule["target"]["recipe"], TuneConfig.from_dict(capsule["config"]))
     except (KeyError, TypeError) as error:
-        raise InputError("The capsule is damaged; a file that `Download capsule` saved is accepted.") from error
+        raise InputError("The capsule is damaged; use a file saved by `Download capsule`.") from error
 
 
 def arrive_by_capsule(path: str) -> Arrival:

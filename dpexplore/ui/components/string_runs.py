@@ -100,7 +100,7 @@ def target_of(app: AppContext, model: str, recipe: str) -> StringTarget:
         raise InputError("There is no target to run; what is written beside it says why.")
     target = app.target(model, recipe)
     if not isinstance(target, StringTarget):
-        raise InputError('This recipe is over single tokens; one such as strings({"{1}": 1, "{2}": 1}) is accepted.')
+        raise InputError('This recipe is over single tokens; write one such as strings({"{1}": 1, "{2}": 1}).')
     return target
 
 
@@ -146,7 +146,7 @@ def reach(
         for told in _go(app, running, plan, course):
             archive = course.archive
             # Gradio builds a component anew for every `update` and every `skip`, tens of milliseconds a view: what
-            # does not change is told as a plain value.
+            # does not change is sent as a plain value.
             yield [told, *pictures.draw(), origin, None, RUN, STOP]
         word = "Stopped" if running.stopped(session) else "Done"
         yield [ended_line(course, word), *pictures.draw(), origin, _offer(archive), *idle]
@@ -247,5 +247,5 @@ def _buttons(*, running: bool) -> list[Any]:
 def _whole(name: str, value: Any, low: int, high: int) -> int:
     if value is None or value != int(value) or not low <= value <= high:
         told = "empty" if value is None else f"{value:,}"
-        raise InputError(f"The number of {name} is {told}; a whole number from {low:,} to {high:,} is accepted.")
+        raise InputError(f"The number of {name} is {told}; use a whole number from {low:,} to {high:,}.")
     return int(value)

@@ -21,7 +21,7 @@ SHOWN_PROBLEMS = 5
 def read_uploads(paths: Sequence[str]) -> tuple[dict[str, Strings], list[str]]:
     """The targets by their files' names, in order, and a sentence for every file that holds none, or if none came."""
     found: dict[str, Strings] = {}
-    problems = [] if paths else ["There is no .json file there; JSON files of the paper's repository are accepted."]
+    problems = [] if paths else ["There is no .json file there; use JSON files as in the paper's repository."]
     files = sorted((Path(path) for path in paths), key=lambda file: file.name)
     for file in files[:MOST_FILES]:
         try:
@@ -47,7 +47,7 @@ def _read(file: Path) -> Strings:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise InputError(f"{file.name!r} is no UTF-8 text; JSON or one outcome a line is accepted.") from None
+        raise InputError(f"{file.name!r} is not UTF-8 text; use JSON, or one outcome a line.") from None
     if len(text) > MOST_CHARACTERS:
         raise InputError(f"{file.name!r} has {len(text):,} characters; at most {MOST_CHARACTERS:,} are read.")
     return parse_strings(file.name, text) if file.suffix.lower() == ".json" else Strings(tuple(read_lines(text)))

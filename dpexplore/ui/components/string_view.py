@@ -28,7 +28,7 @@ UNITS = {"prompt": "step", "lora": "pass"}
 """What each way that moves counts."""
 BARS_SECONDS = 1.0
 BARS_A_SECOND = 500
-"""The bars of a moving way are drawn anew after a second, later where there are more outcomes than these."""
+"""The bars of a moving way are redrawn after a second, later where there are more outcomes than these."""
 SHOWN_REQUEST = 80
 """Characters of a request that a line names."""
 SHOWN_ANSWERS = 24
@@ -140,7 +140,7 @@ class Pictures:
 
 
 def live_line(course: Course, key: str, most: int) -> str:
-    """Where a moving way stands after so many of at most `most` steps."""
+    """Progress of a moving way, in steps out of at most `most`."""
     way, name = course.ways[key], WAYS[key][0]
     name = name[0].upper() + name[1:]
     if not way.steps or way.latest is None:

@@ -68,7 +68,7 @@ class TargetPanel:
 
 
 # What happened at the designer -> what changes there, both by name; `chart`, `tokens`, `facts` and
-# `problem` are the preview, other names the controls. A name that is not told of stays as it is.
+# `problem` are the preview, other names the controls. A name that is missing stays as it is.
 
 
 def _trouble(error: Exception) -> Changes:
@@ -88,7 +88,7 @@ def show_target(app: AppContext, model: str, text: str) -> Changes:
 
 
 def set_base(app: AppContext, make: Callable[..., Recipe], model: str, text: str, *values: Any) -> Changes:
-    """A panel's control moved: the recipe begins anew, with the same transforms on top.
+    """A panel's control moved: the recipe starts over, with the same transforms on top.
 
     A recipe that stays the same is not told: Gradio's drop-downs speak up whenever they are left, and what is being
     typed into the recipe meanwhile must not be overwritten.

@@ -81,7 +81,7 @@ def show_run(app: AppContext, session: str, model: str, recipe: str, views: Gene
     idle = [gr.update(interactive=True), gr.update(interactive=False)]
     busy = [gr.update(interactive=False), gr.update(interactive=True)]
     # The last result stays until there is something of the new run to show. Gradio builds a component anew for every
-    # `update` and every `skip`, tens of milliseconds a view: what does not change is told as a plain value.
+    # `update` and every `skip`, tens of milliseconds a view: what does not change is sent as a plain value.
     rest: list[Any] = [EMPTY_RESULT, "", gr.update(interactive=False), *busy]
     stay: list[Any] = [gr.skip()] * 5
     view = None

@@ -32,7 +32,7 @@ from dpexplore.ui.components.target_panel import QUIET
 from dpexplore.ui.components.widgets import axis_switch, card_title, chart, view
 
 MOST_RUNS = 24
-"""A page compares so many; the ones kept first give way."""
+"""Most runs that a page compares; the oldest are dropped first."""
 KEPT_IN_MEMORY = 256
 STORAGE_KEY = "dpexplore-compare"
 STORAGE_SECRET = "which runs a browser compares"  # no secret: it keeps the browser's own list in one piece

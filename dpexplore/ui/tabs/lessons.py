@@ -69,7 +69,7 @@ def guesses_html(lesson: Lesson, counts: Sequence[int]) -> str:
 
 
 def notes_html(lesson: Lesson) -> str:
-    """What stands beside a lesson for whoever teaches it."""
+    """The teacher's notes beside a lesson."""
     notes = lesson.notes
     return (
         f"<details class='dpx-teacher'><summary>For the teacher · {notes.minutes} minutes</summary><dl>"

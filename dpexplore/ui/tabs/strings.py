@@ -117,7 +117,7 @@ def from_recipe(app: AppContext, model: str, recipe: str) -> list[Any]:
     try:
         asked = parse_recipe(recipe)
         if not isinstance(asked, Strings):
-            raise InputError('This recipe is over single tokens; one such as strings({"{1}": 1}) is accepted.')
+            raise InputError('This recipe is over single tokens; write one such as strings({"{1}": 1}).')
     except Exception as error:
         return [*[gr.skip()] * 4, message(sentence(error), "error"), gr.update(visible=False)]
     return [*_fields(asked), *_preview(app, model, recipe)]
@@ -228,7 +228,7 @@ def _build_target(known: dict[str, Strings]) -> dict[str, Any]:
 
 def _build_ways() -> dict[str, Any]:
     made: dict[str, Any] = {}
-    number: dict[str, Any] = {"min_width": 76, "scale": 1}  # what is accepted is told by the run, in one sentence
+    number: dict[str, Any] = {"min_width": 76, "scale": 1}  # the run checks it and answers in one sentence
     with gr.Column(elem_classes="dpx-card"):
         with gr.Row(elem_classes="dpx-inline", elem_id="strings-row"):
             choices = [("tuned prompt", "prompt"), ("LoRA", "lora")]
