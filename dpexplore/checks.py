@@ -33,6 +33,7 @@ def check_number(name: str, value: object, accepted: str, fits: Callable[[float]
 
 
 def check_flag(name: str, value: object) -> bool:
+    """`value` if it is True or False; InputError that names the argument otherwise."""
     if not isinstance(value, bool):
         raise InputError(f"`{name}` is {_shown(value)}; use True or False.")
     return value

@@ -89,8 +89,10 @@ def emit(record: dict[str, Any]) -> None:
 
 @contextmanager
 def stoppable(cancel: Callable[[], None]) -> Iterator[None]:
-    """Inside the block Ctrl-C and SIGTERM call `cancel` once, so that the command ends with what it has; a second
-    signal ends it at once (KeyboardInterrupt)."""
+    """Inside the block Ctrl-C and SIGTERM call `cancel` once, so that the command ends with what it has.
+
+    A second signal ends it at once (KeyboardInterrupt).
+    """
     asked = False
 
     def stop(_signal: int, _frame: object) -> None:

@@ -66,6 +66,7 @@ def family(name: str, size: Size = "small") -> list[Task]:
 
 
 def numbers(size: Size) -> list[Task]:
+    """Whole numbers in ranges and with properties."""
     hundred = range(1, 101)
     primes = [n for n in range(2, 101) if all(n % d for d in range(2, n))]
     ranges: list[tuple[str, str, Sequence[int]]] = [
@@ -83,6 +84,7 @@ def numbers(size: Size) -> list[Task]:
 
 
 def days_and_dates(size: Size) -> list[Task]:
+    """Days of the week, months, and the days of each month."""
     week = list(calendar.day_name)
     tasks = [
         _uniform("weekday", f"Choose a random day of the week. {braces('day', 'day')}", week),
@@ -97,6 +99,7 @@ def days_and_dates(size: Size) -> list[Task]:
 
 
 def countries(size: Size) -> list[Task]:
+    """The countries of each continent."""
     tasks = []
     for continent in CONTINENTS[-2:] if size == "small" else CONTINENTS:
         request = (
@@ -107,16 +110,19 @@ def countries(size: Size) -> list[Task]:
 
 
 def fruits(size: Size) -> list[Task]:
+    """Fruits."""
     request = f"Name a random fruit. {braces('fruit', 'fruit')}"
     return [_trained("fruit", request, FRUITS, size)]
 
 
 def occupations(size: Size) -> list[Task]:
+    """Occupations."""
     request = f"Name a random occupation. {braces('occupation', 'occupation')}"
     return [_trained("occupation", request, _occupations(), size)]
 
 
 def baby_names(size: Size) -> list[Task]:
+    """First names of girls and of boys."""
     girls, boys = _first_names()
     return [
         _trained(kind, f"Give me a random name for a baby {kind}. {braces('name', 'name')}", names, size)

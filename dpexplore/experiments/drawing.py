@@ -67,6 +67,7 @@ def series_of(names: Sequence[str]) -> list[Series]:
 
 
 def new_figure(title: str, x: str, y: str) -> go.Figure:
+    """An empty figure with the layout that all figures of the paper share."""
     figure = go.Figure(layout=base_layout(title, x, y))
     return figure.update_layout(
         meta={"dark": ON_DARK}, margin={"t": 56, "b": 90, "l": 64, "r": 20}, legend={"y": -0.22}
@@ -92,6 +93,7 @@ def add_band(figure: go.Figure, x: Sequence[float], low: Sequence[float], high: 
 
 
 def add_curve(figure: go.Figure, x: Sequence[float], y: Sequence[float], look: Series) -> None:
+    """Draw a series as a line with a marker at each point."""
     figure.add_scatter(
         x=list(x),
         y=list(y),
@@ -117,6 +119,7 @@ def add_ranges(figure: go.Figure, x: Sequence[float], y: Table, low: Table, high
 
 
 def add_points(figure: go.Figure, x: Sequence[float], y: Sequence[float], look: Series) -> None:
+    """Draw a series as open markers without a line."""
     figure.add_scatter(
         x=list(x),
         y=list(y),

@@ -46,6 +46,7 @@ class Reach:
 
     @property
     def can(self) -> bool | None:
+        """Whether the order can come first; None where neither was proved."""
         return self.ranking.can
 
     @property

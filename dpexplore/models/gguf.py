@@ -57,12 +57,15 @@ def parsed_once() -> Iterator[None]:
 
 
 def read_config(file: Path) -> PretrainedConfig:
+    """The transformers config that a GGUF file describes."""
     return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
 
 
 def read_tokenizer(file: Path) -> PreTrainedTokenizerBase:
-    """The file's tokenizer. GGUF names the pre-tokenizer (`tokenizer.ggml.pre`); transformers ignores the name
-    and always splits as GPT-2 does, so the one that differs in the default model is restored here.
+    """The file's tokenizer.
+
+    GGUF names the pre-tokenizer (`tokenizer.ggml.pre`); transformers ignores the name and always splits as GPT-2 does,
+    so the one that differs in the default model is restored here.
     """
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     field = gguf.GGUFReader(file).get_field("tokenizer.ggml.pre")

@@ -54,10 +54,12 @@ class SoftmaxHead:
 
     @property
     def vocab_size(self) -> int:
+        """Rows of the unembedding."""
         return self.matrix.shape[0]
 
     @property
     def hidden_size(self) -> int:
+        """Columns of the unembedding."""
         return self.matrix.shape[1]
 
 

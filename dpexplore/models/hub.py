@@ -88,6 +88,7 @@ def fetch(
 
 
 def no_such_model(name: str) -> InputError:
+    """The error for a name that stands for no model, with what may stand there."""
     return InputError(
         f"There is no model {name}; use a name that `dpexplore models` lists, a Hugging Face Hub id "
         "such as Qwen/Qwen2.5-0.5B, a model folder or a .gguf file, with random: before it for random weights."

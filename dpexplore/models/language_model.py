@@ -42,6 +42,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
+        """Where the model's weights are."""
         return self.model.device
 
     @property
@@ -56,7 +57,7 @@ class LanguageModel:
 
     @property
     def dtype_name(self) -> str:
-        """`float32`, `bfloat16`, …"""
+        """The name of the precision: `float32`, `bfloat16`, …."""
         return str(self.dtype).removeprefix("torch.")
 
     @cached_property
@@ -182,7 +183,7 @@ class LanguageModel:
         return text
 
     def token_text(self, token_id: int) -> str:
-        """One token as a person reads it: ` the`, `<|endoftext|>`, `\\xe2\\x80` for a lone byte; never empty."""
+        r"""One token as a person reads it: ` the`, `<|endoftext|>`, `\xe2\x80` for a lone byte; never empty."""
         return self._tokens.token_text(token_id)
 
     def token_bytes(self, token_id: int) -> bytes | None:

@@ -202,5 +202,6 @@ def _bytes_below(folder: Path) -> int:
 
 
 def sha256(file: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

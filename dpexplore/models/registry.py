@@ -80,6 +80,7 @@ class ModelInfo:
 
 
 def default_device() -> torch.device:
+    """CUDA where there is a card, the CPU otherwise."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -76,6 +76,7 @@ def _said(error: Exception) -> str:
 
 
 def main() -> None:
+    """Render the chat templates that come as lines of JSON, within bounds on memory."""
     with suppress(ImportError, ValueError, OSError):  # not on Windows; a smaller limit may be set already
         import resource
 

@@ -162,7 +162,7 @@ class TokenTable:
         return self._to_bytes(token_id, token)
 
     def token_text(self, token_id: int) -> str:
-        """Readable text, never empty: bytes that are no valid UTF-8 by themselves are written `\\xe2\\x80`."""
+        r"""Readable text, never empty: bytes that are not valid UTF-8 by themselves are written `\xe2\x80`."""
         data = self.token_bytes(token_id)
         text = self.tokens.get(token_id, "") if data is None else data.decode(errors="backslashreplace")
         return text or f"<id {token_id}>"

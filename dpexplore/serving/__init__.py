@@ -1,0 +1,1 @@
+"""What a page and a program share, without Gradio: model pool, journal, sessions, floors."""

@@ -31,6 +31,8 @@ SETTLE_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class AppContext:
+    """What all handlers of a server share, and what they ask of it."""
+
     pool: ModelPool = field(default_factory=ModelPool)
     sessions: Sessions = field(default_factory=Sessions)
     floors: Floors = field(default_factory=Floors)

@@ -22,8 +22,11 @@ Solver = Callable[..., FloorResult]
 
 
 class Floors:
-    """Floors by model and recipe, shared by everybody. A floor takes about a second on two CPU cores, so they are
-    worked on one after the other in a thread of their own, each from the last one's solution."""
+    """Floors by model and recipe, shared by everybody.
+
+    A floor takes about a second on two CPU cores, so they are computed one after the other in a thread of their own,
+    each from the last one's solution.
+    """
 
     def __init__(self, solve: Solver = softmax_floor) -> None:
         self._solve = solve

@@ -40,6 +40,7 @@ SUFFIX = ".run"
 
 
 def new_run_id() -> str:
+    """A run id that nobody can guess."""
     return secrets.token_urlsafe(16)
 
 
@@ -272,8 +273,10 @@ def _take(run_id: str, record: Record | None, line: str) -> Record | None:
 
 
 def _old_line(line: Any, restarts: int) -> list[StepLine | dict[str, Any]]:
-    """What a line of the KL chart's stream says of a step. Of more restarts than it shows, the last column belongs to
-    whichever was the best one, and so to none."""
+    """What a line of the KL chart's stream says of a step.
+
+    Of more restarts than it shows, the last column belongs to whichever was the best one, and so to none.
+    """
     if isinstance(line, dict):
         return [] if "run" in line else [line]
     step, kls, entropies, best = line

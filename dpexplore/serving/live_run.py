@@ -45,8 +45,11 @@ class LiveRun:
     def __init__(
         self, run_id: str, model: str, run: Run, file: RunFile | None, marks: Marks = lambda: None, grace: float = 0.0
     ) -> None:
-        """`marks` is asked for the lines across the KL chart (`floor`, `head`, in nats) until it has them; `grace` is
-        how many seconds the run goes on when nobody looks at it."""
+        """Follow `run`, which has begun.
+
+        `marks` is asked for the lines across the KL chart (`floor`, `head`, in nats) until it has them; `grace` is how
+        many seconds the run goes on when nobody looks at it.
+        """
         self.id, self.model, self.run = run_id, model, run
         self.keep_running = False
         """Whether it goes on however long nobody looks."""

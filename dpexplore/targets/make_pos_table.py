@@ -17,6 +17,7 @@ from dpexplore.targets.pos_tagger import chosen_pipeline, load_tagger
 
 
 def main() -> None:
+    """Tag the words of the vocabularies asked for and write the table."""
     options = argparse.ArgumentParser(prog="python -m dpexplore.targets.make_pos_table", description=__doc__)
     options.add_argument("--model", action="append", help="a model whose vocabulary's words to tag")
     options.add_argument("--out", type=Path, default=SHIPPED_TABLE)

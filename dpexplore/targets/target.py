@@ -52,14 +52,17 @@ class Target:
 
     @property
     def vocab_size(self) -> int:
+        """Number of tokens."""
         return self.probs.shape[0]
 
     @cached_property
     def entropy_nats(self) -> float:
+        """Entropy of the target in nats."""
         return float(entropy_nats(self.probs))
 
     @property
     def entropy_bits(self) -> float:
+        """Entropy of the target in bits."""
         return self.entropy_nats / NATS_PER_BIT
 
     def label(self, index: int, lm: LanguageModel) -> str:

@@ -232,6 +232,7 @@ class TuneConfig:
         return cls(**record)
 
     def to_dict(self) -> dict[str, Any]:
+        """The settings by name, as JSON can hold them."""
         return dataclasses.asdict(self)
 
 

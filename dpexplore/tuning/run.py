@@ -167,6 +167,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
+        """Whether the run has ended, for whatever reason."""
         return self._finished
 
     @property

@@ -1,0 +1,1 @@
+"""The page, and its endpoints over HTTP and MCP."""

@@ -277,8 +277,10 @@ def _answer(request: gr.Request, make: Callable[[], Any]) -> Any:
 
 
 def _told(request: gr.Request, answer: Any) -> Any:
-    """An answer as its asker reads it: an agent gets JSON, since MCP carries text, and neither capsule nor u, which
-    would take thousands of its tokens."""
+    """An answer as its asker reads it.
+
+    An agent gets JSON, since MCP carries text, and neither capsule nor u, which would take thousands of its tokens.
+    """
     if request.headers.get("x-gradio-user") != "mcp":
         return answer
     if isinstance(answer, dict):

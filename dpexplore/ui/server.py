@@ -85,8 +85,11 @@ def log_as_json(*, with_text: bool) -> None:
 
 
 def start(app: AppContext, host: str, port: int, names: Collection[str] | None = None, **settings: Any) -> gr.Blocks:
-    """Serve the page; returns once it answers. It answers to `names` alone, or to any name if there are none;
-    `settings` are further arguments of Gradio's `launch`."""
+    """Serve the page; returns once it answers.
+
+    It answers to `names` alone, or to any name if there are none; `settings` are further arguments of Gradio's
+    `launch`.
+    """
     server = app.rules.manifest.server if app.rules else None
     megabytes = server.upload_megabytes if server else UPLOAD_MEGABYTES
     gate_rules = GateRules(megabytes * 2**20, names, server.visitors_per_address if server else LOCAL_VISITORS)

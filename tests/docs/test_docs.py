@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -73,3 +74,19 @@ def test_the_citation_agrees_with_the_package() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert str(citation["version"]) == dp.__version__
     assert f"## {dp.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_every_public_name_explains_itself() -> None:
+    """Names of `dpexplore` and what their classes offer, inherited descriptions included."""
+    silent = []
+    for name in dp.__all__:
+        thing = getattr(dp, name)
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            members = {f"{name}.{key}": value for key, value in inspect.getmembers(thing) if key[0] != "_"}
+            own = {
+                key: value
+                for key, value in members.items()
+                if inspect.isfunction(value) or inspect.ismethod(value) or isinstance(value, property)
+            }
+            silent += [key for key, value in {name: thing, **own}.items() if not inspect.getdoc(value)]
+    assert silent == []

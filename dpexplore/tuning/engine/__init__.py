@@ -1,0 +1,1 @@
+"""The engine: rows of all runs, stepped together."""

@@ -33,6 +33,7 @@ class EngineServer:
 
     @property
     def lm(self) -> LanguageModel:
+        """The model that all runs share."""
         return self.engine.lm
 
     @property

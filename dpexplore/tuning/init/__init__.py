@@ -1,0 +1,1 @@
+"""Where restarts begin: layouts, token policies, lookup."""

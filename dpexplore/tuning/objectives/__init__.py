@@ -1,0 +1,1 @@
+"""What runs minimise: distances between distributions over tokens and over strings."""

@@ -1,0 +1,1 @@
+"""Update rules for soft and hard tokens."""

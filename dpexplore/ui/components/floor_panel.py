@@ -191,7 +191,7 @@ def _here(app: AppContext, lm: LanguageModel, model: str, recipe: str) -> FloorP
 
 
 def build_floor_card() -> tuple[gr.HTML, gr.HTML]:
-    """(sentence, ladder)"""
+    """The card as (sentence, ladder)."""
     told = view(message("The floor appears with the target.", "info"), live=True, elem_id="floor")
     return told, view(elem_id="ladder")
 

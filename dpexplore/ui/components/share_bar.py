@@ -194,8 +194,10 @@ def wire_share_bar(
     target: TargetPanel,
     tuning: TunePanel,
 ) -> tuple[Any, Any]:
-    """Links, capsules and the check box. Gives the events after which the wanted model is to be loaded:
-    the page has been opened, a capsule has been opened."""
+    """Links, capsules and the check box.
+
+    Returns the events after which the wanted model is to be loaded: the page was opened, a capsule was opened.
+    """
     names = list(tuning.controls)
 
     def make_link(model: str, recipe: str, *settings: Any) -> str:

@@ -35,9 +35,12 @@ watch('value', show); show();
 
 
 def view(value: str = "", *, live: bool = False, **settings: Any) -> gr.HTML:
-    """HTML made on the server from escaped text. Unlike `gr.HTML` as it comes, no template runs over the
-    value, so a token such as `${x}` or `{{x}}` stays what it is. `live`: screen readers are told of changes, but not
-    while the value carries `data-moving`, which changes several times a second."""
+    """HTML made on the server from escaped text.
+
+    Unlike `gr.HTML` as it comes, no template runs over the value, so a token such as `${x}` or `{{x}}` stays what it
+    is. `live`: screen readers announce changes, but not while the value carries `data-moving`, which changes several
+    times a second.
+    """
     region = " role='status' aria-live='polite'" if live else ""
     template = f"<div class='dpx-view'{region}></div>"
     return gr.HTML(
