@@ -102,8 +102,8 @@ class AppContext:
     def watch(self, session: str, live: LiveRun) -> Generator[RunView]:
         """What a session sees of a run, until it has ended or the session turns to another one.
 
-        An overtaken run of its own, which is stopping, is seen to its end without a word: its result counts. Closing the
-        iterator unsubscribes.
+        An overtaken run of its own, which is stopping, is seen to its end without a word: its result counts. Closing
+        the iterator unsubscribes.
         """
         with closing(live.views()) as views:
             for view in views:
