@@ -487,7 +487,6 @@ def _exact(data: SweepData) -> Iterator[Claim]:
 
 def _exact_in(data: SweepData, model: str, reading: str, own: Table) -> Iterator[Claim]:
     """The three claims of one model in one family of targets."""
-
     middle = own[own["bits"].between(*MODERATE)]
 
     def by_seed(column: str, rows: Table = own) -> Interval:
