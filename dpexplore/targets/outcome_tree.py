@@ -9,6 +9,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from dpexplore.errors import InputError
+
+MAX_TOKENS = 25_000
+"""Tokens of all outcomes behind all prefixes; what a tree's nodes see of one another takes their square in bytes."""
+MAX_PATHS = 2_000_000
+"""Entries of `paths`, most of which fill up the shorter outcomes where one is much longer than the others."""
 ROOT = -1
 """Parent of a node that follows the prompt directly."""
 
@@ -51,34 +57,38 @@ class OutcomeTree:
         PrefixClash if an outcome is the beginning of another one or equal to it.
         """
         check_prefix_free(outcomes)
-        nodes: dict[tuple[int, ...], int] = {}
-        edges: dict[tuple[int, ...], int] = {}
-        depths, parents = [], []
+        nodes: dict[tuple[int, int], int] = {}
+        edges: dict[tuple[int, int], int] = {}
+        inputs, depths, parents = [], [], []
 
-        def node(path: tuple[int, ...]) -> int:
-            if not path:
-                return ROOT
-            if path not in nodes:
-                parent = node(path[:-1])
-                nodes[path] = len(nodes)
+        def node(parent: int, token: int) -> int:
+            known = nodes.setdefault((parent, token), len(nodes))
+            if known == len(inputs):
+                inputs.append(token)
                 parents.append(parent)
-                depths.append(len(path) - 1)
-            return nodes[path]
+                depths.append(0 if parent == ROOT else depths[parent] + 1)
+            return known
 
         sources, tokens, paths = [], [], []
-        for prefix in map(tuple, prefixes):
-            for outcome in map(tuple, outcomes):
-                for end in range(len(outcome)):
-                    path = prefix + outcome[: end + 1]
-                    if path not in edges:
-                        edges[path] = len(edges)
-                        sources.append(node(path[:-1]) + 1)
-                        tokens.append(path[-1])
-                paths.append([edges[prefix + outcome[: end + 1]] for end in range(len(outcome))])
+        for prefix in prefixes:
+            start = ROOT
+            for token in prefix:
+                start = node(start, token)
+            for outcome in outcomes:
+                at, path = start, []
+                for place, token in enumerate(outcome):
+                    if place:
+                        at = node(at, outcome[place - 1])
+                    edge = edges.setdefault((at, token), len(edges))
+                    if edge == len(tokens):
+                        sources.append(at + 1)
+                        tokens.append(token)
+                    path.append(edge)
+                paths.append(path)
         longest = max(map(len, paths))
         filled = [path + [len(edges)] * (longest - len(path)) for path in paths]
         return cls(
-            torch.tensor([path[-1] for path in nodes], dtype=torch.long),
+            torch.tensor(inputs, dtype=torch.long),
             torch.tensor(parents, dtype=torch.long),
             torch.tensor(depths, dtype=torch.long),
             torch.tensor(sources),
@@ -118,13 +128,31 @@ class OutcomeTree:
 
 def check_prefix_free(outcomes: Sequence[Sequence[int]]) -> None:
     """PrefixClash for the first outcome, in order, that is the beginning of another or equal to it."""
-    ends: dict[tuple[int, ...], int] = {}
+    places: dict[tuple[int, int], int] = {}
+    ends: dict[int, int] = {}
     for i, outcome in enumerate(outcomes):
-        same = ends.setdefault(tuple(outcome), i)
+        at = ROOT
+        for token in outcome:
+            at = places.setdefault((at, token), len(places))
+        same = ends.setdefault(at, i)
         if same != i:
             raise PrefixClash(same, i)
     for i, outcome in enumerate(outcomes):
-        for end in range(len(outcome)):
-            short = ends.get(tuple(outcome[:end]))
-            if short is not None:
-                raise PrefixClash(short, i)
+        at = ROOT
+        for token in outcome:
+            if at in ends:
+                raise PrefixClash(ends[at], i)
+            at = places[at, token]
+
+
+def check_tree_size(outcomes: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]]) -> None:
+    """InputError for what would make too large a tree; counts tokens and builds nothing."""
+    each = sum(map(len, outcomes))
+    asked = len(prefixes) * each + sum(map(len, prefixes))
+    table = len(prefixes) * len(outcomes) * max(map(len, outcomes))
+    if asked > MAX_TOKENS or table > MAX_PATHS:
+        behind = f" behind {len(prefixes):,} beginnings of the answer" if len(prefixes) > 1 else ""
+        raise InputError(
+            f"The outcomes have {each:,} tokens together{behind}, too many to be scored in one pass; use fewer or "
+            f"shorter ones, of at most {MAX_TOKENS:,} tokens in all."
+        )

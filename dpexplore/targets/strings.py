@@ -14,7 +14,7 @@ from dpexplore.errors import InputError
 from dpexplore.models.chat import chat_text, end_of_answer, has_chat
 from dpexplore.models.pieces import encode_behind
 from dpexplore.targets.capture import prompt_ids
-from dpexplore.targets.outcome_tree import OutcomeTree, PrefixClash
+from dpexplore.targets.outcome_tree import OutcomeTree, PrefixClash, check_tree_size
 from dpexplore.targets.recipe import BuildContext, Load, Provenance, Recipe, literal
 from dpexplore.targets.target import Target
 
@@ -114,15 +114,16 @@ class Strings(Recipe):
         prefixes = [encode_behind(lm, opening, prefix) for prefix in self.response]
         before = opening + self.response[0]
         outcomes = [encode_behind(lm, before, text) + end for text in self.texts]
-        try:
-            tree = OutcomeTree.of(outcomes, prefixes)
-        except PrefixClash as clash:
-            raise InputError(_clash_sentence(self.texts[clash.short], self.texts[clash.long], self.eos)) from None
-        longest = len(request_ids) + max(map(len, prefixes)) + tree.longest
+        longest = len(request_ids) + max(map(len, prefixes)) + max(map(len, outcomes))
         if lm.max_positions is not None and longest > lm.max_positions:
             raise InputError(
                 f"The request with its longest outcome has {longest:,} tokens; {lm.name} accepts {lm.max_positions:,}."
             )
+        check_tree_size(outcomes, prefixes)
+        try:
+            tree = OutcomeTree.of(outcomes, prefixes)
+        except PrefixClash as clash:
+            raise InputError(_clash_sentence(self.texts[clash.short], self.texts[clash.long], self.eos)) from None
         weights = torch.tensor([weight for _, weight in self.outcomes], dtype=torch.float64)
         weights = weights / weights.max()  # before the sum, which could overflow
         provenance: dict[str, Any] = {

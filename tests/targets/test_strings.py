@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +63,34 @@ def test_a_tree_holds_every_sequence_and_shares_what_they_begin_with(
     assert len(tree.inputs) == len(followed)
     assert (tree.sight.sum(1) == tree.depths + 1).all()  # itself and its ancestors
     assert tree.height == max(len(prefix) for prefix in before) + tree.longest
+
+
+def test_a_trees_memory_grows_with_its_tokens_and_not_with_their_square() -> None:
+    tokens = 10_000
+    tracemalloc.start()
+    try:
+        tree = OutcomeTree.of([range(tokens), [*range(tokens - 1), tokens]])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (len(tree.inputs), len(tree.tokens)) == (tokens - 1, tokens + 1)
+    assert peak < 2000 * tokens  # every beginning of it kept apart would take 4 GB
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (strings({"7" * 19_900: 1}, request="x"), "longest outcome has"),
+        (strings([f"a{i}" for i in range(5000)], request="x", response=list(map(str, range(100)))), "too many"),
+        (strings(["7" * 40, *(f"a{i}" for i in range(4999))], request="x", response=[*"123456789"]), "too many"),
+    ],
+)
+def test_an_oversized_tree_is_refused_before_it_is_built(
+    tiny_lm: TinyLm, monkeypatch: pytest.MonkeyPatch, asked: Strings, told: str
+) -> None:
+    monkeypatch.setattr(OutcomeTree, "of", lambda *_: pytest.fail("a tree is built"))
+    with pytest.raises(dp.InputError, match=told):
+        asked.build(tiny_lm("llama"))
 
 
 @settings(deadline=None)
