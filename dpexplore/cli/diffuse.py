@@ -277,3 +277,5 @@ def _show_replay(folder: Path, model: str, device: str | None, dtype: str | None
     for name, now, then in zip(found.names, found.kl_nats, found.recorded_kl_nats, strict=True):
         say(f"{name}: KL {now:.6f} nats; the capsule says {then:.6f}")
     say("the two agree within 0.001" if found.agrees else "the two differ by more than 0.001")
+    if found.note is not None:
+        say(found.note)

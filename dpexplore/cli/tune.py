@@ -121,6 +121,8 @@ def _replay_or_resume(
     say("the two agree within 0.001" if found.agrees else "the two differ by more than 0.001")
     say(f"the weights are {'the same' if found.same_weights else 'others'}")
     say(f"the libraries are {'the same' if found.same_libraries else 'of other versions'}")
+    if found.note is not None:
+        say(found.note)
 
 
 def _tune_and_show(run: dp.Run, out: Path | None, as_json: bool) -> None:

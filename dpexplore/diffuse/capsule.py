@@ -18,6 +18,7 @@ from dpexplore.errors import InputError
 from dpexplore.files import replacing_folder, write_file
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Strings, parse_recipe
+from dpexplore.targets.recorded import changed_prompt, recorded_prompts
 from dpexplore.tuning.record.capsule import library_versions
 
 FORMAT = "dpexplore adapter capsule"
@@ -40,7 +41,10 @@ def make_capsule(run: AdapterRun, told: Sequence[Answers]) -> dict[str, Any]:
         },
         "libraries": {**library_versions(), "peft": version("peft")},
         "config": run.config.to_dict(),
-        "targets": [{"name": one.name, "recipe": target.recipe} for one, target in zip(told, run.targets, strict=True)],
+        "targets": [
+            {"name": one.name, "recipe": target.recipe, "provenance": target.provenance}
+            for one, target in zip(told, run.targets, strict=True)
+        ],
         "result": {
             "status": run.status,
             "passes": len(run.steps),
@@ -87,6 +91,8 @@ class AdapterReplay:
     kl_nats: list[float]
     same_weights: bool
     """Whether the model below the adapter is the capsule's, by its identity."""
+    note: str | None = None
+    """What else differs from the day of the capsule, in a sentence."""
 
     @property
     def agrees(self) -> bool:
@@ -100,11 +106,15 @@ def replay_adapter(lm: LanguageModel, folder: Path) -> AdapterReplay:
     capsule = load_adapter_capsule(folder)
     adapter = load_adapter(lm, folder)
     kls: list[float] = []
+    notes: list[str | None] = []
     for entry in capsule["targets"]:
         recipe = parse_recipe(entry["recipe"])
         if not isinstance(recipe, Strings):
             raise InputError(f"The capsule in {folder} has a target that is not over strings.")
-        kls.append(outcome_fit(adapter.lm, recipe.build(lm)).kl_nats)
+        target = recipe.build(lm, recorded=recorded_prompts(recipe, entry.get("provenance") or {}))
+        notes.append(changed_prompt(target.provenance))
+        kls.append(outcome_fit(adapter.lm, target).kl_nats)
     recorded = [one["kl_nats"] for one in capsule["result"]["answers"]]
     names = [entry["name"] for entry in capsule["targets"]]
-    return AdapterReplay(names, recorded, kls, capsule["model"]["identity"] == lm.identity)
+    note = next(filter(None, notes), None)
+    return AdapterReplay(names, recorded, kls, capsule["model"]["identity"] == lm.identity, note)

@@ -169,6 +169,12 @@ class LanguageModel:
             raise InputError(f"The prompt has tokens that {self.name} has no embedding for; leave out special marks.")
         return ids
 
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """InputError if a prompt of ids (from a record, say) is longer than the model accepts or not its own."""
+        self.check_length(ids)
+        if not 0 <= min(ids, default=0) <= max(ids, default=0) < self._embedding.weight.shape[0]:
+            raise InputError(f"The recorded prompt has tokens that {self.name} has no embedding for.")
+
     def check_length(self, ids: Sequence[int]) -> None:
         """InputError if a prompt is longer than the model accepts."""
         if self.max_positions is not None and len(ids) > self.max_positions:

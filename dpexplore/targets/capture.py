@@ -69,10 +69,15 @@ def random_ids(lm: LanguageModel, length: int, seed: int, *, bos: bool = True) -
     return begin + ordinary[torch.randint(len(ordinary), (length,), generator=generator)].tolist()
 
 
-def capture_ids(lm: LanguageModel, ids: list[int]) -> tuple[Tensor, Provenance]:
-    """The model's next-token probabilities `(vocab,)` float64 on the CPU after `ids`, and where they come from."""
+def capture_ids(lm: LanguageModel, ids: list[int], recorded: list[int] | None = None) -> tuple[Tensor, Provenance]:
+    """The model's next-token probabilities `(vocab,)` float64 on the CPU after `ids`, and where they come from.
+
+    After `recorded` instead where a record names other ids; the provenance says so.
+    """
+    changed = {} if recorded in (None, ids) else {"prompt_changed": True}
+    ids = recorded or ids
     log_probs = lm.log_probs_of_ids(torch.tensor([ids], device=lm.device))[0]
     probs = log_probs.double().cpu().softmax(0)  # float32 rounding leaves a sum of 1 ± 1e-6
     if not torch.isfinite(probs).all():
         raise InputError(f"{lm.name} answered this prompt with NaN; try another prompt or another precision.")
-    return probs, {"model": lm.name, "identity": lm.identity, "prompt_ids": list(ids)}
+    return probs, {"model": lm.name, "identity": lm.identity, "prompt_ids": list(ids), **changed}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -26,6 +26,14 @@ Load = Callable[[str], "LanguageModel"]
 Provenance = dict[str, Any]
 
 
+class RecordedPrompt(NamedTuple):
+    """The ids that a source was captured from once."""
+
+    identity: str
+    """Of the model whose ids they are."""
+    ids: list[int]
+
+
 @dataclass(frozen=True)
 class BuildContext:
     """What a recipe may use to build itself."""
@@ -34,6 +42,16 @@ class BuildContext:
     """The tuning model: its vocabulary is the target's."""
     load: Load | None
     """Gives a source model by name, which the giver keeps; None loads by `load_model` and lets go after capture."""
+    recorded: Mapping[str, RecordedPrompt] = field(default_factory=dict)
+    """Text of a capturing source -> the prompt to capture from, whatever its text gives today."""
+
+    def recorded_ids(self, source: Recipe, lm: LanguageModel) -> list[int] | None:
+        """The recorded prompt of a source, if there is one of this model. InputError if the model lacks its ids."""
+        found = self.recorded.get(str(source))
+        if found is None or found.identity != lm.identity:
+            return None
+        lm.check_ids(found.ids)
+        return found.ids
 
 
 class Recipe(ABC):
@@ -60,14 +78,17 @@ class Recipe(ABC):
         for recipe in self.inner:
             yield from recipe.walk()
 
-    def build(self, lm: LanguageModel, *, load: Load | None = None) -> Target:
+    def build(
+        self, lm: LanguageModel, *, load: Load | None = None, recorded: Mapping[str, RecordedPrompt] | None = None
+    ) -> Target:
         """The target over `lm`'s vocabulary.
 
         `load` gives migration sources by name (a cache, say) and keeps them; without it a source is
-        loaded by `load_model` and released after capture. InputError for what `lm` cannot have: an
+        loaded by `load_model` and released after capture. `recorded` are prompts to capture from
+        again (`recorded.recorded_prompts`). InputError for what `lm` cannot have: an
         entropy out of range, a text that is no token, a file for another vocabulary, …
         """
-        probs, provenance = self.probabilities(BuildContext(lm, load))
+        probs, provenance = self.probabilities(BuildContext(lm, load, recorded or {}))
         return Target(probs, str(self), provenance)
 
     def shuffle(self, seed: int, top_k: int | None = None) -> Shuffle:

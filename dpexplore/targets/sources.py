@@ -152,7 +152,7 @@ class Capture(Source):
     def probabilities(self, context: BuildContext) -> tuple[Tensor, Provenance]:
         with source_model(context, self.model) as source:
             ids = prompt_ids(source, self.text, chat=self.chat, bos=self.bos)
-            probs, provenance = capture_ids(source, ids)
+            probs, provenance = capture_ids(source, ids, context.recorded_ids(self, source))
             return migrate(probs, {"kind": "capture", **provenance}, source, context.lm)
 
 
@@ -183,7 +183,7 @@ class RandomPrompt(Source):
     def probabilities(self, context: BuildContext) -> tuple[Tensor, Provenance]:
         with source_model(context, self.model) as source:
             ids = random_ids(source, self.length, self.seed, bos=self.bos)
-            probs, provenance = capture_ids(source, ids)
+            probs, provenance = capture_ids(source, ids, context.recorded_ids(self, source))
             return migrate(probs, {"kind": "random_prompt", "seed": self.seed, **provenance}, source, context.lm)
 
 

@@ -15,7 +15,7 @@ from dpexplore.models.chat import chat_text, end_of_answer, has_chat
 from dpexplore.models.pieces import encode_behind
 from dpexplore.targets.capture import prompt_ids
 from dpexplore.targets.outcome_tree import OutcomeTree, PrefixClash, check_tree_size
-from dpexplore.targets.recipe import BuildContext, Load, Provenance, Recipe, literal
+from dpexplore.targets.recipe import BuildContext, Load, Provenance, Recipe, RecordedPrompt, literal
 from dpexplore.targets.target import Target
 
 if TYPE_CHECKING:
@@ -103,7 +103,9 @@ class Strings(Recipe):
     def probabilities(self, context: BuildContext) -> tuple[Tensor, Provenance]:
         raise InputError("Transforms act on single tokens; a target over strings takes none.")
 
-    def build(self, lm: LanguageModel, *, load: Load | None = None) -> StringTarget:
+    def build(
+        self, lm: LanguageModel, *, load: Load | None = None, recorded: Mapping[str, RecordedPrompt] | None = None
+    ) -> StringTarget:
         """The target for a model: its outcomes as tokens.
 
         InputError if two outcomes clash (one's tokens are the beginning of the other's), naming both and the cure, if
@@ -111,6 +113,9 @@ class Strings(Recipe):
         """
         lm.check_tunable()  # outcomes are scored behind embeddings
         request_ids, opening, end = _frame(lm, self)
+        known = BuildContext(lm, load, recorded or {}).recorded_ids(self, lm)
+        changed = {} if known in (None, request_ids) else {"prompt_changed": True}
+        request_ids = known or request_ids
         prefixes = [encode_behind(lm, opening, prefix) for prefix in self.response]
         before = opening + self.response[0]
         outcomes = [encode_behind(lm, before, text) + end for text in self.texts]
@@ -130,7 +135,10 @@ class Strings(Recipe):
             "kind": "strings",
             "model": lm.name,
             "chat": has_chat(lm),
+            "identity": lm.identity,
             "request_tokens": len(request_ids),
+            "prompt_ids": request_ids,
+            **changed,
             "nodes": len(tree.inputs),
             "end": lm.decode(end) if end else None,
         }

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
-from dpexplore.targets import Target
+from dpexplore.targets import Target, parse_recipe, random_prompt
 from dpexplore.tuning import TuneConfig, load_capsule, replay, resume, tune
+from dpexplore.tuning.config import PRESETS
+from dpexplore.tuning.init.layout import Layout
+from dpexplore.tuning.objectives.sequences import objective_for
+from dpexplore.tuning.record.precision import final_scores_of_ids
+from tests.tiny_models import byte_level_tokenizer
 from tests.tuning.shared import RULES
 
 
@@ -51,3 +59,60 @@ def test_what_is_no_capsule_is_said(tmp_path: Path, lm: LanguageModel, target: T
     capsule["restarts"] = [None]
     with pytest.raises(InputError, match="no prompt to go on from"):
         resume(lm, capsule)
+
+
+DATED = (
+    "Today is {{ day }}.\n{{ messages[0].content }}\n{% if messages[1:] %}{{ messages[1].content }}<|end|>{% endif %}"
+)
+
+
+def on(lm: LanguageModel, day: str) -> LanguageModel:
+    """The model on a day, with a chat template that writes the date."""
+    tokenizer = byte_level_tokenizer()
+    tokenizer.chat_template = DATED.replace("{{ day }}", day)
+    return dataclasses.replace(lm, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'capture("I love", chat=True)',
+        'entropy(bits=2).mix(capture("I love", chat=True).temperature(0.5), 0.5).shuffle(seed=1)',
+        'strings(["a", "b"], request="A letter")',
+    ],
+)
+def test_a_dated_template_replays_by_the_recorded_ids(tiny_lm: Callable[[str], LanguageModel], text: str) -> None:
+    then, now = on(tiny_lm("gpt2"), "26 Nov"), on(tiny_lm("gpt2"), "the 3rd of March")
+    recipe = parse_recipe(text)
+    capsule = json.loads(json.dumps(tune(then, recipe.build(then), TuneConfig(restarts=1, steps=2)).result.capsule))
+    today = recipe.build(now)
+    if "strings" not in text:
+        assert not torch.allclose(today.probs, recipe.build(then).probs)
+        assert abs(replay(now, capsule, today).kl_nats - capsule["result"]["kl_nats"]) > 1e-6
+    found = replay(now, capsule)
+    assert found.kl_nats == pytest.approx(capsule["result"]["kl_nats"], abs=1e-5)
+    assert "recorded" in str(found.note)
+    assert replay(then, capsule).note is None
+    other = dataclasses.replace(now, identity="another model")  # whose ids the record's are not
+    assert replay(other, capsule).note is None
+    told = capsule["target"]["provenance"]
+    for ids in ([10**6], [-1], ["a"], [1.5], [True], "ab", []):
+        changed = {**told, "prompt_ids": ids}
+        if "mix" in text:
+            changed = {**told, "transforms": [{**told["transforms"][0], "other": changed | {"identity": now.identity}}]}
+            changed["transforms"].append(told["transforms"][1])
+        damaged = {**capsule, "target": {"recipe": text, "provenance": changed}}
+        with pytest.raises(InputError, match=r"no embedding|damaged"):
+            replay(now, damaged)
+
+
+def test_a_source_prompt_scores_zero_under_every_preset(tiny_lm: Callable[[str], LanguageModel]) -> None:
+    lm = tiny_lm("mistral")  # its tokenizer writes a BOS
+    target = random_prompt(length=3, seed=1).build(lm)
+    ids = target.provenance["prompt_ids"]
+    for preset in PRESETS:
+        layout = Layout.of(lm, TuneConfig.preset(preset, length=3))
+        assert layout.ids[: len(lm.bos_ids)].tolist() == ids[: len(lm.bos_ids)]
+        assert len(layout) == len(ids)
+    kl = final_scores_of_ids(lm, objective_for(lm, target), ids).kl
+    assert float(kl) == pytest.approx(0, abs=1e-5)

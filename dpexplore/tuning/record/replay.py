@@ -12,6 +12,7 @@ import torch
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target, parse_recipe
+from dpexplore.targets.recorded import changed_prompt, recorded_prompts
 from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.engine.engine import Engine
 from dpexplore.tuning.engine.server import EngineServer
@@ -38,6 +39,8 @@ class Replay:
     """Whether the model's weights are those of the capsule, by their identity."""
     same_libraries: bool
     """Whether Python, torch and transformers have the versions of the capsule."""
+    note: str | None = None
+    """What else differs from the day of the capsule, in a sentence."""
 
     @property
     def agrees(self) -> bool:
@@ -63,8 +66,9 @@ def load_capsule(path: Path) -> dict[str, Any]:
 
 
 def target_of(lm: LanguageModel, capsule: dict[str, Any]) -> Target:
-    """The target a capsule was tuned towards, built again from its recipe."""
-    return parse_recipe(capsule["target"]["recipe"]).build(lm)
+    """The target a capsule was tuned towards, built again from its recipe and the prompts that it records."""
+    recipe = parse_recipe(capsule["target"]["recipe"])
+    return recipe.build(lm, recorded=recorded_prompts(recipe, capsule["target"].get("provenance") or {}))
 
 
 def replay(lm: LanguageModel, capsule: dict[str, Any], target: Target | None = None) -> Replay:
@@ -72,12 +76,14 @@ def replay(lm: LanguageModel, capsule: dict[str, Any], target: Target | None = N
 
     `target` spares building it again. InputError if the prompt does not fit the model.
     """
-    objective = objective_for(lm, target or target_of(lm, capsule))
+    target = target or target_of(lm, capsule)
+    objective = objective_for(lm, target)
     result = _result_record(capsule)
     kl = float(final_scores(lm, [objective], [_prompt(lm, result)]).kl)
     libraries = capsule["libraries"]
     same = all(libraries.get(name) == now for name, now in library_versions().items())
-    return Replay(result["kl_nats"], kl, capsule["model"]["identity"] == lm.identity, same)
+    same_weights = capsule["model"]["identity"] == lm.identity
+    return Replay(result["kl_nats"], kl, same_weights, same, changed_prompt(target.provenance))
 
 
 def restore(lm: LanguageModel, capsule: dict[str, Any], target: Target | None = None) -> TuneResult:
