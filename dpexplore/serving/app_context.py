@@ -6,6 +6,8 @@ import logging
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from dpexplore.errors import InputError
 from dpexplore.models import DEFAULT_MODEL, LanguageModel, ModelInfo, describe_models
@@ -20,7 +22,7 @@ from dpexplore.serving.sessions import Sessions
 from dpexplore.serving.uploads import check_files, upload_folder
 from dpexplore.space import VisitorRules
 from dpexplore.targets import StringTarget, Target, parse_recipe
-from dpexplore.tuning import TuneConfig
+from dpexplore.tuning import TuneConfig, load_capsule
 from dpexplore.tuning.record.capsule import describe_run
 
 logger = logging.getLogger(__name__)
@@ -60,13 +62,21 @@ class AppContext:
         """The curated models that may be chosen here."""
         return [info for info in describe_models() if self.rules is None or self.rules.lists(info.name)]
 
-    def admit(self, lm: LanguageModel, config: TuneConfig) -> TuneConfig:
+    def capsule(self, path: str | Path) -> dict[str, Any]:
+        """An uploaded capsule. InputError for what is none, or is more than is shown here."""
+        if self.rules is None:
+            return load_capsule(Path(path))
+        capsule = load_capsule(Path(path), self.rules.limits.capsule_values)
+        self.rules.check_capsule(capsule)
+        return capsule
+
+    def admit(self, lm: LanguageModel, config: TuneConfig, target: Target | None = None) -> TuneConfig:
         """The config that a run may have here. InputError if it asks for too much, or the machine is full."""
         if self.rules is None:
             return config
         self.pool.make_room(self.rules.spare_bytes)
         self.rules.check_room(self.pool.running)
-        return self.rules.bounded(lm, config)
+        return self.rules.bounded(lm, config, target)
 
     def begin(
         self,
@@ -83,9 +93,11 @@ class AppContext:
         It stops when nobody has looked at it for `grace_seconds` (None: the server's), unless it is kept running.
         Without `floor_lines` its target's floor is not computed for its chart, which takes a core a second or two.
         """
+        if self.rules:
+            self.rules.check_run(config)
         entry, target = self.pool.get(model), self.target(model, recipe_text)
         check_single_tokens(target)
-        run = entry.server.submit(target, self.admit(entry.lm, config), owner=session)
+        run = entry.server.submit(target, self.admit(entry.lm, config, target), owner=session)
         run_id = new_run_id()
         live = LiveRun(
             run_id,

@@ -79,6 +79,12 @@ class Limits(_Table):
     evaluations: Count
     prompt_tokens: Count
     seconds: Count
+    captured_tokens: Count
+    """Of all prompts that a recipe runs through a model; a byte of text counts as one."""
+    string_tokens: Count
+    """Of a request and its outcomes, which every step of their run scores."""
+    capsule_values: Count
+    """Numbers in a capsule that is opened here."""
     slice_seconds: Annotated[int, Field(ge=10, le=600)] = 60
     """ZeroGPU: length of one slice of the GPU's time."""
 
@@ -87,6 +93,12 @@ class Server(_Table):
     """What the server takes from all visitors together, and when it refuses."""
 
     characters: Count
+    solved_parts: Count
+    """Of a recipe: entropies, matched targets and parts of speech count once, orders four times."""
+    string_bytes: Count
+    """Of a target over strings, every outcome behind its request: what the tokenizer reads."""
+    message_kilobytes: Count
+    """Of a request that uploads no file."""
     upload_megabytes: Count
     runs: Count
     visitors_per_address: Count

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi, constants
@@ -20,10 +21,12 @@ from dpexplore.models import LanguageModel
 from dpexplore.models.default_model import cache_folder
 from dpexplore.models.registry import default_device, memory_present
 from dpexplore.space.manifest import Limits, Machine, Manifest, load_manifest
-from dpexplore.targets import Recipe
-from dpexplore.targets.sources import Capture, RandomPrompt, source_models
+from dpexplore.space.prices import ORDER_PARTS, price_recipe, price_run
+from dpexplore.targets import Recipe, StringTarget, Target
+from dpexplore.targets.sources import RandomPrompt, source_models
 from dpexplore.tuning import TuneConfig
 from dpexplore.tuning.init.layout import Layout
+from dpexplore.tuning.record.schema import read_capsule
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _TIMEOUT_SECONDS = 20
@@ -107,37 +110,76 @@ class VisitorRules:
             raise InputError(f"{name} has {len(text):,} characters; use at most {most:,}.")
 
     def check_recipe(self, recipe: Recipe) -> None:
-        """The models a recipe loads, and the prompts it runs through them."""
+        """The models a recipe loads, and what building it costs, from its text alone."""
         for model in source_models(recipe):
             self.check_model(model)
+        limits, server = self.limits, self.manifest.server
         for part in recipe.walk():
-            if isinstance(part, Capture):
-                self.check_text("The prompt", part.text)
-            elif isinstance(part, RandomPrompt) and part.length > self.limits.prompt_tokens:
-                raise InputError(
-                    f"The random prompt has {part.length:,} tokens; use at most {self.limits.prompt_tokens}."
-                )
+            if isinstance(part, RandomPrompt) and part.length > limits.prompt_tokens:
+                raise InputError(f"The random prompt has {part.length:,} tokens; use at most {limits.prompt_tokens}.")
+        price = price_recipe(recipe)
+        if price.captured_tokens > limits.captured_tokens:
+            raise InputError(
+                f"The recipe runs prompts of up to {price.captured_tokens:,} tokens through a model (a byte of text "
+                f"may be one); use at most {limits.captured_tokens:,} here."
+            )
+        if price.solved_parts > server.solved_parts:
+            raise InputError(
+                f"The recipe solves for {price.solved_parts:,} parts, an order being {ORDER_PARTS}; use at most "
+                f"{server.solved_parts}."
+            )
+        if price.string_bytes > server.string_bytes:
+            raise InputError(
+                f"The outcomes, each behind the request, have {price.string_bytes:,} bytes; use at most "
+                f"{server.string_bytes:,}: fewer outcomes, or a shorter request."
+            )
+        if price.file_bytes > server.upload_megabytes * 2**20:
+            raise InputError(f"The recipe reads more than {server.upload_megabytes} MiB of files; use fewer of them.")
 
-    def bounded(self, lm: LanguageModel, config: TuneConfig) -> TuneConfig:
-        """The config with its time bounded, if the run is not too large."""
-        limits, slots = self.limits, config.parsed_slots()
-        self.check_text("The slots", str(slots))
-        checked = config.rules[1] not in (None, "eq4")
-        each_step = 1 + (config.candidates if checked else 0)
-        evaluations = config.screen + (config.evaluations or config.soft_steps + config.most_steps * each_step)
-        asked = {
-            "restarts": (config.restarts, limits.rows),
-            "steps": (config.most_steps, limits.steps),
-            "scored prompts for each restart": (max(evaluations, each_step), limits.evaluations),
-            "tokens in the prompt": (slots.free("soft") + slots.free("hard"), limits.prompt_tokens),
-        }
-        for name, (number, most) in asked.items():
+    def check_run(self, config: TuneConfig) -> None:
+        """What a run costs, from its settings alone: no tokenizer has seen its texts yet."""
+        self.check_text("init_text", config.init_text or "")
+        self.check_text("The slots", str(config.parsed_slots()))
+        self.check_text("The list of tokens", "".join(map(str, (*config.allow, *config.forbid))))
+        price, limits = price_run(config), self.limits
+        for name, number, most in (
+            ("restarts", price.restarts, limits.rows),
+            ("steps", price.steps, limits.steps),
+            ("scored prompts for each restart", price.evaluations, limits.evaluations),
+            ("tokens in the prompt", price.tuned_tokens, limits.prompt_tokens),
+        ):
             if number > most:
                 raise InputError(f"This run asks for {number:,} {name}; use at most {most:,} here.")
+
+    def bounded(self, lm: LanguageModel, config: TuneConfig, target: Target | None = None) -> TuneConfig:
+        """The config with its time bounded, if the run is not too large for this model."""
+        self.check_run(config)
+        limits = self.limits
         length, most = len(Layout.of(lm, config)), 2 * limits.prompt_tokens
         if length > most:
             raise InputError(f"The prompt has {length:,} tokens with its fixed text; use at most {most:,}.")
+        if isinstance(target, StringTarget):
+            self.check_strings(target)
         return replace(config, seconds=min(config.seconds or limits.seconds, limits.seconds))
+
+    def check_strings(self, target: StringTarget) -> None:
+        """What a run towards a target over strings costs a step."""
+        behind, most = len(target.request_ids) + len(target.tree.inputs), self.limits.string_tokens
+        if behind > most:
+            raise InputError(
+                f"The request and its outcomes have {behind:,} tokens, which every step scores; use at most {most:,} "
+                "here."
+            )
+
+    def check_capsule(self, capsule: dict[str, Any]) -> None:
+        """What showing a capsule costs; `load_capsule` has bounded its numbers."""
+        tokens, most = read_capsule(capsule).prompt_tokens, 2 * self.limits.prompt_tokens
+        if tokens > most:
+            raise InputError(f"The capsule's prompt has {tokens:,} tokens; at most {most:,} are scored here.")
+        self.check_text("The recipe", capsule["target"]["recipe"])
+        config = TuneConfig.from_dict(capsule["config"])
+        self.check_text("init_text", config.init_text or "")
+        self.check_text("The slots", str(config.parsed_slots()))
 
     def check_room(self, running: int) -> None:
         """Whether the machine has room for one more run beside `running` others."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
+from dpexplore import json_text
 from dpexplore.checks import check_text
 from dpexplore.errors import InputError
 from dpexplore.targets.listed import Kind, Listed, Token
@@ -26,6 +26,8 @@ _IDS = ("id", "token_id", "tokenId")
 _TEXTS = ("token", "text", "tok_str", "decoded_token")
 _BYTES = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")  # OpenAI's completions write broken UTF-8 so
 _BY_ID = re.compile(r"token_id:(\d+)")  # vLLM's --return-tokens-as-token-ids
+MOST_JSON = json_text.JsonLimits(items=2_000_000)
+"""A table of 256,000 tokens, an object each, has half as many values."""
 MAX_DEPTH = 12  # of an answer within which the likeliest tokens are looked for
 
 
@@ -46,10 +48,9 @@ def read_json(name: str, text: str) -> Listed:
     `logit`; or the answer of a server with the likeliest tokens, of which the first position counts.
     """
     try:
-        parsed = json.loads(text, object_pairs_hook=_Pairs)
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", "nested too deep")
-        raise InputError(f"{name!r} is no JSON file that can be read ({reason}).") from None
+        parsed = json_text.read_json(text, MOST_JSON, pairs=_Pairs, finite=False)  # servers write -Infinity
+    except json_text.JsonRefused as refused:
+        raise InputError(f"{name!r} is no JSON file that can be read ({refused.reason}).") from None
     if (dump := _dump(name, parsed)) is not None:
         return dump
     if isinstance(parsed, _Pairs):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpexplore import json_text
 from dpexplore.errors import InputError
 from dpexplore.targets.strings import Strings
 
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 FIELDS = ("request", "response", "targets", "weights", "eos")
 MAX_FILE_BYTES = 8 * 2**20
+MOST_JSON = json_text.JsonLimits(items=1_000_000)
 _EXAMPLE = '{"request": "…", "response": "", "targets": ["{1}", "{2}"], "weights": [1, 1], "eos": true}'
 
 
@@ -88,10 +90,9 @@ def _parse(path: Path) -> dict[str, Any]:
 
 def _record(name: str, text: str) -> dict[str, Any]:
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", "nested too deep")
-        raise InputError(f"{name!r} is not valid JSON ({reason}); write it like {_EXAMPLE}.") from None
+        record = json_text.read_json(text, MOST_JSON)
+    except json_text.JsonRefused as refused:
+        raise InputError(f"{name!r} is not valid JSON ({refused.reason}); write it like {_EXAMPLE}.") from None
     if not isinstance(record, dict):
         raise InputError(f"{name!r} does not hold a JSON object; write it like {_EXAMPLE}.")
     unknown = sorted(set(record) - set(FIELDS))

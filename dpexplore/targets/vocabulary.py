@@ -13,6 +13,8 @@ from dpexplore.errors import InputError
 if TYPE_CHECKING:
     from dpexplore.models.language_model import LanguageModel
 
+MOST_CHARACTERS = 1000
+"""A longer text is not split into its tokens to say that it is none."""
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 Key = bytes | str
@@ -85,6 +87,8 @@ def token_id(lm: LanguageModel, token: str | int) -> int:
         return found
     if not token:
         raise InputError("A token's text is empty; every token has at least one character.")
+    if len(token) > MOST_CHARACTERS:
+        raise InputError(f"A token's text has {len(token):,} characters; no token of {lm.name} is as long.")
     pieces = [lm.token_text(i) for i in lm.encode(token, bos=False)]
     split = " + ".join(repr(piece) for piece in pieces[:8]) + (" + …" if len(pieces) > 8 else "")
     spaced = " " + token

@@ -187,7 +187,7 @@ def test_a_capsule_restores_the_whole_run(app: AppContext, tmp_path: Path) -> No
     capsule = {**shown.result.capsule, "model": {**shown.result.capsule["model"], "name": "tiny"}}
     path = tmp_path / "capsule.json"
     path.write_text(json.dumps(capsule), encoding="utf-8")
-    arrival = arrive_by_capsule(str(path))
+    arrival = arrive_by_capsule(app, str(path))
     assert arrival.setup is not None
     assert arrival.setup.config == METHODS["hard"]
     again, *_ = arrived_views(app, "s", arrival.shows)
@@ -218,11 +218,11 @@ def test_a_damaged_capsule_is_one_sentence(app: AppContext, damage: Callable[[di
         restore(app.pool.get("tiny").lm, capsule, app.target("tiny", RECIPE))
 
 
-def test_what_is_no_capsule_is_one_sentence(tmp_path: Path) -> None:
+def test_what_is_no_capsule_is_one_sentence(app: AppContext, tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     for text in ("", "[]", '{"format": "dpexplore capsule", "format_version": 1}', '{"format": "dpexplore capsule"}'):
         path.write_text(text, encoding="utf-8")
-        assert "capsule" in arrive_by_capsule(str(path)).problem
+        assert "capsule" in arrive_by_capsule(app, str(path)).problem
 
 
 # A real server, killed.

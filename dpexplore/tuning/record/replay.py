@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from dpexplore.errors import InputError
+from dpexplore.json_text import JsonLimits, JsonRefused, read_json
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target, parse_recipe
 from dpexplore.targets.recorded import changed_prompt, recorded_prompts
@@ -23,9 +23,12 @@ from dpexplore.tuning.record.bounds import Bounds
 from dpexplore.tuning.record.build import encode_again, nearest_to_soft
 from dpexplore.tuning.record.capsule import FORMAT, FORMAT_VERSION, decode_array, finite, library_versions
 from dpexplore.tuning.record.precision import final_scores, final_scores_of_ids
+from dpexplore.tuning.record.schema import read_capsule
 from dpexplore.tuning.record.steps import TuneResult
 from dpexplore.tuning.run import Run
 
+MOST_VALUES = 20_000_000
+"""A run of 100,000 steps of 100 restarts."""
 REPLAY_TOLERANCE_NATS = 1e-3
 
 
@@ -48,20 +51,21 @@ class Replay:
         return abs(self.kl_nats - self.recorded_kl_nats) <= REPLAY_TOLERANCE_NATS
 
 
-def load_capsule(path: Path) -> dict[str, Any]:
-    """Read a capsule's file. InputError if it is missing or no capsule."""
+def load_capsule(path: Path, most_values: int = MOST_VALUES) -> dict[str, Any]:
+    """Read a capsule's file. InputError if it is missing, no capsule, or holds more than `most_values` numbers."""
     try:
-        capsule = json.loads(path.read_text(encoding="utf-8"))
+        capsule = read_json(path.read_bytes(), JsonLimits(most_values))
     except OSError as error:
         raise InputError(f"The capsule {path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise InputError(f"{path} is no capsule: a capsule is a JSON file that `tune --out` writes.") from error
+    except JsonRefused as refused:
+        raise InputError(f"{path.name} is no capsule that can be read ({refused.reason}).") from None
     if not isinstance(capsule, dict) or capsule.get("format") != FORMAT:
-        raise InputError(f"{path} is no capsule: a capsule is a JSON file that `tune --out` writes.")
+        raise InputError(f"{path.name} is no capsule: a capsule is a JSON file that `tune --out` writes.")
     if capsule.get("format_version") != FORMAT_VERSION:
         raise InputError(
-            f"The capsule {path} has the format {capsule.get('format_version')!r}; this version reads {FORMAT_VERSION}."
+            f"The capsule {path.name} has the format {capsule.get('format_version')!r}; this version reads {FORMAT_VERSION}."
         )
+    read_capsule(capsule)
     return capsule
 
 
@@ -93,7 +97,7 @@ def restore(lm: LanguageModel, capsule: dict[str, Any], target: Target | None = 
     """
     try:
         return _restore(lm, capsule, target or target_of(lm, capsule))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"The capsule is damaged ({type(error).__name__}: {error}); use an unchanged one.") from error
 
 
@@ -162,6 +166,7 @@ def _prompt(lm: LanguageModel, record: dict[str, Any]) -> Start:
     """The prompt of a capsule's `result`: its ids, and its embeddings `(pos hidden)` float32."""
     ids = record["prompt_ids"]
     if ids is not None:
+        lm.check_length(ids)
         return torch.tensor(ids), _embedded(lm, ids)
     embeds = _fitting(lm, decode_array(record["prompt_embeds"]))
     return torch.full((len(embeds),), NO_TOKEN), embeds
@@ -215,12 +220,16 @@ def _start(lm: LanguageModel, record: dict[str, Any]) -> Start:
 
 
 def _known(lm: LanguageModel, ids: list[int]) -> list[int]:
-    if max(ids) >= lm.embedding_table.shape[0]:
-        raise InputError(f"The capsule's prompt holds the id {max(ids):,}, which {lm.name} does not have.")
+    strange = next((each for each in ids if not 0 <= each < lm.embedding_table.shape[0]), None)
+    if strange is not None:
+        raise InputError(f"The capsule's prompt holds the id {strange:,}, which {lm.name} does not have.")
     return ids
 
 
 def _fitting(lm: LanguageModel, embeds: torch.Tensor) -> torch.Tensor:
+    lm.check_length(range(len(embeds)))
+    if not embeds.isfinite().all():
+        raise InputError("The capsule's soft tokens hold numbers that are not finite; use an unchanged one.")
     if embeds.shape[-1] != lm.hidden_size:
         raise InputError(
             f"The capsule's soft tokens have {embeds.shape[-1]:,} numbers each, but {lm.name} takes "

@@ -6,7 +6,6 @@ import json
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -17,7 +16,7 @@ from dpexplore.serving.app_context import AppContext, sentence
 from dpexplore.serving.journal import Record
 from dpexplore.serving.run_view import RunView, capsule_view, failed_view
 from dpexplore.serving.share import Setup, decode_setup, encode_setup
-from dpexplore.tuning import TuneConfig, load_capsule
+from dpexplore.tuning import TuneConfig
 from dpexplore.ui.components.markup import message
 from dpexplore.ui.components.settings import control_values, make_config, preset_of
 from dpexplore.ui.components.target_panel import QUIET, TargetPanel, panels_of, show_target
@@ -137,10 +136,10 @@ def setup_of(capsule: dict[str, Any], model: str = "") -> Setup:
         raise InputError("The capsule is damaged; use a file saved by `Download capsule`.") from error
 
 
-def arrive_by_capsule(path: str) -> Arrival:
+def arrive_by_capsule(app: AppContext, path: str) -> Arrival:
     """What an uploaded capsule asks for."""
     try:
-        capsule = load_capsule(Path(path))
+        capsule = app.capsule(path)
         return Arrival(setup_of(capsule), f"capsule {path}")
     except Exception as error:
         return Arrival(problem=sentence(error))
@@ -150,7 +149,7 @@ def arrived_views(app: AppContext, session: str, what: str) -> Generator[RunView
     """The views of what a link or a capsule leads to."""
     kind, _, name = what.partition(" ")
     if kind == "capsule":
-        capsule = load_capsule(Path(name))
+        capsule = app.capsule(name)
         app.sessions.turn_to(session, what)
         yield from _capsule_views(app, session, what, setup_of(capsule), capsule, None)
         return
@@ -214,7 +213,7 @@ def wire_share_bar(
         return apply(arrive(app, dict(request.query_params)))
 
     def uploaded(file: str) -> dict[Component, Any]:
-        return apply(arrive_by_capsule(file))
+        return apply(arrive_by_capsule(app, file))
 
     def apply(arrival: Arrival) -> dict[Component, Any]:
         return _changes(bar, target, tuning, arrival)

@@ -128,6 +128,7 @@ def read_plan(app: AppContext, session: str, model: str, recipe: str, settings: 
     drawn = _whole("answers", samples, FEWEST_SAMPLES, MOST_SAMPLES)
     if app.rules:
         app.rules.check_room(app.pool.running)
+        app.rules.check_strings(target)
     return Plan(session, model, target, ways, prompt, adapter, drawn)
 
 
@@ -214,7 +215,9 @@ def _finish_adapter(course: Course, run: AdapterRun, samples: int) -> None:
 def _follow_prompt(app: AppContext, running: Running, plan: Plan, course: Course) -> Iterator[str]:
     """Tune the prompt and measure it."""
     entry = app.pool.get(plan.model)
-    run = entry.server.submit(plan.target, app.admit(entry.lm, plan.prompt), owner=f"{plan.session} strings")
+    run = entry.server.submit(
+        plan.target, app.admit(entry.lm, plan.prompt, plan.target), owner=f"{plan.session} strings"
+    )
     running.now(plan.session, run.cancel)
     way = course.ways["prompt"] = Way()
     try:

@@ -18,14 +18,17 @@ MOST_CHARACTERS = 2_000_000
 SHOWN_PROBLEMS = 5
 
 
-def read_uploads(paths: Sequence[str]) -> tuple[dict[str, Strings], list[str]]:
-    """The targets by their files' names, in order, and a sentence for every file that holds none, or if none came."""
+def read_uploads(paths: Sequence[str], most: int = MOST_CHARACTERS) -> tuple[dict[str, Strings], list[str]]:
+    """The targets by their files' names, in order, and a sentence for every file that holds none, or if none came.
+
+    A file has `most` characters at most.
+    """
     found: dict[str, Strings] = {}
     problems = [] if paths else ["There is no .json file there; use JSON files as in the paper's repository."]
     files = sorted((Path(path) for path in paths), key=lambda file: file.name)
     for file in files[:MOST_FILES]:
         try:
-            found[_free(file.name, found)] = _read(file)
+            found[_free(file.name, found)] = _read(file, most)
         except Exception as error:
             told = sentence(error)
             problems.append(told if file.name in told else f"{file.name!r}: {told}")
@@ -43,13 +46,15 @@ def uploads_html(found: dict[str, Strings], problems: list[str]) -> str:
     return "".join([message(several, "info"), *told, message(rest, "error")])
 
 
-def _read(file: Path) -> Strings:
+def _read(file: Path, most: int) -> Strings:
+    if file.stat().st_size > 4 * most:  # bytes that a character takes at most
+        raise InputError(f"{file.name!r} has more than {most:,} characters, the most that are read.")
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(f"{file.name!r} is not UTF-8 text; use JSON, or one outcome a line.") from None
-    if len(text) > MOST_CHARACTERS:
-        raise InputError(f"{file.name!r} has {len(text):,} characters; at most {MOST_CHARACTERS:,} are read.")
+    if len(text) > most:
+        raise InputError(f"{file.name!r} has {len(text):,} characters; at most {most:,} are read.")
     return parse_strings(file.name, text) if file.suffix.lower() == ".json" else Strings(tuple(read_lines(text)))
 
 

@@ -17,7 +17,6 @@ from dpexplore.plots import figure_json
 from dpexplore.serving.app_context import AppContext, sentence
 from dpexplore.serving.journal import new_run_id
 from dpexplore.serving.uploads import upload_folder
-from dpexplore.tuning import load_capsule
 from dpexplore.ui.components.compare_runs import (
     Axis,
     KeptRun,
@@ -94,7 +93,7 @@ class Library:
 
     def add_capsule(self, path: Path) -> str:
         """Keep an uploaded capsule as if it had been run here; its id. InputError if it is none."""
-        capsule, run_id = load_capsule(path), new_run_id()
+        capsule, run_id = self._app.capsule(path), new_run_id()
         kept = KeptRun.of(run_id, capsule)
         file = self._app.journal.open(run_id, str(capsule["model"]["name"]), _head(capsule))
         if file is None:
@@ -280,7 +279,7 @@ def build_compare(app: AppContext, result: gr.HTML, stored: gr.BrowserState) -> 
 
     def added(paths: list[str], kept: Any, axis: Axis, request: gr.Request) -> list[Any]:
         choice, problem = Choice.read(kept), ""
-        for path in paths or []:
+        for path in list(dict.fromkeys(paths or []))[:MOST_RUNS]:
             try:
                 choice = choice.with_runs([library.add_capsule(Path(path))])
             except Exception as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import gradio as gr
@@ -17,7 +19,7 @@ from dpexplore.targets import Strings, parse_recipe
 from dpexplore.tuning.knobs import METHODS
 from dpexplore.ui.components.markup import message
 from dpexplore.ui.components.string_runs import NOTHING, RUN, STOP, Running, reach, target_of
-from dpexplore.ui.components.string_uploads import read_uploads, uploads_html
+from dpexplore.ui.components.string_uploads import MOST_CHARACTERS, MOST_FILES, read_uploads, uploads_html
 from dpexplore.ui.components.string_view import (
     EMPTY_ANSWERS,
     EMPTY_BARS,
@@ -107,7 +109,7 @@ def from_controls(app: AppContext, model: str, request: str, response: str, line
 
 def _without_twins(read: list[tuple[str, float]]) -> list[tuple[str, float]]:
     if len({text for text, _ in read}) < len(read):
-        twin = next(text for i, (text, _) in enumerate(read) if text in [other for other, _ in read[:i]])
+        twin = Counter(text for text, _ in read).most_common(1)[0][0]
         raise InputError(f"The outcome {twin!r} is given twice; each outcome takes one line.")
     return read
 
@@ -132,11 +134,12 @@ def from_files(
     app: AppContext, model: str, known: list[str], loaded: dict[str, Strings], paths: list[str]
 ) -> list[Any]:
     """Files were given. Values for (loaded, example, request, response, lines, eos, recipe, facts, cure)."""
-    found, problems = read_uploads(paths)
+    found, problems = read_uploads(paths, app.rules.manifest.server.characters if app.rules else MOST_CHARACTERS)
     told = uploads_html(found, problems)
     if not found:
         return [*[gr.skip()] * 7, told, gr.update(visible=False)]
     loaded = found | {name: asked for name, asked in loaded.items() if name not in found}
+    loaded = dict(islice(loaded.items(), MOST_FILES))
     first = next(iter(found))
     *fields, facts, cure = from_strings(app, model, found[first])
     return [loaded, gr.update(choices=[*loaded, *known], value=first), *fields, facts + told, cure]
