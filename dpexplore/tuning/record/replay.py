@@ -63,7 +63,8 @@ def load_capsule(path: Path, most_values: int = MOST_VALUES) -> dict[str, Any]:
         raise InputError(f"{path.name} is no capsule: a capsule is a JSON file that `tune --out` writes.")
     if capsule.get("format_version") != FORMAT_VERSION:
         raise InputError(
-            f"The capsule {path.name} has the format {capsule.get('format_version')!r}; this version reads {FORMAT_VERSION}."
+            f"The capsule {path.name} has the format {str(capsule.get('format_version'))[:20]}; this version reads "
+            f"{FORMAT_VERSION}."
         )
     read_capsule(capsule)
     return capsule

@@ -1,4 +1,4 @@
-"""What a capsule from elsewhere must hold before anything of it is used: the types, the sizes, what belongs together."""
+"""What a capsule from elsewhere must hold before anything of it is used: types, sizes, what belongs together."""
 
 from __future__ import annotations
 
@@ -44,21 +44,29 @@ class Embeds(_Part):
 
 
 class Model(_Part):
+    """What it was tuned on."""
+
     name: str
     dtype: str
 
 
 class Wanted(_Part):
+    """Its target."""
+
     recipe: str
     entropy_nats: Number
 
 
 class Restart(_Part):
+    """The best prompt of a restart."""
+
     ids: Annotated[list[Id], Field(min_length=1)]
     embeds: Embeds | None
 
 
 class Result(_Part):
+    """The best prompt of all and what was measured of it."""
+
     status: str
     kl_nats: Number
     kl_nats_per_restart: list[Number | None]
@@ -89,6 +97,8 @@ class Result(_Part):
 
 
 class History(_Part):
+    """Every step, over the restarts."""
+
     kl_nats: Curve
     entropy_nats: Curve
 
