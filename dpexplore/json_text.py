@@ -67,8 +67,8 @@ def read_json(
     """
     check_json(data, most)
     try:
-        numbers = {"parse_float": _finite, "parse_constant": _refuse} if finite else {}
-        return json.loads(data, object_pairs_hook=pairs, **numbers)
+        number, constant = (_finite, _refuse) if finite else (None, None)
+        return json.loads(data, object_pairs_hook=pairs, parse_float=number, parse_constant=constant)
     except JsonRefused:
         raise
     except UnicodeDecodeError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -37,10 +38,8 @@ def test_what_json_writes_is_read_and_its_depth_is_counted_exactly(value: object
 @given(st.text(st.sampled_from('[]{},:"\\1a ')) | st.binary())
 def test_any_text_is_a_value_or_a_sentence(text: str | bytes) -> None:
     for most in (PLENTY, JsonLimits(3, 2)):
-        try:
+        with suppress(JsonRefused):  # and nothing else
             read_json(text, most)
-        except JsonRefused as refused:
-            assert str(refused).endswith(").")
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_no_tree_has_more_tokens_than_its_price(lm: LanguageModel, outcomes: set
         (".mix(".join(["random_prompt(9)"] + ["random_prompt(64), 0.5)"] * 20), "through a model"),
         (".mix(".join(["entropy(3)"] + ["entropy(2), 0.5)"] * 20), "solves for"),
         (".mix(".join(["entropy(3)"] + ["order(' the'), 0.5)"] * 3), "solves for"),
-        (f"strings({['a%d' % i for i in range(800)]}, request='{'7' * 9000}')", "each behind the request"),
+        (f"strings({[f'a{i}' for i in range(800)]}, request='{'7' * 9000}')", "each behind the request"),
         (f"strings(['{'7' * 9000}'], request='x', response={list('abcdefghijklmnopqrstuvwxyz') * 3})", "different"),
         (f"strings(['{'7' * 19000}'], request='x', response={list('abcdefghijklmnopqrstuvwxyz')})", "each behind"),
         ("capture('" + "a" * 30_000 + "')", "at most 20,000"),
