@@ -17,7 +17,7 @@ from dpexplore.experiments.claims import claims_markdown, claims_table
 from dpexplore.experiments.figures import DrawnFigure, draw_all
 from dpexplore.experiments.store import Store
 from dpexplore.extras import extra
-from dpexplore.files import write_file
+from dpexplore.files import reason, write_file
 from dpexplore.plots import figure_json
 
 WIDTH, HEIGHT, TALL = 900, 520, 760
@@ -29,7 +29,7 @@ RECORD = "figures.json"
 """What the figures of a folder are, with captions and claims."""
 NO_BROWSER = (
     "PNG and SVG were left out: they are drawn by a Chromium or Chrome, and none was found; install one, or name it in "
-    "BROWSER_PATH or DPEXPLORE_CHROMIUM. HTML and CSV are there."
+    "BROWSER_PATH or DPEXPLORE_CHROMIUM."
 )
 
 
@@ -129,6 +129,28 @@ def write_pictures(figures: dict[str, go.Figure], out: Path, kinds: Sequence[str
     except ChromeNotFoundError:
         return NO_BROWSER
     return ""
+
+
+def figure_kind(file: Path) -> str:
+    """html, png or svg. InputError for another ending, and for a folder that is not there: to be asked before work."""
+    kind = file.suffix.removeprefix(".").lower()
+    if kind not in ("html", "png", "svg"):
+        raise InputError(f"A figure cannot be written as {file.name}; give a name that ends in .html, .png or .svg.")
+    if not file.absolute().parent.is_dir():
+        raise InputError(f"The folder of {file} does not exist; create it, or name a file in another folder.")
+    return kind
+
+
+def write_figure(figure: go.Figure, file: Path) -> None:
+    """One figure as HTML, PNG or SVG, by the name's ending (`figure_kind`). InputError where it cannot be written."""
+    kind = figure_kind(file)
+    try:
+        if kind == "html":
+            return write_file(file, on_white(figure).to_html(include_plotlyjs="cdn", full_html=True))
+        if note := write_pictures({file.stem: on_white(figure)}, file.parent, [kind]):
+            raise InputError(note)
+    except OSError as error:
+        raise InputError(f"The figure could not be written to {file} ({reason(error)}).") from error
 
 
 _STYLE = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import islice, pairwise
+from pathlib import Path
 
 import pytest
 
@@ -69,11 +70,21 @@ def test_refuses_what_has_no_frontier(lm: LanguageModel, target: Target) -> None
         Frontier(lm, parse_recipe('strings({" a": 1, " b": 1}, request="x")').build(lm))
 
 
-def test_command_streams_its_points(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_streams_its_points(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    page = tmp_path / "frontier.html"
     asked = ["--model", "random:bytes-llama", "--target", "entropy(bits=3, seed=0)", "--budget", "2", "--length", "1"]
-    assert main(["frontier", *asked, "--steps", "3", "--json"]) == 0
+    assert main(["frontier", *asked, "--steps", "3", "--json", "--figure", str(page)]) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["event"] for event in events] == ["floor", "point", "point", "point", "result"]
     assert [(point["kind"], point["budget"]) for point in events[-1]["points"]] == [
         *[("hard", 1.0), ("soft", 2.0), ("direct", None)]
     ]
+    assert "KL within a norm budget" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("name", "said"), [("f.gif", ".html, .png or .svg"), ("no/where.png", "create it")])
+def test_a_picture_that_cannot_be_written_is_refused_first(
+    name: str, said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["frontier", "--model", "no-such", "--target", "x", "--figure", str(tmp_path / name)]) == 2
+    assert said in capsys.readouterr().err
