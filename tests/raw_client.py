@@ -71,7 +71,9 @@ class RawClient:
     """Calls handlers by number and endpoints by name, with whatever data."""
 
     def __init__(self, url: str) -> None:
-        self.http = httpx.Client(base_url=f"{url}/gradio_api", timeout=120)
+        # Connections are given up before the server ends them, which it may while a request is on its way.
+        limits = httpx.Limits(keepalive_expiry=2)
+        self.http = httpx.Client(base_url=f"{url}/gradio_api", timeout=120, limits=limits)
         self.config: dict[str, Any] = httpx.get(f"{url}/config", timeout=60).json()
 
     def __enter__(self) -> RawClient:

@@ -13,7 +13,8 @@ from dpexplore.experiments.store import Store
 from dpexplore.plots import figure_json
 from dpexplore.shipped import ASSETS
 
-SHIPPED_GALLERY = ASSETS / "gallery"
+SHIPPED_FIGURES = (ASSETS / "exact", ASSETS / "gallery")
+"""Folders of `dpexplore figures`: Fig. 1 with its exact answer, and the paper's own figures."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,12 @@ class Shown:
     """Plotly's JSON, in one line."""
 
 
-def shipped_gallery(folder: Path = SHIPPED_GALLERY) -> list[Shown]:
+def shipped_gallery() -> list[Shown]:
+    """The figures that ship with dpexplore."""
+    return [figure for folder in SHIPPED_FIGURES for figure in figures_in(folder)]
+
+
+def figures_in(folder: Path) -> list[Shown]:
     """The figures in a folder that `write_figures` wrote with its `json`; empty if there are none."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))

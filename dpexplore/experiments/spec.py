@@ -124,7 +124,7 @@ def _read(path: Path) -> SpecFile:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        why = "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        why = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise InputError(f"The spec {path.name} cannot be read: {why}.") from error
     return parse_spec(f"The spec {path.name}", text)
 

@@ -75,7 +75,7 @@ def decoded(name: str, data: bytes) -> str:
         text = data.decode("utf-16" if utf16 else "utf-8-sig")
         text.encode()  # UTF-16 can hold half characters
     except UnicodeError:
-        raise InputError(f"{name!r} is no UTF-8 text; save it as UTF-8 (Excel: “CSV UTF-8”).") from None
+        raise InputError(f"{name!r} is not UTF-8 text; save it as UTF-8 (Excel: “CSV UTF-8”).") from None
     return text
 
 

@@ -80,7 +80,7 @@ def _parse(path: Path) -> dict[str, Any]:
             raise InputError(f"{path.name!r} is larger than {MAX_FILE_BYTES // 2**20} MiB, the most that is read.")
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise InputError(f"{path.name!r} is no UTF-8 text; a JSON file is.") from None
+        raise InputError(f"{path.name!r} is not UTF-8 text; a JSON file is.") from None
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise

@@ -52,6 +52,7 @@ def address(app: AppContext) -> Iterator[str]:
 @pytest.fixture
 def page(browser: Browser, address: str) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
@@ -297,6 +298,7 @@ def test_a_newcomer_finishes_lessons(page: Page, default_lm: LanguageModel) -> N
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(browser: Browser, address: str, tab: str, scheme: str) -> None:
     context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     page.goto(address)
     expect(page.locator("#floor [data-floor]")).to_be_visible()
@@ -354,6 +356,7 @@ def test_a_closed_tab_stops_its_run(page: Page, app: AppContext) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_fits_its_window(browser: Browser, address: str, width: int, height: int, scheme: str) -> None:
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     page.goto(address)
     expect(page.locator("#target-facts [data-bits]")).to_be_visible(timeout=PATIENCE)

@@ -68,6 +68,7 @@ def address(demo: gr.Blocks) -> str:
 def opened(browser: Browser, address: str) -> Iterator[Page]:
     """A page of a browser profile of its own, once its first target is shown; no script on it may fail."""
     context = browser.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
+    context.set_default_timeout(PATIENCE)
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     page, problems = context.new_page(), list[str]()
     page.on("pageerror", lambda error: problems.append(error.stack or str(error)))

@@ -59,6 +59,7 @@ def address(lm: LanguageModel) -> Iterator[str]:
 
 def open_page(browser: Browser, address: str, width: int, height: int) -> Page:
     page = browser.new_page(viewport={"width": width, "height": height})
+    page.set_default_timeout(PATIENCE)
     page.goto(address)
     return page
 

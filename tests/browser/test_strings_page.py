@@ -16,6 +16,7 @@ from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.model_pool import ModelPool
 from dpexplore.ui.page import build, launch_settings
 from dpexplore.ui.tabs.strings import FIRST
+from tests.browser.driver import PATIENCE
 from tests.ui.test_strings_tab import MODEL, RECORD, write_files
 
 pytestmark = [
@@ -44,6 +45,7 @@ def address(app: AppContext) -> Iterator[str]:
 
 def open_tab(browser: Browser, address: str, width: int, height: int, scheme: str = "light") -> Page:
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
+    page.set_default_timeout(PATIENCE)
     page.goto(address)
     page.get_by_role("tab", name="Strings").click()
     expect(page.locator("#strings-facts")).to_contain_text("at most 64")  # the tiny model, for the first example

@@ -24,7 +24,7 @@ from dpexplore.experiments.claims import claims_of
 from dpexplore.experiments.data import SweepData, read_sweeps
 from dpexplore.experiments.drawing import ON_DARK
 from dpexplore.experiments.figures import DRAWERS, draw_all, draw_sweep
-from dpexplore.experiments.gallery import SHIPPED_GALLERY, gallery_of, shipped_gallery
+from dpexplore.experiments.gallery import SHIPPED_FIGURES, figures_in, gallery_of, shipped_gallery
 from dpexplore.experiments.readings import FAMILIES
 from dpexplore.experiments.statistics import (
     bootstrap_interval,
@@ -378,7 +378,7 @@ def test_files_of_every_figure(store: Store, tmp_path: Path, capsys: pytest.Capt
     assert set(claims["verdict"]) <= {"supported", "not supported", "undecided"}
     table = (tmp_path / "out" / "claims.md").read_text()
     assert [row.split(" | ")[0].removeprefix("| ") for row in table.splitlines()[2:]] == list(claims["claim"])
-    shown = shipped_gallery(tmp_path / "out")
+    shown = figures_in(tmp_path / "out")
     assert [figure.name for figure in shown] == names
     assert shown == gallery_of(store)
 
@@ -418,14 +418,13 @@ def test_what_cannot_be_drawn_is_one_sentence(store: Store, tmp_path: Path) -> N
         export.write_figures(store, tmp_path / "file", ["json"])
 
 
-def test_the_shipped_gallery_is_whole() -> None:
+def test_the_shipped_figures_are_whole_and_their_claims_stand_in_the_documents() -> None:
     shown = shipped_gallery()
-    assert {figure.name.split("-")[0] for figure in shown} >= {"fig1", "fig3", "fig12"}
-    for figure in shown:
-        assert json.loads(figure.figure)["data"]
-        assert (SHIPPED_GALLERY / f"{figure.name}.png").is_file()
-        assert (SHIPPED_GALLERY / f"{figure.name}.csv").is_file()
-
-
-def test_the_readme_shows_the_shipped_table_of_claims() -> None:
-    assert '--8<-- "assets/gallery/claims.md"' in (SHIPPED_GALLERY.parents[1] / "docs" / "gallery.md").read_text()
+    assert {figure.name.split("-")[0] for figure in shown} >= {"exact", "fig1", "fig3", "fig12"}
+    assert all(json.loads(figure.figure)["data"] for figure in shown)
+    for folder, page in zip(SHIPPED_FIGURES, ("direct", "gallery"), strict=True):
+        for figure in figures_in(folder):
+            assert (folder / f"{figure.name}.png").is_file()
+            assert (folder / f"{figure.name}.csv").is_file()
+        document = (folder.parents[1] / "docs" / f"{page}.md").read_text(encoding="utf-8")
+        assert f'--8<-- "assets/{folder.name}/claims.md"' in document

@@ -49,7 +49,7 @@ def test_figures_stand_beside_their_claims(made_up: Store) -> None:
     picker, empty, drawn, told, claims = show_gallery(shown)
     assert empty == ""
     assert picker["choices"][:3] == [
-        ("Fig. 1", "fig1-small"), ("Fig. 1 floor", "fig1-small-floor"), ("Fig. 7", "fig7-small")
+        ("Fig. 1", "fig1-small"), ("Fig. 1, floor", "fig1-small-floor"), ("Fig. 7", "fig7-small")
     ]  # fmt: skip
     assert drawn.count("\n") == 1
     assert json.loads(drawn)["layout"]["title"]["text"] == "Loss over the entropy of the target"

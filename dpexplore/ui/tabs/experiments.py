@@ -40,7 +40,7 @@ def build_experiments(app: AppContext, demo: gr.Blocks, store: Path = STORE) -> 
             with gr.Column(elem_classes="dpx-card", elem_id="sweep-card"):
                 ended = _build_runner(runner, demo)
         with gr.Column(elem_classes="dpx-card", elem_id="gallery-card"):
-            card_title("The paper's figures, and what is seen here")
+            card_title("The figures, and what is seen here")
             source = gr.Radio(
                 SOURCES, value=SHIPPED, label="Results", elem_id="gallery-source", visible=local, interactive=True
             )
@@ -189,7 +189,7 @@ def told_html(figure: Shown) -> str:
         f"<p class='dpx-finding'>{escape(_capital(claim['finding']))}</p></li>"
         for claim in figure.claims
     )
-    heading = "<h3>What the paper claims, and what is seen here</h3>" if claims else ""
+    heading = "<h3>What is claimed, and what is seen here</h3>" if claims else ""
     return (
         f"{heading}<ul class='dpx-claims'>{claims}</ul>"
         f"<p class='dpx-note'>{escape(figure.caption)} <i>{escape(_capital(figure.coverage))}.</i></p>"
@@ -219,13 +219,14 @@ def verdict_html(verdict: str) -> str:
 
 
 def _chip(figure: Shown) -> str:
-    number = _figure_number(figure.name.split("-")[0])
-    return f"{number} floor" if figure.name.endswith("-floor") else number
+    kind, *_, last = figure.name.split("-")
+    number = _figure_number(kind)
+    return number if last in ("small", "paper") else f"{number}, {last}"
 
 
 def _figure_number(name: str) -> str:
     digits = name.removeprefix("fig")
-    return f"Fig. {digits}" if digits.isdigit() else name
+    return f"Fig. {digits}" if digits.isdigit() else name.capitalize()
 
 
 def _capital(text: str) -> str:
