@@ -12,6 +12,7 @@ from dpexplore.models import LanguageModel
 from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.model_pool import ModelPool
 from dpexplore.ui.page import build, launch_settings
+from tests.browser.driver import PATIENCE
 
 pytestmark = [
     pytest.mark.browser,
