@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dpexplore.errors import InputError
+from dpexplore.floor import FloorResult
 from dpexplore.models import DEFAULT_MODEL, LanguageModel, ModelInfo, describe_models
 from dpexplore.models.default_model import cache_folder
 from dpexplore.serving.floors import Floors
@@ -24,6 +26,7 @@ from dpexplore.space import VisitorRules
 from dpexplore.targets import StringTarget, Target, parse_recipe
 from dpexplore.tuning import TuneConfig, load_capsule
 from dpexplore.tuning.record.capsule import describe_run
+from dpexplore.tuning.single_token import is_known
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +73,30 @@ class AppContext:
         self.rules.check_capsule(capsule)
         return capsule
 
-    def admit(self, lm: LanguageModel, config: TuneConfig, target: Target | None = None) -> TuneConfig:
-        """The config that a run may have here. InputError if it asks for too much, or the machine is full."""
+    def floor(self, session: str, lm: LanguageModel, target: Target) -> Future[FloorResult]:
+        """A target's floor, now or later, for a session; see `Floors.start`."""
+        return self.floors.start(lm, target, session, self.sessions.address(session))
+
+    def check_scoring(self, lm: LanguageModel) -> None:
+        """InputError if scoring every token of a model costs too much here, and nobody has paid for it before."""
+        if self.rules and not is_known(lm):
+            self.rules.check_scoring(lm)
+
+    def check_room(self, session: str) -> None:
+        """InputError if the machine is full, or the session or its address has its share of the runs."""
+        if self.rules is None:
+            return
+        self.pool.make_room(self.rules.spare_bytes)
+        sessions = [owner_session(owner) for owner in self.pool.owners]
+        address = self.sessions.address(session)
+        behind = sum(self.sessions.address(each) == address for each in sessions)
+        self.rules.check_room(self.pool.running, sessions.count(session), behind)
+
+    def admit(self, session: str, lm: LanguageModel, config: TuneConfig, target: Target | None = None) -> TuneConfig:
+        """The config that a session's run may have here. InputError if it asks for too much, or there is no room."""
         if self.rules is None:
             return config
-        self.pool.make_room(self.rules.spare_bytes)
-        self.rules.check_room(self.pool.running)
+        self.check_room(session)
         return self.rules.bounded(lm, config, target)
 
     def begin(
@@ -97,14 +118,14 @@ class AppContext:
             self.rules.check_run(config)
         entry, target = self.pool.get(model), self.target(model, recipe_text)
         check_single_tokens(target)
-        run = entry.server.submit(target, self.admit(entry.lm, config, target), owner=session)
-        run_id = new_run_id()
+        run = entry.server.submit(target, self.admit(session, entry.lm, config, target), owner=session)
+        run_id, address = new_run_id(), self.sessions.address(session)
         live = LiveRun(
             run_id,
             model,
             run,
             self.journal.open(run_id, model, describe_run(run)),
-            marks=lambda: self.floors.marks(entry.lm, target) if floor_lines else None,
+            marks=lambda: self.floors.marks(entry.lm, target, session, address) if floor_lines else None,
             grace=self.grace_seconds if grace_seconds is None else grace_seconds,
         )
         self.sessions.begin(session, live)
@@ -132,6 +153,11 @@ class AppContext:
         self.floors.close()
         self.pool.close()
         self.sessions.settle(SETTLE_SECONDS)
+
+
+def owner_session(owner: str) -> str:
+    """Whose run it is, of an owner's name in the engine: a session, and behind a space what of its page."""
+    return owner.partition(" ")[0]
 
 
 def check_single_tokens(target: Target) -> None:

@@ -180,6 +180,12 @@ class ModelPool:
         with self._gate:
             return sum(entry.server.running for entry in self._loaded.values())
 
+    @property
+    def owners(self) -> list[str]:
+        """Whose these runs are, one entry a run."""
+        with self._gate:
+            return [owner for entry in self._loaded.values() for owner in entry.server.owners]
+
     def make_room(self, needed: int) -> None:
         """Unload idle models, the least recently used first, until this many bytes are free."""
         while memory_present(default_device()) < needed:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import OrderedDict
 from typing import Any
 
 from dpexplore.serving.live_run import LiveRun
 from dpexplore.tuning import TuneResult
+
+ADDRESSES_KEPT = 10_000
+"""Sessions of which the address is remembered."""
 
 
 class Sessions:
@@ -27,7 +31,21 @@ class Sessions:
         self._turns: dict[str, int] = {}
         self._finished: dict[str, dict[str, None]] = {}
         self._tuned: dict[str, dict[tuple[str, str], dict[str, float]]] = {}
+        self._addresses: OrderedDict[str, str] = OrderedDict()
         self._gate = threading.Lock()
+
+    def note_address(self, session: str, address: str) -> None:
+        """Where a session asks from now."""
+        with self._gate:
+            self._addresses[session] = address
+            self._addresses.move_to_end(session)
+            if len(self._addresses) > ADDRESSES_KEPT:
+                self._addresses.popitem(last=False)
+
+    def address(self, session: str) -> str:
+        """Where a session asked from last; empty if that is not known."""
+        with self._gate:
+            return self._addresses.get(session, "")
 
     def begin(self, session: str, live: LiveRun) -> None:
         """The session has begun a run: it sees this one now, and the one that it began before stops."""

@@ -83,6 +83,8 @@ class Limits(_Table):
     """Of all prompts that a recipe runs through a model; a byte of text counts as one."""
     string_tokens: Count
     """Of a request and its outcomes, which every step of their run scores."""
+    scored_teraflops: Count
+    """Of scoring every prompt of one token, once for a model."""
     capsule_values: Count
     """Numbers in a capsule that is opened here."""
     slice_seconds: Annotated[int, Field(ge=10, le=600)] = 60
@@ -101,6 +103,8 @@ class Server(_Table):
     """Of a request that uploads no file."""
     upload_megabytes: Count
     runs: Count
+    runs_per_visitor: Count
+    """At once, of one page; programs have no page, and share what their address has."""
     visitors_per_address: Count
     """People who may sit behind one address, such as a class: it has this many visitors' shares."""
     free_memory_gigabytes: Annotated[float, Field(ge=0, strict=False)]

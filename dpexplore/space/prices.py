@@ -87,3 +87,8 @@ def price_run(config: TuneConfig) -> RunPrice:
     evaluations = config.screen + (config.evaluations or config.soft_steps + config.most_steps * each_step)
     tuned = slots.free("soft") + slots.free("hard")
     return RunPrice(config.restarts, config.most_steps, max(evaluations, each_step), tuned)
+
+
+def price_scoring(parameters: int, vocab_size: int, length: int) -> float:
+    """Teraflops of running every token of a vocabulary through a model: two for each parameter and position."""
+    return 2e-12 * parameters * vocab_size * length

@@ -21,7 +21,7 @@ from dpexplore.models import LanguageModel
 from dpexplore.models.default_model import cache_folder
 from dpexplore.models.registry import default_device, memory_present
 from dpexplore.space.manifest import Limits, Machine, Manifest, load_manifest
-from dpexplore.space.prices import ORDER_PARTS, price_recipe, price_run
+from dpexplore.space.prices import ORDER_PARTS, price_recipe, price_run, price_scoring
 from dpexplore.targets import Recipe, StringTarget, Target
 from dpexplore.targets.sources import RandomPrompt, source_models
 from dpexplore.tuning import TuneConfig
@@ -181,9 +181,24 @@ class VisitorRules:
         self.check_text("init_text", config.init_text or "")
         self.check_text("The slots", str(config.parsed_slots()))
 
-    def check_room(self, running: int) -> None:
-        """Whether the machine has room for one more run beside `running` others."""
+    def check_scoring(self, lm: LanguageModel) -> None:
+        """What a pass over every prompt of one token costs."""
+        cost, most = price_scoring(lm.parameter_count, lm.vocab_size, 1 + len(lm.bos_ids)), self.limits.scored_teraflops
+        if cost > most:
+            raise InputError(
+                f"Scoring the {lm.vocab_size:,} tokens of {lm.name} takes {cost:,.0f} teraflops; at most {most:,} are "
+                "spent on it here. Use a smaller model."
+            )
+
+    def check_room(self, running: int, of_session: int = 0, of_address: int = 0) -> None:
+        """Whether there is room for one more run beside `running` others, so many of them the visitor's own."""
         server = self.manifest.server
+        share = max(1, min(server.runs_per_visitor * server.visitors_per_address, server.runs // 2))
+        if of_session >= server.runs_per_visitor or of_address >= share:
+            raise InputError(
+                f"{max(of_session, of_address)} of your runs are under way, a visitor's share here; stop one, or wait "
+                "until one has ended."
+            )
         if running >= server.runs:
             raise InputError(f"{running} runs are under way here, as many as fit; please try again in a minute.")
         if memory_present(default_device()) < self.spare_bytes:

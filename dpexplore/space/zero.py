@@ -104,6 +104,12 @@ class SlicedServer:
             self._runs = [run for run in self._runs if not run.finished]
             return len(self._runs)
 
+    @property
+    def owners(self) -> list[str]:
+        """Whose these runs are, one entry a run."""
+        with self._gate:
+            return [run.owner for run in self._runs if not run.finished]
+
     def submit(
         self,
         target: Target,

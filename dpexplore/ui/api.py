@@ -6,7 +6,6 @@ What they are given is checked here, not by Gradio.
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from typing import Any
@@ -25,6 +24,7 @@ from dpexplore.tuning import TuneConfig, TuneResult
 from dpexplore.tuning.single_token import best_single_token, score_tokens
 from dpexplore.ui.components.floor_panel import SCORING
 from dpexplore.ui.components.reach_panel import LISTING
+from dpexplore.ui.visitor import program_session
 
 TOP_TOKENS = 20
 TOO_LONG_FOR_AGENTS = ("capsule", "u")
@@ -64,10 +64,10 @@ def target_endpoint(app: AppContext, model: str, recipe: str) -> dict[str, Any]:
     }
 
 
-def floor_endpoint(app: AppContext, model: str, recipe: str) -> dict[str, Any]:
+def floor_endpoint(app: AppContext, model: str, recipe: str, session: str = "") -> dict[str, Any]:
     name = _name(app, model)
     lm = app.pool.load(name).lm
-    floor = app.floors.start(lm, app.target(name, _text("recipe", recipe))).result()
+    floor = app.floor(session, lm, app.target(name, _text("recipe", recipe))).result()
     return {
         "lower_bound_nats": floor.lower_bound_nats,
         "kl_nats": floor.kl_nats,
@@ -83,6 +83,7 @@ def single_token_endpoint(app: AppContext, model: str, recipe: str) -> Iterator[
     name = _name(app, model)
     lm = app.pool.load(name).lm
     target = app.target(name, _text("recipe", recipe))
+    app.check_scoring(lm)
     for now in score_tokens(lm):
         yield {"done": False, "share": now.share, "seconds_left": now.seconds_left}
     yield {"done": True, **vars(best_single_token(lm, target))}
@@ -105,12 +106,14 @@ def reach_all_endpoint(app: AppContext, model: str) -> Iterator[dict[str, Any]]:
         yield row | {"cannot": now.unsayable if now.done else [record["ids"][0] for record in now.unsayable]}
 
 
-async def tune_endpoint(app: AppContext, model: str, recipe: str, config: TuneConfig) -> AsyncGenerator[dict[str, Any]]:
+async def tune_endpoint(
+    app: AppContext, model: str, recipe: str, config: TuneConfig, session: str = "program"
+) -> AsyncGenerator[dict[str, Any]]:
     """Rows `{"event": "step", …}`, then one `{"event": "result", …}`, as the command line prints them.
 
     The run stops when its caller disconnects. InputError if it cannot begin, or failed.
     """
-    live = await to_thread.run_sync(_begin, app, _name(app, model), _text("recipe", recipe), config)
+    live = await to_thread.run_sync(_begin, app, session, _name(app, model), _text("recipe", recipe), config)
     async with aclosing(live.rows()) as views:
         async for view in views:
             if view.result is not None:
@@ -127,9 +130,8 @@ async def tune_endpoint(app: AppContext, model: str, recipe: str, config: TuneCo
         raise live.run.error
 
 
-def _begin(app: AppContext, model: str, recipe: str, config: TuneConfig) -> LiveRun:
+def _begin(app: AppContext, session: str, model: str, recipe: str, config: TuneConfig) -> LiveRun:
     app.pool.load(model)
-    session = f"api {uuid.uuid4().hex}"
     return app.begin(session, model, recipe, config, grace_seconds=0.0, floor_lines=False)
 
 
@@ -183,7 +185,7 @@ def add_endpoints(app: AppContext) -> None:
             recipe: the target, such as `entropy(bits=10, seed=0)`
             model: name, Hub id or folder; empty: the page's own
         """
-        return _answer(request, lambda: floor_endpoint(app, model, recipe))
+        return _answer(request, lambda: floor_endpoint(app, model, recipe, program_session(app, request)))
 
     def single_token(request: gr.Request, recipe: str, model: str = "") -> Iterator[dict[str, Any]]:
         """The best prompt of one token, exact: every token is scored, which takes minutes, once for a model.
@@ -260,7 +262,7 @@ def _add_tune(app: AppContext) -> None:
         try:
             numbers = {"length": length, "restarts": restarts, "steps": steps, "seed": seed, "slots": slots}
             config = tune_config(preset, settings, method=method, **numbers)
-            async with aclosing(tune_endpoint(app, model, recipe, config)) as rows:
+            async with aclosing(tune_endpoint(app, model, recipe, config, program_session(app, request))) as rows:
                 async for row in rows:
                     yield _told(request, row)
         except Exception as error:

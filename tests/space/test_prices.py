@@ -19,9 +19,11 @@ from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.journal import Journal
 from dpexplore.serving.model_pool import ModelPool
 from dpexplore.space import VisitorRules, load_manifest
-from dpexplore.space.prices import price_recipe, text_tokens
+from dpexplore.space.prices import price_recipe, price_scoring, text_tokens
 from dpexplore.targets import capture, parse_recipe, strings
 from dpexplore.tuning import TuneConfig
+from dpexplore.ui.api import single_token_endpoint
+from dpexplore.ui.components.floor_panel import follow_scoring
 from dpexplore.ui.components.share_bar import arrive_by_capsule
 from dpexplore.ui.tabs.compare import Library
 
@@ -99,6 +101,50 @@ def test_requests_of_the_paper_and_long_prompts_are_within_the_limits(app: AppCo
             app.rules.check_recipe(task.strings)
     app.rules.check_recipe(capture("a word " * 250))
     app.rules.check_recipe(parse_recipe("entropy(bits=3, outliers=5).mix(capture('I love'), 0.5).matched(seed=1)"))
+
+
+def test_one_address_does_not_hold_all_runs(app: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = app.pool.get("tiny").server
+    owners = [f"program-{i}" for i in range(31)] + ["hers strings"]
+    for owner in owners:
+        app.sessions.note_address(owner, "1.1.1.1")
+    monkeypatch.setattr(type(server), "owners", property(lambda _server: owners))
+    app.sessions.note_address("hers", "2.2.2.2")
+    app.sessions.note_address("program-new", "1.1.1.1")
+    app.check_room("hers")
+    app.check_room("program-new")
+    owners.append("program-new")
+    with pytest.raises(InputError, match="32 of your runs"):
+        app.check_room("program-new")
+    app.check_room("hers")
+    owners += ["hers frontier"] * 7
+    with pytest.raises(InputError, match="8 of your runs"):
+        app.check_room("hers")
+
+
+def test_an_engine_knows_whose_its_runs_are(app: AppContext) -> None:
+    live = app.begin("s", "tiny", "entropy(bits=3, seed=0)", TuneConfig(steps=1000, patience=None))
+    assert app.pool.owners == ["s"]
+    live.cancel()
+    list(live.views())
+    assert app.pool.owners == []
+
+
+def test_scoring_a_vocabulary_is_priced_before_its_first_batch(
+    app: AppContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert app.rules is not None
+    lm = app.pool.get("tiny").lm
+    app.check_scoring(lm)
+    monkeypatch.setitem(lm.__dict__, "parameter_count", 10**12)
+    monkeypatch.setattr(LanguageModel, "log_probs_of_ids", lambda *_args: pytest.fail("scored"))
+    monkeypatch.setattr("dpexplore.tuning.single_token.measure_more", lambda *_args: pytest.fail("scored"))
+    with pytest.raises(InputError, match="teraflops"):
+        next(single_token_endpoint(app, "tiny", "entropy(bits=3)"))
+    *_, (told, _) = follow_scoring(app, "s", "tiny", "entropy(bits=3)")
+    assert "teraflops" in told
+    for parameters, vocab in ((135_000_000, 49_152), (124_000_000, 50_257)):
+        assert price_scoring(parameters, vocab, 1) < app.rules.limits.scored_teraflops
 
 
 # Capsules.

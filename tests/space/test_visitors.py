@@ -146,6 +146,15 @@ def test_watermarks_refuse_runs_in_a_sentence(rules: VisitorRules, monkeypatch: 
         rules.check_room(0)
 
 
+def test_a_visitor_has_a_share_of_the_runs_and_never_all_of_them(rules: VisitorRules) -> None:
+    server = rules.manifest.server
+    assert server.runs_per_visitor * server.visitors_per_address > server.runs // 2  # so half is what binds
+    rules.check_room(server.runs - 1, server.runs_per_visitor - 1, server.runs // 2 - 1)
+    for own in ((server.runs_per_visitor, 0), (0, server.runs // 2)):
+        with pytest.raises(InputError, match="a visitor's share"):
+            rules.check_room(server.runs - 1, *own)
+
+
 def test_the_machine_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert this_machine() == "cpu"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from dpexplore.floor.of_model import softmax_floor
 from dpexplore.models import LanguageModel
 from dpexplore.serving.app_context import AppContext
-from dpexplore.serving.floors import Floors
+from dpexplore.serving.floors import WAITING_FLOORS, Floors
 from dpexplore.serving.model_pool import ModelPool
 from dpexplore.ui.components.reach_panel import answer as ask_reach
 from dpexplore.ui.components.reach_panel import follow_listing
@@ -98,6 +100,50 @@ def test_a_model_without_a_floor_says_why_and_tunes_all_the_same(tiny_lm: Callab
     *_, final = start_run(app, "s", "tiny", "entropy(bits=3)", make_config(SOFT))
     assert final.result is not None
     app.close()
+
+
+def test_nobodys_floors_cancel_anothers_and_addresses_take_turns(app: AppContext) -> None:
+    solved: list[str] = []
+    hold = threading.Event()
+
+    def solve(lm: LanguageModel, target: Any, start: Any) -> str:
+        hold.wait(30)
+        solved.append(target.recipe)
+        return target.recipe
+
+    floors: Any = Floors(solve)  # type: ignore[arg-type]
+    lm = app.pool.get("tiny").lm
+
+    def ask(name: str, session: str, address: str) -> Any:
+        return floors.start(lm, SimpleNamespace(recipe=name), session, address)
+
+    many = [ask(f"m{i}", f"page {i // 8}", "1.1.1.1") for i in range(100)]
+    hers = [ask(f"h{i}", "hers", "2.2.2.2") for i in range(2)]
+    hold.set()
+    assert [future.result(30) for future in hers] == ["h0", "h1"]
+    assert [future.result(30) for future in many] == [f"m{i}" for i in range(100)]
+    assert solved.index("h1") <= 5  # one for each of his, and not behind all of them
+    floors.close()
+
+
+def test_a_page_that_asks_on_and_on_overtakes_its_own_floors_alone(app: AppContext) -> None:
+    hold = threading.Event()
+    floors: Any = Floors(lambda _lm, target, start: hold.wait(30) and target.recipe)  # type: ignore[arg-type]
+    lm = app.pool.get("tiny").lm
+
+    def ask(name: str, session: str) -> Any:
+        return floors.start(lm, SimpleNamespace(recipe=name), session, "1.1.1.1")
+
+    first, shared, hers = ask("first", "his"), ask("shared", "his"), ask("hers", "hers")
+    assert ask("shared", "hers") is shared
+    own = [ask(f"m{i}", "his") for i in range(30)]
+    hold.set()
+    assert (shared.result(30), hers.result(30)) == ("shared", "hers")
+    ends = [future.exception(30) for future in (first, *own)]
+    assert all(error is None or "overtaken" in str(error) for error in ends)
+    assert ends[-WAITING_FLOORS:] == [None] * WAITING_FLOORS
+    assert sum(error is None for error in ends) <= WAITING_FLOORS + 2
+    floors.close()
 
 
 def test_a_floor_is_solved_once_and_a_failing_one_stays_on_the_server(app: AppContext) -> None:

@@ -27,6 +27,7 @@ class EngineServer:
         self.engine = Engine(lm, max_rows=max_rows, served=True)
         self._wake = threading.Event()
         self._closing = False
+        self._runs: list[Run] = []
         self._gate = threading.Lock()  # nothing is submitted once the server has begun to close
         self._thread = threading.Thread(target=self._serve, name=f"engine {lm.name}", daemon=True)
         self._thread.start()
@@ -41,6 +42,13 @@ class EngineServer:
         """Runs that have not ended; may be slightly stale."""
         return self.engine.running
 
+    @property
+    def owners(self) -> list[str]:
+        """Whose these runs are, one entry a run."""
+        with self._gate:
+            self._runs = [run for run in self._runs if not run.finished]
+            return [run.owner for run in self._runs]
+
     def submit(
         self,
         target: Target,
@@ -54,6 +62,7 @@ class EngineServer:
             if self._closing:
                 raise InputError(f"The model {self.lm.name} has been released; choose it again.")
             run = self.engine.submit(target, config, starts, resumed_from, owner)
+            self._runs = [*(other for other in self._runs if not other.finished), run]
         self._wake.set()
         return run
 

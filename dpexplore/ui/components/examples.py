@@ -13,6 +13,7 @@ from dpexplore.ui.components.settings import CUSTOM, PRESET_FIELDS, preset_value
 from dpexplore.ui.components.target_panel import QUIET, TargetPanel, read_recipe
 from dpexplore.ui.components.tune_panel import TunePanel
 from dpexplore.ui.components.widgets import view
+from dpexplore.ui.visitor import session_of
 
 PRESET = "fast"
 FEW = {"restarts": 2, "steps": 60}
@@ -116,7 +117,7 @@ def wire_examples(
 
     def starter(example: Example) -> Callable[..., dict[Any, Any]]:
         def start(request: gr.Request, model: str) -> dict[Any, Any]:
-            app.sessions.take_turn(request.session_hash or "")  # what the designer still works at is overtaken
+            app.sessions.take_turn(session_of(app, request))  # what the designer still works at is overtaken
             changes = {"recipe": example.recipe, **read_recipe(app, model, example.recipe)}
             return {
                 **{shown[name]: value for name, value in changes.items()},

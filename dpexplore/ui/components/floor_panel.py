@@ -20,6 +20,7 @@ from dpexplore.tuning.single_token import best_single_token, is_known, score_tok
 from dpexplore.ui.components.markup import bar, message, probability, progress_bar, quantity, table, token
 from dpexplore.ui.components.target_panel import QUIET, TargetPanel
 from dpexplore.ui.components.widgets import card_title, chart, view
+from dpexplore.ui.visitor import session_of
 
 SCORING = "single-token scoring"
 """Queue of everything that runs a whole vocabulary through a model."""
@@ -122,7 +123,7 @@ def follow_floor(app: AppContext, session: str, model: str, recipe: str) -> Iter
         lm, target = app.pool.get(model).lm, app.target(model, recipe)
     except Exception:  # the target panel says what is wrong with the recipe
         return
-    future = app.floors.start(lm, target)
+    future = app.floor(session, lm, target)
     if not future.done():
         # The rungs of the target before go at once: an old number beside a new target looks like its answer.
         yield [message("Computing the certified floor …", "busy"), "", ""]
@@ -136,12 +137,12 @@ def follow_floor(app: AppContext, session: str, model: str, recipe: str) -> Iter
     yield [floor_sentence(floor), ladder_html(floor, tuned, single), why_html(lm, target, floor)]
 
 
-def draw_curve(app: AppContext, model: str, recipe: str) -> Iterator[list[Any]]:
+def draw_curve(app: AppContext, session: str, model: str, recipe: str) -> Iterator[list[Any]]:
     """Values for (progress, curve): the model's floor over all entropies, one kind of target after the other."""
     families: dict[str, list[FloorPoint]] = {}
     try:
         lm = app.pool.get(model).lm
-        here = _here(app, lm, model, recipe)
+        here = _here(app, session, lm, model, recipe)
         for number, kind in enumerate(KINDS):
             yield [progress_bar(f"Floors of {kind} targets", number / len(KINDS)), gr.skip()]
             points = floor_curve(lm, kinds=[kind], points=CURVE_POINTS)[kind]
@@ -163,6 +164,7 @@ def follow_scoring(app: AppContext, session: str, model: str, recipe: str) -> It
         return
     try:
         lm, target = app.pool.get(model).lm, app.target(model, recipe)
+        app.check_scoring(lm)
         for now in score_tokens(lm):
             left = f"{now.seconds_left:,.0f} s" if now.seconds_left < 120 else f"{now.seconds_left / 60:,.0f} min"
             yield [
@@ -170,7 +172,7 @@ def follow_scoring(app: AppContext, session: str, model: str, recipe: str) -> It
                 gr.skip(),
             ]
         best = best_single_token(lm, target)
-        floor = app.floors.start(lm, target).result()
+        floor = app.floor(session, lm, target).result()
     except Exception as error:
         yield [message(sentence(error), "error"), gr.skip()]
         return
@@ -182,10 +184,10 @@ def follow_scoring(app: AppContext, session: str, model: str, recipe: str) -> It
     yield [told, ladder_html(floor, tuned, best.kl_nats)]
 
 
-def _here(app: AppContext, lm: LanguageModel, model: str, recipe: str) -> FloorPoint | None:
+def _here(app: AppContext, session: str, lm: LanguageModel, model: str, recipe: str) -> FloorPoint | None:
     try:
         target = app.target(model, recipe)
-        return FloorPoint(target.entropy_bits, app.floors.start(lm, target).result().lower_bound_nats)
+        return FloorPoint(target.entropy_bits, app.floor(session, lm, target).result().lower_bound_nats)
     except Exception:  # the curve does not need a target
         return None
 
@@ -211,13 +213,13 @@ def wire_floor_panel(
     app: AppContext, panel: FloorPanel, target: TargetPanel, result: gr.HTML, model: gr.Textbox
 ) -> None:
     def follow(request: gr.Request, model: str, recipe: str) -> Iterator[list[Any]]:
-        yield from follow_floor(app, request.session_hash or "", model, recipe)
+        yield from follow_floor(app, session_of(app, request), model, recipe)
 
-    def draw(model: str, recipe: str) -> Iterator[list[Any]]:
-        yield from draw_curve(app, model, recipe)
+    def draw(request: gr.Request, model: str, recipe: str) -> Iterator[list[Any]]:
+        yield from draw_curve(app, session_of(app, request), model, recipe)
 
     def scoring(request: gr.Request, model: str, recipe: str) -> Iterator[list[Any]]:
-        yield from follow_scoring(app, request.session_hash or "", model, recipe)
+        yield from follow_scoring(app, session_of(app, request), model, recipe)
 
     shown = [panel.sentence, panel.ladder, panel.why]
     # A new preview is a new target; a finished run is a new rung of the ladder.

@@ -16,6 +16,7 @@ from dpexplore.serving.app_context import AppContext, check_single_tokens, sente
 from dpexplore.ui.components.markup import message, progress_bar, quantity, table
 from dpexplore.ui.components.target_panel import QUIET, TargetPanel
 from dpexplore.ui.components.widgets import card_title, chart, view
+from dpexplore.ui.visitor import session_of
 
 MULTIPLES = (0.5, 1.0, 10.0, 100.0, 1000.0)
 STEPS = 30
@@ -81,7 +82,7 @@ def frontier_of(app: AppContext, session: str, model: str, recipe: str) -> Front
         multiples=MULTIPLES,
         steps=STEPS,
         submit=lambda target, config, starts: entry.server.submit(
-            target, app.admit(entry.lm, config), starts, owner=f"{session} frontier"
+            target, app.admit(session, entry.lm, config), starts, owner=f"{session} frontier"
         ),
         keep=app.rules is None,  # strangers' points do not fill the disk
     )
@@ -97,7 +98,7 @@ def follow_frontier(app: AppContext, drawing: Drawing, session: str, model: str,
         work = frontier_of(app, session, model, recipe)
         drawing.begin(session, work)
         yield [message("Computing the certified floor …", "busy"), "", ""]
-        floor = app.floors.start(work.lm, work.target).result()
+        floor = app.floor(session, work.lm, work.target).result()
         points: list[FrontierPoint] = []
         yield [progress_bar("A hard prompt", 0.0), "", ""]
         for point in work:
@@ -169,17 +170,17 @@ def wire_frontier_panel(app: AppContext, panel: FrontierPanel, target: TargetPan
     drawn = gr.State(NOTHING)
 
     def draw(request: gr.Request, model: str, recipe: str) -> Iterator[list[Any]]:
-        for shown in follow_frontier(app, drawing, request.session_hash or "", model, recipe):
+        for shown in follow_frontier(app, drawing, session_of(app, request), model, recipe):
             yield [*shown, (model, recipe)]
 
     def stop(request: gr.Request) -> None:
-        drawing.stop(request.session_hash or "")
+        drawing.stop(session_of(app, request))
 
     def clear(request: gr.Request, model: str, recipe: str, origin: tuple[str, str]) -> list[Any]:
         """Another target's frontier goes, with the work on it."""
         if (model, recipe) == origin or origin == NOTHING:
             return [gr.skip()] * 4
-        drawing.stop(request.session_hash or "")
+        drawing.stop(session_of(app, request))
         return ["", "", "", NOTHING]
 
     panel.draw.click(

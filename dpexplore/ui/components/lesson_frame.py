@@ -28,12 +28,12 @@ class Desk:
         return self.app.pool.load(self.model).lm
 
     def floor_nats(self, target: Target) -> float:
-        return max(0.0, self.app.floors.start(self.lm, target).result().lower_bound_nats)
+        return max(0.0, self.app.floor(self.session, self.lm, target).result().lower_bound_nats)
 
 
 def say_directly(desk: Desk, targets: Sequence[Target], doing: str) -> Generator[str, None, list[TuneResult]]:
     """HTML while it works, then for each target the result of the direct token: one free vector, computed."""
-    config = desk.app.admit(desk.lm, TuneConfig.preset("direct", method="soft"))
+    config = desk.app.admit(desk.session, desk.lm, TuneConfig.preset("direct", method="soft"))
     server = desk.app.pool.get(desk.model).server
     runs = [server.submit(target, config, owner=desk.session) for target in targets]
     try:

@@ -22,6 +22,7 @@ from dpexplore.ui.components.settings import control_values, make_config, preset
 from dpexplore.ui.components.target_panel import QUIET, TargetPanel, panels_of, show_target
 from dpexplore.ui.components.tune_panel import ResultPanel, TunePanel, run_outputs, show_run
 from dpexplore.ui.components.widgets import view
+from dpexplore.ui.visitor import session_of
 
 _SCRIPT = """
 const root = element.querySelector('.dpx-share-links');
@@ -177,7 +178,7 @@ def _capsule_views(
     yield view
     if not view.marked:
         with suppress(Exception):  # the floor's own card says why there is none
-            app.floors.start(lm, target).result()
+            app.floor(session, lm, target).result()
         if app.sessions.shows(session, what):
             yield view.with_marks(app.floors.marks(lm, target) or {})
 
@@ -207,7 +208,7 @@ def wire_share_bar(
             return json.dumps({"problem": sentence(error)})
 
     def keep_running(keep: bool, request: gr.Request) -> None:
-        app.sessions.keep_running(request.session_hash or "", keep)
+        app.sessions.keep_running(session_of(app, request), keep)
 
     def opened(request: gr.Request) -> dict[Component, Any]:
         return apply(arrive(app, dict(request.query_params)))
@@ -268,7 +269,7 @@ def show_arrivals(
         elif model != wanted:
             yield ["", *nothing[:2], message(_OPEN_MODEL, "error"), *nothing[:5]]
         else:
-            session = request.session_hash or ""
+            session = session_of(app, request)
             views = arrived_views(app, session, what)
             for values in show_run(app, session, model, recipe, views):
                 yield ["", *values]

@@ -127,7 +127,7 @@ def read_plan(app: AppContext, session: str, model: str, recipe: str, settings: 
     adapter = AdapterConfig.preset(preset, passes=_whole("passes", passes, 1, 10_000))
     drawn = _whole("answers", samples, FEWEST_SAMPLES, MOST_SAMPLES)
     if app.rules:
-        app.rules.check_room(app.pool.running)
+        app.check_room(session)
         app.rules.check_strings(target)
     return Plan(session, model, target, ways, prompt, adapter, drawn)
 
@@ -216,7 +216,7 @@ def _follow_prompt(app: AppContext, running: Running, plan: Plan, course: Course
     """Tune the prompt and measure it."""
     entry = app.pool.get(plan.model)
     run = entry.server.submit(
-        plan.target, app.admit(entry.lm, plan.prompt, plan.target), owner=f"{plan.session} strings"
+        plan.target, app.admit(plan.session, entry.lm, plan.prompt, plan.target), owner=f"{plan.session} strings"
     )
     running.now(plan.session, run.cancel)
     way = course.ways["prompt"] = Way()

@@ -19,6 +19,7 @@ from dpexplore.ui.components.markup import message
 from dpexplore.ui.components.preview import hand_bars, outlier_line, pos_bars, preview, token_choices
 from dpexplore.ui.components.target_tabs import Limit, Tab, build_tabs
 from dpexplore.ui.components.widgets import card_title, chart, view
+from dpexplore.ui.visitor import session_of
 
 QUIET: dict[str, Any] = {
     "show_progress": "hidden",
@@ -237,7 +238,7 @@ def wire_target_panel(app: AppContext, panel: TargetPanel, model: gr.Textbox) ->
         """
 
         def follow(request: gr.Request, *values: Any) -> dict[Component, Any]:
-            session = request.session_hash or ""
+            session = session_of(app, request)
             turn = app.sessions.take_turn(session)
             changes = action(*values)
             if not app.sessions.is_latest(session, turn):  # a slow capture must not undo the slider moved after it

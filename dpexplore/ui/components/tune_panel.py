@@ -30,6 +30,7 @@ from dpexplore.ui.components.settings import (
 )
 from dpexplore.ui.components.target_panel import QUIET
 from dpexplore.ui.components.widgets import SCRUBBER, axis_switch, chart, legend, slot_chips, view
+from dpexplore.ui.visitor import session_of
 
 DEFAULT_SLOTS = "soft*3 hard*2"
 FIG4 = "Fig. 4"
@@ -192,13 +193,13 @@ def wire_tune_panel(
     names = list(panel.controls)
 
     def run(request: gr.Request, model: str, recipe: str, *settings: Any) -> Iterator[list[Any]]:
-        yield from tune(app, request.session_hash or "", model, recipe, dict(zip(names, settings, strict=True)))
+        yield from tune(app, session_of(app, request), model, recipe, dict(zip(names, settings, strict=True)))
 
     def halt(request: gr.Request) -> None:
-        app.sessions.stop(request.session_hash or "")
+        app.sessions.stop(session_of(app, request))
 
     def leave(request: gr.Request) -> None:
-        app.sessions.close(request.session_hash or "")
+        app.sessions.close(session_of(app, request))
 
     def run_after(event: Any) -> Any:
         return event(
@@ -231,7 +232,7 @@ def _wire_settings(app: AppContext, panel: TunePanel) -> None:
     def follow(request: gr.Request, *values: Any) -> list[Any]:
         """Values for (preset, status)."""
         named = dict(zip(names, values, strict=True))
-        told = check_settings(app, request.session_hash or "", named)
+        told = check_settings(app, session_of(app, request), named)
         return [preset_of(named), gr.skip() if told is None else told]
 
     panel.preset.input(apply_preset, panel.preset, settings, **QUIET)

@@ -29,6 +29,7 @@ from dpexplore.ui.components.compare_runs import (
 from dpexplore.ui.components.markup import message, quantity, table
 from dpexplore.ui.components.target_panel import QUIET
 from dpexplore.ui.components.widgets import axis_switch, card_title, chart, view
+from dpexplore.ui.visitor import session_of
 
 MOST_RUNS = 24
 """Most runs that a page compares; the oldest are dropped first."""
@@ -265,17 +266,17 @@ def build_compare(app: AppContext, result: gr.HTML, stored: gr.BrowserState) -> 
     outputs = [stored, panel.rows, panel.kl, panel.entropy, panel.note, *panel.files]
 
     def keep(kept: Any, request: gr.Request) -> dict[str, list[str]]:
-        return Choice.read(kept).with_runs(app.sessions.finished(request.session_hash or "")).stored()
+        return Choice.read(kept).with_runs(app.sessions.finished(session_of(app, request))).stored()
 
     def opened(kept: Any, axis: Axis, request: gr.Request) -> list[Any]:
-        session = request.session_hash or ""
+        session = session_of(app, request)
         choice = Choice.read(kept).with_runs(app.sessions.finished(session))
         return compared(library, choice, axis, _folder(session))
 
     def clicked(kept: Any, axis: Axis, request: gr.Request, event: gr.EventData) -> list[Any]:
         choice = Choice.read(kept).changed(event._data)
-        app.sessions.forget_finished(request.session_hash or "", event._data.get("drop"))
-        return compared(library, choice, axis, _folder(request.session_hash or ""))
+        app.sessions.forget_finished(session_of(app, request), event._data.get("drop"))
+        return compared(library, choice, axis, _folder(session_of(app, request)))
 
     def added(paths: list[str], kept: Any, axis: Axis, request: gr.Request) -> list[Any]:
         choice, problem = Choice.read(kept), ""
@@ -284,7 +285,7 @@ def build_compare(app: AppContext, result: gr.HTML, stored: gr.BrowserState) -> 
                 choice = choice.with_runs([library.add_capsule(Path(path))])
             except Exception as error:
                 problem = sentence(error)
-        values = compared(library, choice, axis, _folder(request.session_hash or ""))
+        values = compared(library, choice, axis, _folder(session_of(app, request)))
         values[4] = message(problem, "error")
         return values
 

@@ -14,6 +14,7 @@ from dpexplore.ui.components.lesson_frame import Answer, Desk
 from dpexplore.ui.components.markup import message
 from dpexplore.ui.components.target_panel import QUIET, TargetPanel, read_recipe
 from dpexplore.ui.components.widgets import view
+from dpexplore.ui.visitor import session_of
 
 HEADLINE = (
     "<h2>What can a language model say?</h2><p>Three questions, one minute. Guess first: the answers are computed "
@@ -81,7 +82,7 @@ def build_first_minute(app: AppContext, tab: gr.Tab, tabs: gr.Tabs, model: gr.Te
     outputs: dict[str, Any] = target.outputs
 
     def open_workbench(request: gr.Request, model: str) -> dict[Any, Any]:
-        app.sessions.take_turn(request.session_hash or "")  # what the designer still works at is overtaken
+        app.sessions.take_turn(session_of(app, request))  # what the designer still works at is overtaken
         changes = {"recipe": SHUFFLED, **read_recipe(app, model, SHUFFLED)}
         return {tabs: gr.update(selected="explore"), **{outputs[name]: value for name, value in changes.items()}}
 
@@ -101,7 +102,7 @@ def _wire(app: AppContext, step: Step, following: gr.Column, steps: list[Step], 
     """A guess is answered at once, and the answer opens what follows."""
 
     def desk(request: gr.Request, model: str) -> Desk:
-        return Desk(app, request.session_hash or "", model or app.model)
+        return Desk(app, session_of(app, request), model or app.model)
 
     def guessed(request: gr.Request, model: str, guess: str | None) -> Iterator[dict[Any, Any]]:
         for told, answered in answer(desk(request, model), step.question, guess):

@@ -16,6 +16,7 @@ from dpexplore.ui.components.lesson_steps import LESSONS
 from dpexplore.ui.components.markup import message
 from dpexplore.ui.components.target_panel import QUIET
 from dpexplore.ui.components.widgets import view
+from dpexplore.ui.visitor import session_of
 
 INTRODUCTION = (
     "<h2>What can a language model say?</h2><p>Seven short steps. In each, move something, make a prediction, then "
@@ -118,10 +119,10 @@ def _wire(app: AppContext, panel: LessonPanel, tab: gr.Tab, model: gr.Textbox) -
     lesson = panel.lesson
 
     def follow(request: gr.Request, model: str, *values: Any) -> str:
-        return look(Desk(app, request.session_hash or "", model or app.model), lesson, *values)
+        return look(Desk(app, session_of(app, request), model or app.model), lesson, *values)
 
     def check(request: gr.Request, model: str, predicted: str | None, *values: Any) -> Iterator[str]:
-        yield from answer(Desk(app, request.session_hash or "", model or app.model), lesson, predicted, *values)
+        yield from answer(Desk(app, session_of(app, request), model or app.model), lesson, predicted, *values)
 
     moved: list[Any] = [getattr(control, "input") for control in panel.controls]  # noqa: B009
     gr.on([*moved, tab.select], follow, [model, *panel.controls], panel.shown, **QUIET)

@@ -33,6 +33,7 @@ from dpexplore.ui.components.string_view import (
 )
 from dpexplore.ui.components.target_panel import QUIET
 from dpexplore.ui.components.widgets import card_title, chart, legend, view
+from dpexplore.ui.visitor import session_of
 
 FIRST = "numbers / 1-10"
 SAMPLES = 100
@@ -322,10 +323,10 @@ def _wire_ways(app: AppContext, demo: gr.Blocks, panel: Panel, model: gr.Textbox
     running = Running()
 
     def run(request: gr.Request, model: str, recipe: str, *settings: Any) -> Iterator[list[Any]]:
-        yield from reach(app, running, request.session_hash or "", model, recipe, *settings)
+        yield from reach(app, running, session_of(app, request), model, recipe, *settings)
 
     def halt(request: gr.Request) -> None:
-        running.stop(request.session_hash or "")
+        running.stop(session_of(app, request))
 
     panel.run.click(
         run,
