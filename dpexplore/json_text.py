@@ -68,13 +68,33 @@ def read_json(
     check_json(data, most)
     try:
         number, constant = (_finite, _refuse) if finite else (None, None)
-        return json.loads(data, object_pairs_hook=pairs, parse_float=number, parse_constant=constant)
+        value = json.loads(data, object_pairs_hook=pairs, parse_float=number, parse_constant=constant)
     except JsonRefused:
         raise
     except UnicodeDecodeError:
         raise JsonRefused("not UTF-8 text") from None
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits is a ValueError without `msg`
         raise JsonRefused(str(getattr(error, "msg", "a number is too long"))) from None
+    if (b"\\ud" if isinstance(data, bytes) else "\\ud") in data.lower():  # type: ignore[operator]
+        _check_characters(value)
+    return value
+
+
+def _check_characters(value: Any) -> None:
+    """JsonRefused if a text holds half of a character, which JSON can write and UTF-8 cannot."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            waiting += [*each, *each.values()]
+        elif isinstance(each, list | tuple):
+            waiting += each
+        elif isinstance(each, str) and not each.isascii():
+            try:
+                each.encode()
+            except UnicodeEncodeError as error:
+                half = ascii(each[error.start])
+                raise JsonRefused(f"a text holds half of a character, {half}, a lone surrogate") from None
 
 
 def _finite(text: str) -> float:

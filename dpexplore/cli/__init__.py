@@ -1,8 +1,9 @@
 """The command line: `dpexplore COMMAND`, the same as `python -m dpexplore COMMAND`.
 
 Results go to standard output (one JSON object a line under `--json`), progress to standard error.
-Exit code 0 on success, 1 if part of a sweep failed, 2 for bad input with one line that says what was wrong, 130 if
-stopped without a result. Commands import what they need when they run: help and completion load no torch.
+Exit code 0 on success, 1 if part of a sweep failed or a capsule is damaged, 2 for bad input with one line that says
+what was wrong, 130 if stopped without a result. Commands import what they need when they run: help and
+completion load no torch.
 """
 
 from __future__ import annotations
@@ -14,7 +15,20 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from dpexplore.cli import app as app_command
-from dpexplore.cli import diffuse, figures, floor, frontier, generalise, models, reach, space, sweep, target, tune
+from dpexplore.cli import (
+    capsule,
+    diffuse,
+    figures,
+    floor,
+    frontier,
+    generalise,
+    models,
+    reach,
+    space,
+    sweep,
+    target,
+    tune,
+)
 from dpexplore.cli.common import INTERRUPTED, end_progress, interruptible
 from dpexplore.errors import InputError
 
@@ -28,7 +42,7 @@ cli = typer.Typer(
     no_args_is_help=False,
 )
 for panel, commands in {
-    "One target": (target.target, floor.floor, frontier.frontier, reach.reach, tune.tune),
+    "One target": (target.target, floor.floor, frontier.frontier, reach.reach, tune.tune, capsule.capsule),
     "Experiments": (sweep.sweep, figures.figures, diffuse.diffuse, generalise.generalise),
     "Models and the page": (models.models, app_command.app),
 }.items():

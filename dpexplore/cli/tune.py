@@ -153,10 +153,9 @@ def _follow(run: dp.Run, show: Callable[[dp.TuneStep], None]) -> None:
 
 
 def _emit_step(step: dp.TuneStep) -> None:
-    emit({"event": "step", **{name: getattr(step, name) for name in _STEP_FIELDS}})
+    from dpexplore.tuning.record.schema import StepRecord
 
-
-_STEP_FIELDS = ("step", "kl_nats", "entropy_nats", "evaluations")
+    emit({"event": "step", **StepRecord.of(step).model_dump()})
 
 
 def _show_step(step: dp.TuneStep) -> None:
@@ -167,29 +166,9 @@ def _show_step(step: dp.TuneStep) -> None:
 
 
 def _result_event(result: dp.TuneResult) -> dict[str, Any]:
-    return {
-        "event": "result",
-        "status": result.status,
-        "kl_nats": result.kl_nats,
-        "kl_nats_per_restart": result.kl_nats_per_restart,
-        "entropy_bits": _bits(result.entropy_nats),
-        "target_entropy_bits": _bits(result.target_entropy_nats),
-        "slots": result.slots,
-        "prompt_ids": result.prompt_ids,
-        "prompt_text": result.prompt_text,
-        "kl_reencoded_nats": result.kl_reencoded_nats,
-        "objective": result.objective,
-        "distances": {kind: value if math.isfinite(value) else None for kind, value in result.distances.items()},
-        "top_overlap": result.top_overlap,
-        "scored_in": result.scored_in,
-        "kl_search_nats": result.kl_search_nats,
-        "floor_nats": result.bounds.floor_nats,
-        "head_optimum_nats": result.bounds.head_optimum_nats,
-        "direct_note": result.bounds.note,
-        "bounds": result.bounds_sentence,
-        "evaluations": result.evaluations,
-        "capsule": result.capsule,
-    }
+    from dpexplore.tuning.record.schema import ResultRecord
+
+    return {"event": "result", **ResultRecord.of(result).model_dump(), "capsule": result.capsule}
 
 
 def _bits(nats: float) -> float:

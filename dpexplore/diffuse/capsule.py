@@ -16,6 +16,7 @@ from dpexplore.diffuse.report import Answers
 from dpexplore.diffuse.training import AdapterRun
 from dpexplore.errors import InputError
 from dpexplore.files import replacing_folder, write_file
+from dpexplore.json_text import JsonLimits, read_json
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Strings, parse_recipe
 from dpexplore.targets.recorded import changed_prompt, recorded_prompts
@@ -24,6 +25,7 @@ from dpexplore.tuning.record.capsule import library_versions
 FORMAT = "dpexplore adapter capsule"
 FORMAT_VERSION = 1
 CAPSULE_FILE = "capsule.json"
+MOST_JSON = JsonLimits(20_000_000)
 REPLAY_TOLERANCE_NATS = 1e-3
 
 
@@ -68,11 +70,12 @@ def load_adapter_capsule(folder: Path) -> dict[str, Any]:
     """The capsule in an adapter's folder. InputError if there is none."""
     path = folder / CAPSULE_FILE
     try:
-        capsule = json.loads(path.read_text(encoding="utf-8"))
+        capsule = read_json(path.read_bytes(), MOST_JSON)
     except OSError as error:
         raise InputError(f"{folder} holds no {CAPSULE_FILE}; `diffuse --method lora --out` writes one.") from error
-    except ValueError as error:
-        raise InputError(f"{path} is no capsule of an adapter.") from error
+    except ValueError as error:  # InputError among them
+        why = f" ({error})" if isinstance(error, InputError) else ""
+        raise InputError(f"{path} is no capsule of an adapter{why}.") from error
     if not isinstance(capsule, dict) or capsule.get("format") != FORMAT:
         raise InputError(f"{path} is no capsule of an adapter.")
     if capsule.get("format_version") != FORMAT_VERSION:

@@ -2,7 +2,8 @@ from .config import PRESETS, TuneConfig, fig4_slots
 from .engine.engine import Engine, Run, tune
 from .engine.server import EngineServer
 from .knobs import KNOBS, METHODS, Knob
-from .record.replay import Replay, load_capsule, replay, restore, resume
+from .record.replay import Replay, replay, restore, resume
+from .record.schema import load_capsule
 from .record.steps import NearestToken, TuneResult, TuneStep
 from .slots import Slot, Slots
 

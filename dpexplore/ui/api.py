@@ -20,7 +20,8 @@ from dpexplore.floor.reach import reach, words_of
 from dpexplore.serving.app_context import AppContext, sentence
 from dpexplore.serving.live_run import LiveRun
 from dpexplore.serving.reach import ANSWER_SECONDS, listing
-from dpexplore.tuning import TuneConfig, TuneResult
+from dpexplore.tuning import TuneConfig
+from dpexplore.tuning.record.schema import ResultRecord, StepRecord
 from dpexplore.tuning.single_token import best_single_token, score_tokens
 from dpexplore.ui.components.floor_panel import SCORING
 from dpexplore.ui.components.reach_panel import LISTING
@@ -117,15 +118,14 @@ async def tune_endpoint(
     async with aclosing(live.rows()) as views:
         async for view in views:
             if view.result is not None:
-                yield {"event": "result", "run": live.id, **_result_row(view.result)}
-            elif view.step is not None:
                 yield {
-                    "event": "step",
+                    "event": "result",
                     "run": live.id,
-                    "step": view.step.step,
-                    "kl_nats": view.step.kl_nats,
-                    "entropy_nats": view.step.entropy_nats,
+                    **ResultRecord.of(view.result).model_dump(),
+                    "capsule": view.result.capsule,
                 }
+            elif view.step is not None:
+                yield {"event": "step", "run": live.id, **StepRecord.of(view.step).model_dump()}
     if live.run.error is not None:
         raise live.run.error
 
@@ -133,25 +133,6 @@ async def tune_endpoint(
 def _begin(app: AppContext, session: str, model: str, recipe: str, config: TuneConfig) -> LiveRun:
     app.pool.load(model)
     return app.begin(session, model, recipe, config, grace_seconds=0.0, floor_lines=False)
-
-
-def _result_row(result: TuneResult) -> dict[str, Any]:
-    return {
-        "status": result.status,
-        "kl_nats": result.kl_nats,
-        "kl_nats_per_restart": result.kl_nats_per_restart,
-        "entropy_nats": result.entropy_nats,
-        "target_entropy_nats": result.target_entropy_nats,
-        "slots": result.slots,
-        "prompt_ids": result.prompt_ids,
-        "prompt_text": result.prompt_text,
-        "kl_reencoded_nats": result.kl_reencoded_nats,
-        "floor_nats": result.bounds.floor_nats,
-        "head_optimum_nats": result.bounds.head_optimum_nats,
-        "direct_note": result.bounds.note,
-        "bounds": result.bounds_sentence,
-        "capsule": result.capsule,
-    }
 
 
 def tune_config(preset: str, settings: Any, **numbers: Any) -> TuneConfig:

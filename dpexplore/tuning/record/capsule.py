@@ -16,10 +16,8 @@ from torch import Tensor
 
 from dpexplore.tuning.init.layout import NO_TOKEN
 from dpexplore.tuning.record.outcome import RecordedRun
+from dpexplore.tuning.record.schema import FORMAT, FORMAT_VERSION, ResultRecord
 from dpexplore.tuning.record.steps import TuneResult
-
-FORMAT = "dpexplore capsule"
-FORMAT_VERSION = 1
 
 
 def describe_run(run: RecordedRun) -> dict[str, Any]:
@@ -51,27 +49,8 @@ def make_capsule(run: RecordedRun, result: TuneResult) -> dict[str, Any]:
     return {
         **describe_run(run),
         "result": {
-            "status": result.status,
-            "kl_nats": result.kl_nats,
-            "scored_in": result.scored_in,
-            "kl_search_nats": result.kl_search_nats,
-            "kl_nats_per_restart": result.kl_nats_per_restart,
-            "best_restart": result.best_restart,
-            "entropy_nats": result.entropy_nats,
-            "slots": result.slots,
-            "prompt_ids": result.prompt_ids,
-            "prompt_text": result.prompt_text,
-            "kl_reencoded_nats": result.kl_reencoded_nats,
+            **ResultRecord.of(result).model_dump(),
             "prompt_embeds": None if result.prompt_ids is not None else encode_array(result.prompt_embeds),
-            "distances": {kind: finite(value) for kind, value in result.distances.items()},
-            "top_overlap": result.top_overlap,
-            "floor_nats": result.bounds.floor_nats,
-            "head_optimum_nats": result.bounds.head_optimum_nats,
-            "direct_note": result.bounds.note,
-            "bounds": result.bounds_sentence,
-            "steps": result.steps,
-            "evaluations": result.evaluations,
-            "seconds": round(result.seconds, 3),
         },
         "restarts": [_restart(run, i, kl) for i, kl in enumerate(result.kl_nats_per_restart)],
         "history": {
@@ -175,11 +154,6 @@ def _restart(run: RecordedRun, restart: int, kl_nats: float | None) -> dict[str,
         "ids": outcome.ids.tolist(),
         "embeds": encode_array(outcome.embeds) if has_soft else None,
     }
-
-
-def finite(value: float) -> float | None:
-    """JSON knows no infinity: None stands for it."""
-    return value if math.isfinite(value) else None
 
 
 def _rounded(value: float | None) -> float | None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from dpexplore.errors import InputError
-from dpexplore.json_text import JsonLimits, JsonRefused, read_json
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target, parse_recipe
 from dpexplore.targets.recorded import changed_prompt, recorded_prompts
@@ -21,14 +19,12 @@ from dpexplore.tuning.objectives.next_token import all_divergences, entropy_of, 
 from dpexplore.tuning.objectives.sequences import objective_for
 from dpexplore.tuning.record.bounds import Bounds
 from dpexplore.tuning.record.build import encode_again, nearest_to_soft
-from dpexplore.tuning.record.capsule import FORMAT, FORMAT_VERSION, decode_array, finite, library_versions
+from dpexplore.tuning.record.capsule import decode_array, library_versions
 from dpexplore.tuning.record.precision import final_scores, final_scores_of_ids
-from dpexplore.tuning.record.schema import read_capsule
+from dpexplore.tuning.record.schema import finite
 from dpexplore.tuning.record.steps import TuneResult
 from dpexplore.tuning.run import Run
 
-MOST_VALUES = 20_000_000
-"""A run of 100,000 steps of 100 restarts."""
 REPLAY_TOLERANCE_NATS = 1e-3
 
 
@@ -49,25 +45,6 @@ class Replay:
     def agrees(self) -> bool:
         """Whether the two KL differ by no more than 1e-3 nats."""
         return abs(self.kl_nats - self.recorded_kl_nats) <= REPLAY_TOLERANCE_NATS
-
-
-def load_capsule(path: Path, most_values: int = MOST_VALUES) -> dict[str, Any]:
-    """Read a capsule's file. InputError if it is missing, no capsule, or holds more than `most_values` numbers."""
-    try:
-        capsule = read_json(path.read_bytes(), JsonLimits(most_values))
-    except OSError as error:
-        raise InputError(f"The capsule {path} cannot be read: {error.strerror}.") from error
-    except JsonRefused as refused:
-        raise InputError(f"{path.name} is no capsule that can be read ({refused.reason}).") from None
-    if not isinstance(capsule, dict) or capsule.get("format") != FORMAT:
-        raise InputError(f"{path.name} is no capsule: a capsule is a JSON file that `tune --out` writes.")
-    if capsule.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"The capsule {path.name} has the format {str(capsule.get('format_version'))[:20]}; this version reads "
-            f"{FORMAT_VERSION}."
-        )
-    read_capsule(capsule)
-    return capsule
 
 
 def target_of(lm: LanguageModel, capsule: dict[str, Any]) -> Target:

@@ -1,140 +1,258 @@
-"""What a capsule from elsewhere must hold before anything of it is used: types, sizes, what belongs together."""
+"""The one schema of what a run tells: steps, results and capsules, for files, command line, HTTP and MCP alike.
+
+Units stand in the names: `_nats`, `_bits`. Capsules of before, which lack some fields, validate; fields that this
+version does not know are kept.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+import base64
+import binascii
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dpexplore.errors import InputError
+from dpexplore.json_text import JsonLimits, JsonRefused, read_json
+from dpexplore.tuning.config import TuneConfig
+from dpexplore.tuning.knobs import KNOBS
+from dpexplore.tuning.record.steps import Status, TuneResult, TuneStep
 
+FORMAT = "dpexplore capsule"
+FORMAT_VERSION = 1
 MOST = 10**15
 """A larger count is none; floats stay exact below it."""
+MOST_VALUES = 20_000_000
+"""A run of 100,000 steps of 100 restarts."""
+NATS_PER_BIT = math.log(2)
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
-Id = Annotated[int, Field(ge=-1, le=2**31)]
-"""Of a token; `layout.NO_TOKEN` where a soft token stands."""
-Curve = list[list[Number | None]]
+Ids = list[Annotated[int, Field(ge=-1, le=2**31)]]
+Nats = Annotated[float, Field(description="in nats")]
+MaybeNats = Annotated[float | None, Field(description="in nats")]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
-class Embeds(_Part):
-    """`capsule.encode_array` of `(pos hidden)` float32."""
+class ArrayRecord(_Record):
+    """A float32 tensor: its shape, and its little-endian bytes in base64."""
 
-    shape: tuple[Count, Count]
+    dtype: Literal["float32"] = "float32"
+    shape: Annotated[list[Count], Field(min_length=2, max_length=2, description="positions, hidden")]
     base64: str
 
-    @model_validator(mode="before")
-    @classmethod
-    def _shape_as_json_has_it(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("shape"), list):
-            return {**value, "shape": tuple(value["shape"])}
-        return value
-
     @model_validator(mode="after")
-    def _as_long_as_it_says(self) -> Self:
-        positions, hidden = self.shape
-        if not positions * hidden or len(self.base64) != 4 * -(-(4 * positions * hidden) // 3):
-            raise ValueError("its length is not that of its shape")
+    def _whole_and_finite(self) -> Self:
+        size = 4 * math.prod(self.shape)
+        if not size or len(self.base64) != 4 * -(-size // 3):  # before anything is decoded
+            raise ValueError(f"holds {len(self.base64):,} characters, which the shape {self.shape} does not have")
+        try:
+            data = base64.b64decode(self.base64, validate=True)
+        except binascii.Error as error:
+            raise ValueError("holds bytes that are no base64") from error
+        if len(data) != size:
+            raise ValueError(f"holds {len(data):,} bytes, which the shape {self.shape} does not have")
+        if not np.isfinite(np.frombuffer(data, dtype="<f4")).all():
+            raise ValueError("holds NaN or infinite numbers")
         return self
 
 
-class Model(_Part):
-    """What it was tuned on."""
+class StepRecord(_Record):
+    """One step of a run; null where a restart is not running."""
 
-    name: str
-    dtype: str
+    step: Count
+    kl_nats: list[float | None]
+    entropy_nats: list[float | None]
+    evaluations: list[Count]
 
-
-class Wanted(_Part):
-    """Its target."""
-
-    recipe: str
-    entropy_nats: Number
-
-
-class Restart(_Part):
-    """The best prompt of a restart."""
-
-    ids: Annotated[list[Id], Field(min_length=1)]
-    embeds: Embeds | None
+    @classmethod
+    def of(cls, step: TuneStep) -> StepRecord:
+        return cls(step=step.step, kl_nats=step.kl_nats, entropy_nats=step.entropy_nats, evaluations=step.evaluations)
 
 
-class Result(_Part):
-    """The best prompt of all and what was measured of it."""
+class ResultRecord(_Record):
+    """What came of a run, at its best prompt. A run that was cut off, and older versions, leave some of it out."""
 
-    status: str
-    kl_nats: Number
-    kl_nats_per_restart: list[Number | None]
+    status: Status
+    kl_nats: Nats
+    kl_nats_per_restart: list[float | None]
     best_restart: Count
-    prompt_ids: Annotated[list[Id], Field(min_length=1)] | None
-    prompt_embeds: Embeds | None
-    steps: Count
-    evaluations: Count
-    seconds: Annotated[float, Field(ge=0, le=MOST)]
-    # Measured again where they are missing; see `replay.restore`.
-    scored_in: str = ""
-    kl_search_nats: Number | None = None
-    entropy_nats: Number | None = None
-    slots: str = ""
+    prompt_ids: Annotated[
+        Annotated[Ids, Field(min_length=1)] | None,
+        Field(description="the exact ids at which kl_nats was measured; null if soft"),
+    ]
     prompt_text: str | None = None
-    kl_reencoded_nats: Number | None = None
-    top_overlap: Number | None = None
-    floor_nats: Number | None = None
-    head_optimum_nats: Number | None = None
+    kl_reencoded_nats: MaybeNats = None
+    entropy_nats: MaybeNats = None
+    entropy_bits: Annotated[float | None, Field(description="in bits")] = None
+    target_entropy_nats: MaybeNats = None
+    target_entropy_bits: Annotated[float | None, Field(description="in bits")] = None
+    slots: str | None = None
+    objective: str | None = None
+    distances: Annotated[
+        dict[str, float | None], Field(description="kl, reverse_kl, js in nats, tv from 0 to 1; null is infinite")
+    ] = {}
+    top_overlap: Annotated[float | None, Field(ge=0, le=1)] = None
+    scored_in: str | None = None
+    kl_search_nats: MaybeNats = None
+    floor_nats: MaybeNats = None
+    head_optimum_nats: MaybeNats = None
     direct_note: str | None = None
     bounds: str | None = None
+    steps: Count | None = None
+    evaluations: Count | None = None
+    seconds: Annotated[float | None, Field(ge=0, le=MOST)] = None
+
+    @classmethod
+    def of(cls, result: TuneResult) -> ResultRecord:
+        """The record of a result."""
+        return cls(
+            status=result.status,
+            kl_nats=result.kl_nats,
+            kl_nats_per_restart=result.kl_nats_per_restart,
+            best_restart=result.best_restart,
+            prompt_ids=result.prompt_ids,
+            prompt_text=result.prompt_text,
+            kl_reencoded_nats=result.kl_reencoded_nats,
+            entropy_nats=result.entropy_nats,
+            entropy_bits=result.entropy_nats / NATS_PER_BIT,
+            target_entropy_nats=result.target_entropy_nats,
+            target_entropy_bits=result.target_entropy_nats / NATS_PER_BIT,
+            slots=result.slots,
+            objective=result.objective,
+            distances={kind: finite(value) for kind, value in result.distances.items()},
+            top_overlap=result.top_overlap,
+            scored_in=result.scored_in,
+            kl_search_nats=result.kl_search_nats,
+            floor_nats=result.bounds.floor_nats,
+            head_optimum_nats=result.bounds.head_optimum_nats,
+            direct_note=result.bounds.note,
+            bounds=result.bounds_sentence,
+            steps=result.steps,
+            evaluations=result.evaluations,
+            seconds=round(result.seconds, 3),
+        )
+
+
+class StoredResult(ResultRecord):
+    """A result as a capsule holds it: with the vectors of its soft tokens."""
+
+    prompt_embeds: ArrayRecord | None = None
 
     @model_validator(mode="after")
-    def _with_a_prompt(self) -> Self:
-        if self.prompt_ids is None and self.prompt_embeds is None:
-            raise ValueError("it holds no prompt")
+    def _has_a_prompt(self) -> Self:
+        if not self.prompt_ids and self.prompt_embeds is None:
+            raise ValueError("has neither prompt_ids nor prompt_embeds")
         return self
 
 
-class History(_Part):
-    """Every step, over the restarts."""
+class ModelRecord(_Record):
+    """The model a run was made on."""
 
-    kl_nats: Curve
-    entropy_nats: Curve
+    name: str
+    identity: str
+    device: str | None = None
+    dtype: str
+    dtype_reason: str | None = None
+
+
+class TargetRecord(_Record):
+    """The target, by the recipe that rebuilds it."""
+
+    recipe: str
+    provenance: dict[str, Any] = {}
+    entropy_nats: Nats
+
+
+class RestartRecord(_Record):
+    """Where a restart's best prompt stands."""
+
+    reason: str
+    steps: Count
+    evaluations: Count
+    loss: float
+    kl_nats: MaybeNats = None
+    ids: Annotated[Ids, Field(min_length=1, description="-1 at soft positions")]
+    embeds: ArrayRecord | None = None
+
+    @model_validator(mode="after")
+    def _soft_tokens_have_vectors(self) -> Self:
+        if self.embeds is None and min(self.ids) < 0:
+            raise ValueError("has soft positions and no embeds")
+        return self
+
+
+class History(_Record):
+    """Step by step, one number a restart."""
+
+    kl_nats: list[list[float | None]]
+    entropy_nats: list[list[float | None]]
+    evaluations: list[Count] = []
 
     @model_validator(mode="after")
     def _step_by_step(self) -> Self:
         if list(map(len, self.kl_nats)) != list(map(len, self.entropy_nats)):
-            raise ValueError("KL and entropy are not of the same steps and restarts")
+            raise ValueError("has KL and entropy of different steps and restarts")
         return self
 
 
-class Capsule(_Part):
-    """The parts of a capsule that are read; whatever else it holds is carried along."""
+def _config(value: Any) -> TuneConfig:
+    if not isinstance(value, dict):
+        raise ValueError("is no table of settings")
+    try:
+        return TuneConfig.from_dict(value)
+    except TypeError as error:
+        raise ValueError("holds a setting of a wrong kind") from error
 
-    model: Model
-    libraries: dict[str, Any]
-    target: Wanted
-    config: dict[str, Any]
-    result: Result
-    restarts: list[Restart | None]
+
+class Capsule(_Record):
+    """A run's record, from which anyone can replay it."""
+
+    model_config = ConfigDict(title=FORMAT)
+
+    format: Literal["dpexplore capsule"]
+    format_version: Literal[1]
+    created: str = ""
+    model: ModelRecord
+    libraries: dict[str, str]
+    resumed_from: dict[str, Any] | None = None
+    target: TargetRecord
+    config: Annotated[TuneConfig, BeforeValidator(_config)]
+    result: StoredResult
+    restarts: list[RestartRecord | None]
     history: History
 
     @model_validator(mode="after")
-    def _best_among_its_restarts(self) -> Self:
+    def _the_best_restart_is_there(self) -> Self:
         best = self.result.best_restart
         if best >= len(self.restarts) or self.restarts[best] is None:
-            raise ValueError("its best restart is missing")
+            raise ValueError(f"names restart {best} as the best, of which it holds no prompt")
         return self
 
     @property
     def prompt_tokens(self) -> int:
         """Tokens of its longest prompt."""
-        found = [len(restart.ids) for restart in self.restarts if restart is not None]
-        found += [embeds.shape[0] for restart in self.restarts if restart and (embeds := restart.embeds)]
-        if self.result.prompt_embeds is not None:
-            found.append(self.result.prompt_embeds.shape[0])
+        held = [restart for restart in self.restarts if restart is not None]
+        embeds = [*(restart.embeds for restart in held), self.result.prompt_embeds]
+        found = [len(restart.ids) for restart in held] + [each.shape[0] for each in embeds if each is not None]
         return max([*found, len(self.result.prompt_ids or ())])
+
+
+def capsule_schema() -> dict[str, Any]:
+    """The JSON Schema of a capsule; each setting with what it does and its range."""
+    schema = Capsule.model_json_schema()
+    settings = schema["$defs"]["TuneConfig"]["properties"]
+    for name, knob in KNOBS.items():
+        settings[name]["description"] = knob.text
+        if knob.low is not None:
+            settings[name] |= {"minimum": knob.low, "maximum": knob.high}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def read_capsule(capsule: Any) -> Capsule:
@@ -142,7 +260,58 @@ def read_capsule(capsule: Any) -> Capsule:
     try:
         return Capsule.model_validate(capsule)
     except ValidationError as error:
-        first: dict[str, Any] = dict(error.errors(include_url=False, include_input=False, include_context=False)[0])
-        place = ".".join(str(part) for part in first["loc"])[:80] or "as a whole"
-        reason = str(first["msg"]).removeprefix("Value error, ")
-        raise InputError(f"The capsule is damaged ({place}: {reason}); use an unchanged one.") from None
+        first, *_ = error.errors(include_url=False)
+        raise InputError(f"The capsule is damaged: {_fault(first)}; use an unchanged one.") from None
+
+
+def faults_of(name: str, capsule: Any) -> list[str]:
+    """What is wrong with a capsule, a sentence each; none if nothing is. `name` is what it is called."""
+    try:
+        _check_format(name, capsule)
+        Capsule.model_validate(capsule)
+    except InputError as error:
+        return [str(error)]
+    except ValidationError as error:
+        return [f"{name} is damaged: {_fault(fault)}." for fault in error.errors(include_url=False)]
+    return []
+
+
+def capsule_json(path: Path, most_values: int = MOST_VALUES) -> Any:
+    """The JSON of a capsule's file, whatever it holds. InputError if it cannot be read or is too large."""
+    try:
+        return read_json(path.read_bytes(), JsonLimits(most_values))
+    except OSError as error:
+        raise InputError(f"The capsule {path} cannot be read: {error.strerror}.") from error
+    except JsonRefused as refused:
+        raise InputError(f"{path.name} is no capsule that can be read ({refused.reason}).") from None
+
+
+def load_capsule(path: Path, most_values: int = MOST_VALUES) -> dict[str, Any]:
+    """Read a capsule's file. InputError if it is missing, no capsule, or holds more than `most_values` numbers."""
+    capsule = capsule_json(path, most_values)
+    _check_format(path.name, capsule)
+    read_capsule(capsule)
+    return capsule
+
+
+def _check_format(name: str, capsule: Any) -> None:
+    if not isinstance(capsule, dict) or capsule.get("format") != FORMAT:
+        raise InputError(f"{name} is no capsule: a capsule is a JSON file that `tune --out` writes.")
+    if type(version := capsule.get("format_version")) is not int or version != FORMAT_VERSION:
+        raise InputError(f"The capsule {name} has the format {str(version)[:20]}; this version reads {FORMAT_VERSION}.")
+
+
+def finite(value: float) -> float | None:
+    """JSON knows no infinity: None stands for it."""
+    return value if math.isfinite(value) else None
+
+
+def _fault(fault: Any) -> str:
+    place = ".".join(str(part) for part in fault["loc"] if not str(part).startswith("function-"))
+    said = str(fault["msg"]).removeprefix("Value error, ").rstrip(".")
+    if fault["type"] == "missing":
+        return f"`{place}` is missing"
+    if fault["type"] == "value_error":
+        return f"`{place}` {said}" if place else f"it {said}"
+    shown = json.dumps(fault["input"], ensure_ascii=True, default=str)[:60]
+    return f"`{place}` is {shown}; {said.replace('Input should', 'it should')}"
