@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -166,7 +167,7 @@ def test_dear_capsules_are_refused_before_anything_is_scored(
     app: AppContext, capsule: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LanguageModel, "log_probs", lambda *_args: pytest.fail("scored"))
-    embeds = {"dtype": "float32", "shape": [500, 32], "base64": "A" * (4 * -(-500 * 32 * 4 // 3))}
+    embeds = {"dtype": "float32", "shape": [500, 32], "base64": base64.b64encode(bytes(500 * 32 * 4)).decode()}
     rows = [[1.0, 1.0]] * 40_000
     long = [{**restart, "ids": [5] * 4000} for restart in capsule["restarts"]]
     for number, (record, told) in enumerate(
