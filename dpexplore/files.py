@@ -31,6 +31,33 @@ def reason(error: OSError) -> str:
     return "the disk is full" if error.errno in DISK_FULL else str(error.strerror or error)
 
 
+def why_unwritable(path: Path, *, folder: bool = False) -> str | None:
+    """Why a file, or a `folder` of files, could not be put at `path`, as a sentence; None if it can.
+
+    Asked before work begins whose result is to go there. It tries, by creating a file beside and removing it.
+    """
+    try:
+        status = _status(path)
+        if folder:
+            if status is not None and not stat.S_ISDIR(status.st_mode):
+                return f"{path} is a file; name a folder."
+            place = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+        else:
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                return f"{path} is a folder; name a file in it."
+            if status is not None and not stat.S_ISREG(status.st_mode):
+                return None  # a device or a pipe
+            place = Path(os.path.realpath(path)).parent
+            if not place.is_dir():
+                return f"The folder of {path} does not exist; create it, or name a file in another folder."
+        trial = place / LEFTOVER.format(name="trial", unique=uuid.uuid4().hex)
+        os.close(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        trial.unlink()
+    except OSError as error:
+        return f"{path} cannot be written ({reason(error)}); name another place."
+    return None
+
+
 def write_file(path: Path, content: bytes | memoryview | str, *, private: bool = False) -> None:
     """Put a file in its place. OSError, and the old file as it was, if that fails. See `replacing`."""
     data = content.encode() if isinstance(content, str) else content
@@ -147,7 +174,7 @@ def remove_leftovers(folder: Path) -> int:
 def _status(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

@@ -15,7 +15,15 @@ from pathlib import Path
 import pytest
 
 from dpexplore import files
-from dpexplore.files import append_line, leftovers, remove_leftovers, replacing, replacing_folder, write_file
+from dpexplore.files import (
+    append_line,
+    leftovers,
+    remove_leftovers,
+    replacing,
+    replacing_folder,
+    why_unwritable,
+    write_file,
+)
 
 PACKAGE = Path(files.__file__).parent
 OLD, NEW = "old", "new" * 1000
@@ -177,3 +185,29 @@ def _writes(call: ast.Call) -> bool:
     if name == "open" and any(isinstance(arg, ast.Constant) and arg.value in ("w", "wb", "a") for arg in call.args):
         return "lock" not in ast.unparse(call)
     return name in WRITERS or ast.unparse(call.func) in ("os.replace", "os.rename")
+
+
+def test_where_nothing_can_be_written_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text(OLD)
+    for name, folder, says in (
+        ("new", False, None),
+        ("file", False, None),
+        ("", False, "is a folder"),
+        ("no/file", False, "does not exist"),
+        ("file/x", False, "does not exist"),
+        ("", True, None),
+        ("no/such/folder", True, None),
+        ("file", True, "is a file"),
+        ("file/x", True, "cannot be written"),
+    ):
+        found = why_unwritable(tmp_path / name, folder=folder)
+        assert (found is None) if says is None else (says in str(found)), (name, found)
+    assert why_unwritable(Path("/dev/stdout")) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+    assert (tmp_path / "file").read_text() == OLD
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert "Permission denied" in str(why_unwritable(tmp_path / "new"))

@@ -8,9 +8,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from dpexplore.errors import InputError
+from dpexplore.files import why_unwritable
 
 if TYPE_CHECKING:
     import dpexplore as dp
@@ -54,6 +58,13 @@ def load(model: str, device: str | None, dtype: str | None = None, accept_terms:
     lm = dp.load_model(model, device=device, dtype=dtype, progress=lambda text, _fraction: progress(text))
     progress(f"{lm.name} in {lm.dtype_reason}")
     return lm
+
+
+def check_writable(path: Path | None, *, folder: bool = False) -> None:
+    """InputError if what a command makes could not be written there: before the work, not after it."""
+    why = None if path is None else why_unwritable(path, folder=folder)
+    if why is not None:
+        raise InputError(why)
 
 
 def progress(text: str) -> None:

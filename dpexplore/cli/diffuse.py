@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,15 +16,17 @@ from dpexplore.cli.common import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    check_writable,
     emit,
     load,
     progress,
     say,
     stoppable,
+    warn,
 )
 from dpexplore.diffuse.config import PRESETS, SIZES, AdapterConfig
 from dpexplore.errors import InputError
-from dpexplore.files import write_file
+from dpexplore.files import reason, write_file
 from dpexplore.models.names import DEFAULT_MODEL
 from dpexplore.tuning.knobs import METHODS
 
@@ -88,6 +91,7 @@ def diffuse(
     tuning = {"slots": slots, "restarts": restarts, "steps": steps}
     _check_asked(method, lora, tuning)
     adapter_config = AdapterConfig.preset(preset or "fast", seed=seed, **_given(lora)) if method == "lora" else None
+    check_writable(out, folder=True)
     from dpexplore.diffuse.collect import collect
     from dpexplore.diffuse.prompts import prompt_config
     from dpexplore.diffuse.report import means
@@ -179,8 +183,7 @@ def _train(
     summary |= {"perplexity_before": perplexity(lm, text), "perplexity_after": perplexity(run.adapter.lm, text)}
     after = _measure(run.adapter.lm, tasks, targets, samples, seed, "after")
     if out is not None:
-        save_run(run, after, out)
-        summary["adapter"] = str(out)
+        summary["adapter"] = str(_keep(lambda folder: save_run(run, after, folder), out))
     return after
 
 
@@ -212,12 +215,26 @@ def _tune(
     cost = perplexity(lm, held_out_text())  # the weights are as they were
     summary |= {"perplexity_before": cost, "perplexity_after": cost}
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        for i, result in enumerate(results):
-            text = json.dumps(result.capsule, indent=1, allow_nan=False)
-            write_file(out / f"capsule-{i}.json", text)
-        summary["capsules"] = str(out)
+        summary["capsules"] = str(_keep(lambda folder: _write_capsules(results, folder), out))
     return _measure(lm, tasks, targets, samples, seed, "after", prompts)
+
+
+def _keep(write: Callable[[Path], None], out: Path) -> Path:
+    """Write what was made into a folder; into a temporary one, which is named, if that fails after all."""
+    try:
+        write(out)
+    except OSError as error:
+        folder = Path(tempfile.mkdtemp(prefix="dpexplore-")) / out.name
+        warn(f"{out} could not be written ({reason(error)}); the result is in {folder}.")
+        write(folder)
+        return folder
+    return out
+
+
+def _write_capsules(results: list[dp.TuneResult], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, result in enumerate(results):
+        write_file(folder / f"capsule-{i}.json", json.dumps(result.capsule, indent=1, allow_nan=False))
 
 
 def _show_pass(step: AdapterStep, passes: int, show: Show) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dpexplore.cli.common import JsonOption, emit, say, warn
+from dpexplore.cli.common import JsonOption, check_writable, emit, say, warn
 
 
 def figures(
@@ -17,6 +17,7 @@ def figures(
     as_json: JsonOption = False,
 ) -> None:
     """Draw every figure there is data for (HTML, PNG, SVG, CSV), and a table of the paper's claims."""
+    check_writable(out, folder=True)
     from dpexplore.experiments import Store
     from dpexplore.experiments.export import write_figures
 

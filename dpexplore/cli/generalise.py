@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from dpexplore.cli.common import DeviceOption, DtypeOption, JsonOption, ModelOption, emit, load, progress, say
+from dpexplore.cli.common import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    check_writable,
+    emit,
+    load,
+    progress,
+    say,
+)
 from dpexplore.cli.diffuse import SizeOption
 from dpexplore.diffuse.config import PRESETS, AdapterConfig
 from dpexplore.errors import InputError
@@ -44,6 +54,7 @@ def generalise(
     from dpexplore.diffuse.families import SIX, family
     from dpexplore.diffuse.matrix import cell_record, matrix_table, place_of, read_cells
 
+    check_writable(out)
     config = AdapterConfig.preset(preset, passes=passes, early_stop=True)
     if not 1 <= seeds <= 1000:
         raise InputError(f"--seeds is {seeds}; give a whole number from 1 to 1,000.")

@@ -15,6 +15,7 @@ from dpexplore.cli.common import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    check_writable,
     emit,
     load,
     progress,
@@ -55,6 +56,8 @@ def reach(
         raise InputError("Name one of --first, --order and --all.")
     if out is not None and not every:
         raise InputError("--out keeps the listing of --all; leave it out for one word or order.")
+    check_writable(out)
+    check_writable(head)
     from dpexplore.floor import reach as of_model
     from dpexplore.floor.whole_vocabulary import reach_all
 

@@ -14,6 +14,7 @@ from dpexplore.cli.common import (
     JsonOption,
     ModelOption,
     TargetOption,
+    check_writable,
     emit,
     load,
     say,
@@ -34,7 +35,11 @@ def target(
 ) -> None:
     """Build a target and describe it: its entropy and its likeliest tokens."""
     import dpexplore as dp
+    from dpexplore.targets.files import check_ending
 
+    if out is not None:
+        check_ending(out)
+        check_writable(out)
     recipe = dp.parse_recipe(target)
     lm = load(model, device, dtype, accept_terms)
     built = recipe.build(lm)

@@ -17,6 +17,7 @@ from dpexplore.cli.common import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    check_writable,
     emit,
     load,
     progress,
@@ -56,10 +57,7 @@ def tune(
 
     asked = {name: value for name, value in settings.items() if value is not None}
     named = {name for name in ("target", "model", "preset") if _was_given(context, name)}
-    if out is not None and not out.absolute().parent.is_dir():
-        raise InputError(f"The folder of {out} does not exist; create it, or give --out a file in another folder.")
-    if out is not None and out.is_dir():
-        raise InputError(f"{out} is a folder; give --out the name of a file in it.")
+    check_writable(out)
     path = replay or resume
     if path is not None:
         _replay_or_resume(
@@ -134,12 +132,16 @@ def _tune_and_show(run: dp.Run, out: Path | None, as_json: bool) -> None:
         try:
             write_file(out, json.dumps(result.capsule, indent=1, allow_nan=False))
         except OSError as error:
-            unwritten = InputError(f"The capsule could not be written to {out} ({reason(error)}); --json prints it.")
+            unwritten = InputError(
+                f"The capsule could not be written to {out} ({reason(error)}); it is the last line of the output."
+            )
     if as_json:
         emit(_result_event(result))
     else:
         _show_result(result)
-    if unwritten is not None:  # what was found is shown all the same
+    if unwritten is not None:  # what was found is not lost
+        if not as_json:
+            emit(result.capsule)
         raise unwritten
 
 

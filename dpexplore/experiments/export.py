@@ -17,7 +17,7 @@ from dpexplore.experiments.claims import claims_markdown, claims_table
 from dpexplore.experiments.figures import DrawnFigure, draw_all
 from dpexplore.experiments.store import Store
 from dpexplore.extras import extra
-from dpexplore.files import reason, write_file
+from dpexplore.files import reason, why_unwritable, write_file
 from dpexplore.plots import figure_json
 
 WIDTH, HEIGHT, TALL = 900, 520, 760
@@ -136,8 +136,8 @@ def figure_kind(file: Path) -> str:
     kind = file.suffix.removeprefix(".").lower()
     if kind not in ("html", "png", "svg"):
         raise InputError(f"A figure cannot be written as {file.name}; give a name that ends in .html, .png or .svg.")
-    if not file.absolute().parent.is_dir():
-        raise InputError(f"The folder of {file} does not exist; create it, or name a file in another folder.")
+    if why := why_unwritable(file):
+        raise InputError(why)
     return kind
 
 

@@ -30,13 +30,18 @@ ARRAYS, TABLES = (".npz", ".npy"), (".csv", ".tsv", ".json")
 def save_target(target: Target, path: str | Path, dtype: Literal["float32", "float64"] = "float64") -> None:
     """Write `probs` `(vocab,)` and the recipe text as a .npz file, which `file(path)` reads back."""
     path = Path(path)
-    if path.suffix.lower() != ".npz":
-        raise InputError(f"A target is written to a .npz file; {path.name!r} has another ending.")
+    check_ending(path)
     try:
         with replacing(path) as beside, beside.open("wb") as stream:
             np.savez_compressed(stream, probs=target.probs.numpy().astype(dtype), recipe=np.array(target.recipe))
     except OSError as error:
         raise InputError(f"{path.name!r} cannot be written ({reason(error)}).") from error
+
+
+def check_ending(path: Path) -> None:
+    """InputError if a file's name is not one that a target can be written to."""
+    if path.suffix.lower() != ".npz":
+        raise InputError(f"A target is written to a .npz file; {path.name!r} has another ending.")
 
 
 def read_target(
