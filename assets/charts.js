@@ -26,6 +26,7 @@
   const show = (token) => plain(JSON.stringify(token).slice(1, -1).replace(/\\"/g, '"').replace(/ /g, "␣"));
   const fixed = (x, digits = 2) => (x == null ? "–" : x.toFixed(digits));
 
+  const NARROW = 480; // pixels
   const CONFIG = { responsive: true, displaylogo: false, showSendToCloud: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
 
   function layout(xTitle, yTitle, extra = {}) {
@@ -239,6 +240,25 @@
     return { ...own, yaxis: { ...own.yaxis, type: "log", rangemode: "normal" }, annotations };
   }
 
+  /* A text in lines that fit so many pixels. */
+  function wrapped(text, width) {
+    const most = Math.max(24, Math.floor(width / 7));
+    const lines = [""];
+    for (const word of (text || "").split(" ")) {
+      const line = lines.at(-1);
+      if (line && line.length + word.length >= most) lines.push(word);
+      else lines[lines.length - 1] = line ? `${line} ${word}` : word;
+    }
+    return lines.join("<br>");
+  }
+
+  /* On a narrow screen the legend stands below everything else, an entry a line, and has the room that it needs. */
+  function narrowed(data, own) {
+    const entries = data.filter((trace) => trace.name && trace.showlegend !== false).length;
+    const legend = { ...own.legend, orientation: "v", x: 0, xanchor: "left", y: 0, yref: "container", yanchor: "bottom", tracegroupgap: 0 };
+    return { ...own, legend, margin: { ...own.margin, b: 64 + 20 * entries } };
+  }
+
   /* A finished Plotly figure, one JSON line; its inks and units follow the page, and what was zoomed into stays. */
   function figure(root) {
     const div = root.querySelector(".dpx-figure");
@@ -252,11 +272,14 @@
       const grid = css("--dpx-grid"), log = root.dataset.scale === "log";
       let [data, own] = inPageUnits(onThisPage(spec));
       if (log) own = onLogAxis(own);
+      const width = div.clientWidth;
+      if (width < NARROW) own = narrowed(data, own);
+      const title = { ...own.title, text: wrapped((own.title || {}).text, width - 80), font: { size: 13 } };
       const axis = (name) => ({ ...own[name], gridcolor: grid, linecolor: grid, tickcolor: grid, zerolinecolor: grid });
       const axes = new Set(["xaxis", "yaxis", ...Object.keys(own).filter((name) => /^[xy]axis\d+$/.test(name))]);
       const titles = [...axes].map((name) => ((own[name] || {}).title || {}).text).join();
       P().react(div, data, {
-        ...own, title: { ...(own.title || {}), font: { size: 13 } }, ...Object.fromEntries([...axes].map((name) => [name, axis(name)])),
+        ...own, title, ...Object.fromEntries([...axes].map((name) => [name, axis(name)])),
         font: { ...(own.font || {}), color: css("--body-text-color") }, autosize: true,
         uirevision: titles + log, datarevision: rev,
       }, CONFIG);

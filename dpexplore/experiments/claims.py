@@ -79,17 +79,22 @@ class Claim:
         """Effect and interval as one phrase."""
         if not np.isfinite(self.value):
             return f"no data; {self.note}" if self.note else "no data"
-        interval = f", 95 % interval {self.low:.2f} to {self.high:.2f}" if np.isfinite(self.low) else ""
+        interval = f", 95 % interval {_short(self.low)} to {_short(self.high)}" if np.isfinite(self.low) else ""
         unit = f" {self.unit}" if self.unit else ""
         read = f"{self.reading[:1].upper()}{self.reading[1:]}. " if self.reading else ""
         effect = f"{self.effect[:1].upper()}{self.effect[1:]}" if read else self.effect
-        told = f"{read}{effect}: {self.value:.2f}{unit}{interval} (n = {self.count}; {self.method})"
+        told = f"{read}{effect}: {_short(self.value)}{unit}{interval} (n = {self.count}; {self.method})"
         return f"{told}. {self.note}" if self.note else told
 
     def to_dict(self) -> dict[str, Any]:
         plain = {key: None if isinstance(value, float) and not np.isfinite(value) else value
                  for key, value in asdict(self).items()}  # fmt: skip
         return {**plain, "finding": self.finding}
+
+
+def _short(number: float) -> str:
+    """Two decimals, and no sign before a zero."""
+    return f"{number:z.2f}"
 
 
 def claims_of(data: SweepData) -> list[Claim]:
@@ -528,7 +533,8 @@ def claims_markdown(claims: list[Claim]) -> str:
     lines = ["| the paper says | read as | here | effect, 95 % interval |", "|---|---|---|---|"]
     for claim in claims:
         unit = f" {claim.unit}" if claim.unit else ""
-        found = f"{claim.effect}: {claim.value:.2f}{unit} ({claim.low:.2f} to {claim.high:.2f}), n = {claim.count}"
+        value, low, high = map(_short, (claim.value, claim.low, claim.high))
+        found = f"{claim.effect}: {value}{unit} ({low} to {high}), n = {claim.count}"
         told = found if np.isfinite(claim.low) else claim.finding
         lines.append(f"| {claim.claim} | {claim.reading} | **{claim.verdict}** | {told} |")
     return "\n".join(lines) + "\n"

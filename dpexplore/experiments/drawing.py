@@ -39,6 +39,8 @@ class Drawn:
     """The numbers beneath it."""
     caption: str
     """What is drawn, how it was computed, which statistics."""
+    reading: str = ""
+    """The reading of the paper that it shows; empty: all that the sweep holds."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,9 @@ def _panels(data: SweepData, family: str) -> Drawn | None:
     models = [model for model in data.models if model in set(targets["model"])]
     if not models:
         return None
-    figure: Any = make_subplots(1, len(models), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=models)
+    figure: Any = make_subplots(
+        1, len(models), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=models, x_title=TARGET_BITS
+    )
     look: Any = new_figure("", TARGET_BITS, LOSS).layout
     tables = []
     for number, model in enumerate(models, 1):
@@ -43,7 +45,7 @@ def _panels(data: SweepData, family: str) -> Drawn | None:
         table = curve_table(own, "group")
         tables.append(table.assign(model=model))
         _panel(figure, table, number)
-        figure.update_xaxes({**look.xaxis.to_plotly_json(), "title": {"text": TARGET_BITS}}, col=number)
+        figure.update_xaxes({**look.xaxis.to_plotly_json(), "title": None}, col=number)
         figure.update_yaxes({**look.yaxis.to_plotly_json(), "title": None}, col=number)
     figure.update_yaxes(title={"text": LOSS}, col=1)
     keys = ("font", "paper_bgcolor", "plot_bgcolor", "margin", "legend", "hovermode", "meta")
@@ -60,7 +62,7 @@ def _panels(data: SweepData, family: str) -> Drawn | None:
         "softmax head's best point where the final norm finds it; no search. What a soft prompt can reach lies between "
         f"the two. Tuned: {protocol(data)[0].lower()}{protocol(data)[1:]} Band: one standard error (scipy.stats.sem)."
     )
-    return Drawn(figure, table, caption)
+    return Drawn(figure, table, caption, READ_AS[family])
 
 
 def _panel(figure: Any, table: Table, number: int) -> None:

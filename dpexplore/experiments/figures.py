@@ -41,7 +41,7 @@ class DrawnFigure:
     coverage: str
     drawn: Drawn
     claims: list[Claim]
-    """What the data say of the claims that go with it; the sweep's first figure has them."""
+    """What the data say of the claims that go with it: of its reading, or all on the sweep's first figure."""
 
 
 def draw_all(store: Store) -> Iterator[DrawnFigure]:
@@ -59,5 +59,6 @@ def draw_sweep(data: SweepData) -> Iterator[DrawnFigure]:
             continue
         drawn = draw(data)
         if drawn is not None:
-            yield DrawnFigure(f"{data.name}{ending}", data.title, data.coverage, drawn, claims)
-            claims = []
+            own = [claim for claim in claims if drawn.reading in ("", claim.reading)]
+            yield DrawnFigure(f"{data.name}{ending}", data.title, data.coverage, drawn, own)
+            claims = [claim for claim in claims if claim not in own]
