@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 
 from dpexplore.errors import InputError
+from dpexplore.models import LanguageModel
 from dpexplore.models.config import read_config
 from dpexplore.models.loading import RANDOM_PREFIX, is_path
 from dpexplore.models.precision import choose_precision, split_dtype
 from dpexplore.models.random_model import BYTES_LLAMA, bytes_llama_config
 from dpexplore.models.registry import REGISTRY, default_device, memory_needed
 from dpexplore.models.sizes import count_parameters
+from dpexplore.tuning import TuneConfig
 
 PROBE = 1024
 """Side of the matrices whose product is timed."""
@@ -72,6 +74,20 @@ def operations_of(size: ModelSize, positions: int, row_steps: int) -> float:
 def seconds_of(size: ModelSize, positions: int, row_steps: int, device: str | None = None) -> float:
     """Rough time for that on this machine."""
     return operations_of(size, positions, row_steps) / (SHARE_OF_PEAK * matrix_product_speed(size.dtype, device))
+
+
+def seconds_of_run(lm: LanguageModel, config: TuneConfig) -> float:
+    """At most about so long for one run of its own on the model's device: its passes, each with a gradient."""
+    size = ModelSize(lm.parameter_count, lm.vocab_size, lm.hidden_size, lm.dtype)
+    passes = config.restarts * (config.most_steps if config.evaluations is None else config.evaluations)
+    positions = len(lm.bos_ids) + slot_tokens(config)
+    return seconds_of(size, passes * positions, passes, lm.device.type)
+
+
+def slot_tokens(config: TuneConfig) -> int:
+    """Tokens of a prompt, those of fixed text guessed at three characters each."""
+    items = config.parsed_slots().items
+    return sum(slot.count if slot.kind != "text" else len(slot.text) // 3 + 1 for slot in items)
 
 
 def _hidden_guess(size: ModelSize) -> int:

@@ -169,7 +169,7 @@ def plan_sweep(spec: Spec, store_folder: Path | str, device: str | None = None) 
     InputError for everything that can be known to be wrong before a model is loaded: recipes, settings, files,
     entropies out of range, model folders that are not there.
     """
-    from dpexplore.experiments.costs import model_size, seconds_of
+    from dpexplore.experiments.costs import model_size, seconds_of, slot_tokens
 
     store = Store(store_folder)
     finished = store.done() if store.results.is_dir() else set[str]()
@@ -183,7 +183,7 @@ def plan_sweep(spec: Spec, store_folder: Path | str, device: str | None = None) 
         for recipe in {problem.recipe for problem in problems if problem.recipe and size}:
             check_entropies(parse_recipe(recipe), facts.vocab_size)
         configs = [problem.config for problem in problems if problem.kind == "tune"]
-        positions = sum(config.most_steps * _positions(config) for config in configs)
+        positions = sum(config.most_steps * slot_tokens(config) for config in configs)
         plans.append(
             ModelPlan(
                 model,
@@ -195,8 +195,3 @@ def plan_sweep(spec: Spec, store_folder: Path | str, device: str | None = None) 
             )
         )
     return plans
-
-
-def _positions(config: object) -> int:
-    slots = config.parsed_slots()  # type: ignore[attr-defined]
-    return sum(slot.count if slot.kind != "text" else len(slot.text) // 3 + 1 for slot in slots.items)

@@ -21,7 +21,7 @@ from dpexplore.ui.components.target_panel import (
     set_stack,
     set_tab,
 )
-from dpexplore.ui.components.tune_panel import READY, check_settings
+from dpexplore.ui.components.tune_panel import check_settings
 from tests.ui.shared import (
     lines,
     tab_of,
@@ -66,9 +66,9 @@ def test_a_number_out_of_range_is_put_to_the_end_in_words_or_refused_by_the_name
 
 def test_settings_are_judged_as_they_are_typed_and_a_mended_one_is_ready_again(app: AppContext) -> None:
     values = control_values(TuneConfig())
-    assert "restarts is 0" in (check_settings(app, "typing", values | {"restarts": 0}) or "")
-    assert "seed is 1.5" in (check_settings(app, "typing", values | {"seed": 1.5}) or "")
-    assert check_settings(app, "typing", values) == READY
+    for change, said in (({"restarts": 0}, "restarts is 0"), ({"seed": 1.5}, "seed is 1.5"), ({}, "Ready")):
+        assert said in (check_settings(app, "typing", "tiny", values | change) or "")
+    assert "prepared" in (check_settings(app, "typing", "not loaded", values) or "")
 
 
 def test_the_text_sets_tab_and_controls(app: AppContext) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from dpexplore.experiments.costs import seconds_of_run
+from dpexplore.experiments.progress import duration
 from dpexplore.serving.app_context import AppContext, sentence
 from dpexplore.serving.run_view import RunView
 from dpexplore.tuning import METHODS, PRESETS, TuneConfig, fig4_slots
@@ -35,7 +37,6 @@ from dpexplore.ui.visitor import session_of
 DEFAULT_SLOTS = "soft*3 hard*2"
 FIG4 = "Fig. 4"
 TUNE, STOP = "Tune", "Stop"
-READY = message("Ready. Set a target, then press Tune.", "ready")
 
 
 @dataclass(frozen=True)
@@ -110,16 +111,24 @@ def _finished(app: AppContext, model: str, recipe: str, view: RunView) -> list[A
     return [*shown, gr.update(value=capsule_file(view.result), interactive=True)]
 
 
-def check_settings(app: AppContext, session: str, settings: dict[str, Any]) -> str | None:
-    """The status line after a setting changed: what is wrong with it, else READY; None while a run has the line."""
+def check_settings(app: AppContext, session: str, model: str, settings: dict[str, Any]) -> str | None:
+    """The status line after a setting changed (`settings_line`); None while a run has the line."""
     live = app.sessions.current(session)
-    if live is not None and not live.ended:
-        return None
+    return settings_line(app, model, settings) if live is None or live.ended else None
+
+
+def settings_line(app: AppContext, model: str, settings: dict[str, Any]) -> str:
+    """What is wrong with the settings, else how long a run may take on this machine."""
     try:
-        make_config(settings)
+        config = make_config(settings)
     except Exception as error:
         return message(sentence(error), "error")
-    return READY
+    if not app.pool.is_loaded(model):
+        return message("The model is being prepared.", "info")
+    most = duration(seconds_of_run(app.pool.get(model).lm, config))
+    return message(
+        f"Ready. Press Tune: at most about {most} on this machine, less where the search ends early.", "ready"
+    )
 
 
 def show_method(method: str) -> list[Any]:
@@ -214,7 +223,7 @@ def wire_tune_panel(
     run_after(panel.tune.click)
     panel.stop.click(halt, None, None, queue=False, api_visibility="private")
     demo.unload(leave)
-    _wire_settings(app, panel)
+    _wire_settings(app, panel, model)
     return run_after
 
 
@@ -224,23 +233,25 @@ def run_outputs(panel: TunePanel, shown: ResultPanel) -> list[Component]:
     return [*charts, shown.result, shown.microscope, shown.capsule, panel.tune, panel.stop]
 
 
-def _wire_settings(app: AppContext, panel: TunePanel) -> None:
+def _wire_settings(app: AppContext, panel: TunePanel, model: gr.Textbox) -> None:
     control: dict[str, Any] = panel.controls
     names = list(control)
     settings = [control[name] for name in PRESET_FIELDS]
 
-    def follow(request: gr.Request, *values: Any) -> list[Any]:
+    def follow(request: gr.Request, model: str, *values: Any) -> list[Any]:
         """Values for (preset, status)."""
         named = dict(zip(names, values, strict=True))
-        told = check_settings(app, session_of(app, request), named)
+        told = check_settings(app, session_of(app, request), model, named)
         return [preset_of(named), gr.skip() if told is None else told]
 
-    panel.preset.input(apply_preset, panel.preset, settings, **QUIET)
+    followed = [model, *control.values()], [panel.preset, panel.status]
+    panel.preset.input(apply_preset, panel.preset, settings, **QUIET).then(follow, *followed, **QUIET)
     changed = [
         control[name].input for name in names if name not in ("method", "slots")
     ]  # these have answers of their own
-    gr.on(changed, follow, [*control.values()], [panel.preset, panel.status], **QUIET)
-    control["method"].change(show_method, control["method"], [panel.slots_row, control["length"]], **QUIET)
+    gr.on(changed, follow, *followed, **QUIET)
+    chosen = control["method"].change(show_method, control["method"], [panel.slots_row, control["length"]], **QUIET)
+    chosen.then(follow, *followed, **QUIET)
 
     def from_chips(event: gr.EventData) -> list[Any]:
         return read_chips(event._data["items"])

@@ -33,11 +33,12 @@ from dpexplore.ui.components.target_panel import (
     wire_target_panel,
 )
 from dpexplore.ui.components.tune_panel import (
-    READY,
     ResultPanel,
+    TunePanel,
     achieved_chart,
     build_tune_panel,
     live_chart,
+    settings_line,
     wire_tune_panel,
 )
 from dpexplore.ui.components.widgets import axis_switch, card_title, legend, microscope, segmented, view
@@ -87,7 +88,7 @@ def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML) -> Explore:
     wire_frontier_panel(app, frontier, target, models.name)
     arrivals = wire_share_bar(app, demo, bar, models.name, target, tuning)
     starts = [tuning.tune, *examples.buttons.values()]
-    for loaded in _wire_models(app, models, target, starts, tuning.status, arrivals, bar):
+    for loaded in _wire_models(app, models, target, tuning, starts, arrivals, bar):
         show_arrivals(app, loaded, bar, models.name, target, tuning, shown)
     return Explore(models.name, shown.result, target)
 
@@ -119,8 +120,8 @@ def _wire_models(
     app: AppContext,
     models: ModelPanel,
     target: TargetPanel,
+    tuning: TunePanel,
     starts: list[gr.Button],
-    status: gr.HTML,
     arrivals: tuple[Any, ...],
     bar: ShareBar,
 ) -> list[Any]:
@@ -142,9 +143,9 @@ def _wire_models(
     accepted.then(partial(show_terms, app), models.choice, models.accept, **quiet)
     gr.on([models.load.click, models.custom.submit], follow, [models.custom, models.name], outputs, **quiet)
     after = models.name.change(
-        partial(_model_ready, app, len(starts)),
-        [models.name, bar.arrived],
-        [*starts, status, target.controls["bits"], target.controls["outlier_bits"]],
+        partial(_model_ready, app, len(starts), list(tuning.controls)),
+        [models.name, bar.arrived, *tuning.controls.values()],
+        [*starts, tuning.status, target.controls["bits"], target.controls["outlier_bits"]],
         **quiet,
     )
     shown = {name: target.outputs[name] for name in ("chart", "tokens", "facts", "problem")}
@@ -156,10 +157,10 @@ def _wire_models(
     return loaded
 
 
-def _model_ready(app: AppContext, starts: int, model: str, arrived: str) -> list[Any]:
+def _model_ready(app: AppContext, starts: int, names: list[str], model: str, arrived: str, *values: Any) -> list[Any]:
     """Values for (the buttons that start a run, status, both entropy sliders)."""
     if not model:
         return [gr.skip()] * (starts + 3)
     # What is about to be shown has a status of its own.
-    told = gr.skip() if arrived else READY
+    told = gr.skip() if arrived else settings_line(app, model, dict(zip(names, values, strict=True)))
     return [*[gr.update(interactive=True)] * starts, told, *entropy_limits(app, model)]
