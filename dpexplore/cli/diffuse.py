@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from dpexplore.diffuse.families import Task
     from dpexplore.diffuse.metrics import SampleFacts
     from dpexplore.diffuse.report import Answers
-    from dpexplore.diffuse.training import AdapterStep
+    from dpexplore.diffuse.training import AdapterRun, AdapterStep
     from dpexplore.targets import StringTarget
 
 ALL_METHODS = ("lora", *METHODS, "none")
@@ -105,11 +105,16 @@ def diffuse(
         ]
     targets = [task.strings.build(lm) for task in tasks]
     show = emit if as_json else None
+    run = None
+    if adapter_config is not None:  # what cannot be trained is known before anything is measured
+        from dpexplore.diffuse.training import AdapterRun
+
+        run = AdapterRun(lm, targets, adapter_config)
     before = _measure(lm, tasks, targets, samples, seed, "before")
     summary: dict[str, Any] = {"event": "result", "method": method, "model": lm.name, "status": "measured"}
     after = before
-    if adapter_config is not None:
-        after = _train(lm, tasks, targets, adapter_config, samples, seed, out, show, summary)
+    if run is not None:
+        after = _train(run, tasks, samples, seed, out, show, summary)
     elif method in METHODS:
         after = _tune(lm, tasks, targets, configs, samples, seed, out, show, summary)
     summary |= means(after)
@@ -157,10 +162,8 @@ Show = Callable[[dict[str, Any]], None] | None
 
 
 def _train(
-    lm: dp.LanguageModel,
+    run: AdapterRun,
     tasks: list[Task],
-    targets: list[StringTarget],
-    config: AdapterConfig,
     samples: int,
     seed: int,
     out: Path | None,
@@ -170,9 +173,8 @@ def _train(
     from dpexplore.diffuse.capsule import save_run
     from dpexplore.diffuse.metrics import perplexity
     from dpexplore.diffuse.report import held_out_text
-    from dpexplore.diffuse.training import AdapterRun
 
-    run = AdapterRun(lm, targets, config)
+    lm, config = run.lm, run.config
     with stoppable(run.cancel):
         for step in run:
             _show_pass(step, config.passes, show)
@@ -181,7 +183,7 @@ def _train(
     summary |= {"status": run.status, "passes": len(run.steps), "seconds": run.seconds, "config": config.to_dict()}
     text = held_out_text()
     summary |= {"perplexity_before": perplexity(lm, text), "perplexity_after": perplexity(run.adapter.lm, text)}
-    after = _measure(run.adapter.lm, tasks, targets, samples, seed, "after")
+    after = _measure(run.adapter.lm, tasks, run.targets, samples, seed, "after")
     if out is not None:
         summary["adapter"] = str(_keep(lambda folder: save_run(run, after, folder), out))
     return after

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 PAPER_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+STATE_SPACE_WEIGHTS = frozenset({"out_proj", "conv1d"})
+"""Layers whose weights Mamba's kernels read without calling them, past any adapter."""
 MAX_ADAPTER_BYTES = 2 * 2**30
 
 
@@ -48,7 +50,32 @@ class Adapter:
 
 
 def new_adapter(lm: LanguageModel, rank: int, seed: int) -> Adapter:
-    """A fresh adapter, which changes nothing yet: A is drawn as PEFT draws it, by its own generator, and B is 0."""
+    """A fresh adapter, which changes nothing yet: A is drawn as PEFT draws it, by its own generator, and B is 0.
+
+    It stands on the first of `target_choices` that PEFT takes and that a gradient reaches. InputError if there is none.
+    """
+    lm.check_tunable()
+    reasons: list[str] = []
+    for modules in target_choices(lm):
+        try:
+            adapter = _on_modules(lm, modules, rank, seed)
+            learns = _learns(adapter)
+        except (torch.OutOfMemoryError, InputError):
+            raise
+        except Exception as error:  # PEFT refuses modules by whatever exception it likes
+            logger.info("no adapter on %s of %s", modules, lm.name, exc_info=True)
+            reasons.append(" ".join(str(error).split())[:100] or type(error).__name__)
+            continue
+        if learns:
+            return adapter
+        reasons.append("no finite gradient reaches it")
+    raise InputError(
+        f"LoRA cannot train {lm.name} ({lm.model.config.model_type}): none of its linear layers takes an adapter "
+        f"({reasons[-1].rstrip('.')}). Tune a prompt instead."
+    )
+
+
+def _on_modules(lm: LanguageModel, modules: list[str] | str | None, rank: int, seed: int) -> Adapter:
     with extra("diffuse", "LoRA"):
         from peft import LoraConfig, get_peft_model
 
@@ -56,7 +83,7 @@ def new_adapter(lm: LanguageModel, rank: int, seed: int) -> Adapter:
     config = LoraConfig(
         r=rank,
         task_type="CAUSAL_LM",
-        target_modules=target_modules(lm),
+        target_modules=modules,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in lm.model.modules()),
     )
     with _undisturbed():
@@ -92,14 +119,43 @@ def load_adapter(lm: LanguageModel, folder: str | Path) -> Adapter:
     return _adapter(lm, shared, model)
 
 
-def target_modules(lm: LanguageModel) -> list[str] | str | None:
-    """The paper's seven projections where the model has them all; else what PEFT takes for its architecture."""
-    names = {name.rpartition(".")[2] for name, _ in lm.model.named_modules()}
-    if names.issuperset(PAPER_MODULES):
-        return list(PAPER_MODULES)
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+def target_choices(lm: LanguageModel) -> Iterator[list[str] | str | None]:
+    """What may be adapted, the best first, as PEFT's `target_modules`.
 
-    return None if lm.model.config.model_type in KNOWN else "all-linear"
+    The paper's seven projections where the model has them all; what PEFT takes for its architecture (None); all linear
+    layers but the head; those of them that a state-space block calls as modules.
+    """
+    modules = {name: module for name, module in lm.model.named_modules() if name}
+    names = {name.rpartition(".")[2] for name in modules}
+    if names.issuperset(PAPER_MODULES):
+        yield list(PAPER_MODULES)
+    with extra("diffuse", "LoRA"):
+        from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    if lm.model.config.model_type in KNOWN:
+        yield None
+    yield "all-linear"
+    head = lm.model.get_output_embeddings()
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in modules.items()
+        if type(module) in (nn.Linear, Conv1D) and module is not head  # routers of experts derive from nn.Linear
+    }
+    if called := sorted(linear - STATE_SPACE_WEIGHTS):
+        yield called
+
+
+def _learns(adapter: Adapter) -> bool:
+    """Whether a finite gradient that is not 0 reaches the adapter: it would train."""
+    lm, parameters = adapter.lm, adapter.parameters()
+    ids = lm.ordinary_ids[: min(4, lm.max_positions or 4)][None]
+    with torch.enable_grad():
+        loss = lm.log_probs(lm.embed(ids))[0].max()
+        if not loss.requires_grad:
+            return False
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    found = [grad for grad in grads if grad is not None]
+    return all(bool(grad.isfinite().all()) for grad in found) and any(bool(grad.any()) for grad in found)
 
 
 @contextmanager

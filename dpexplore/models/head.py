@@ -100,9 +100,17 @@ def extract_head(lm: LanguageModel) -> SoftmaxHead:
 
 
 def _test_prompts(lm: LanguageModel) -> Iterator[Tensor]:
-    """Prompts `(rows pos hidden)`: random tokens, then random vectors of many sizes."""
+    """Prompts `(rows pos hidden)`: random tokens, then random vectors of many sizes.
+
+    Prompts of ids `(rows pos)` alone for a model that does not take vectors.
+    """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, lm.embedding_table.shape[0], (4, 3), generator=generator)
+    if lm.untunable is not None:
+        yield ids
+        for _ in PROMPT_SCALES:
+            yield torch.randint(0, lm.embedding_table.shape[0], (4, 3), generator=generator)
+        return
     tokens = lm.embed(ids).float()
     yield tokens
     spread = tokens.std().clamp_min(1e-6).item()
@@ -111,9 +119,11 @@ def _test_prompts(lm: LanguageModel) -> Iterator[Tensor]:
         yield (scale * spread * noise).to(tokens.device)
 
 
-def _logits(lm: LanguageModel, embeds: Tensor) -> Tensor:
-    """`(rows pos hidden)` -> float64 logits of the last position, `(rows vocab)`."""
-    output = lm.model(inputs_embeds=embeds.to(lm.device, lm.dtype), use_cache=False)
+def _logits(lm: LanguageModel, prompts: Tensor) -> Tensor:
+    """`(rows pos hidden)`, or ids `(rows pos)`, -> float64 logits of the last position, `(rows vocab)`."""
+    by_ids = not prompts.is_floating_point()
+    given = {"input_ids": prompts.to(lm.device)} if by_ids else {"inputs_embeds": prompts.to(lm.device, lm.dtype)}
+    output = lm.model(**given, use_cache=False)
     return output.logits[:, -1].double()
 
 

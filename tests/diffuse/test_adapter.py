@@ -9,17 +9,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import dpexplore as dp
-from dpexplore.diffuse.adapter import PAPER_MODULES, load_adapter, new_adapter, target_modules
+from dpexplore.cli import main
+from dpexplore.diffuse.adapter import PAPER_MODULES, Adapter, load_adapter, new_adapter, target_choices
 from dpexplore.diffuse.capsule import replay_adapter, save_run
 from dpexplore.diffuse.config import AdapterConfig
 from dpexplore.diffuse.metrics import outcome_fit
 from dpexplore.diffuse.report import answers
 from dpexplore.diffuse.training import AdapterRun
+from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import strings
+from tests.benchmarks.architectures import tiny_config
 from tests.diffuse.shared import ASKED, TinyLm, recomputed
+from tests.tiny_models import byte_level_tokenizer
 
 
 def weights_of(lm: LanguageModel) -> list[torch.Tensor]:
@@ -61,13 +66,10 @@ def test_an_adapter_shares_the_base_weights_and_begins_as_the_base(tiny_lm: Tiny
     frozen = [parameter for parameter in adapter.peft.parameters() if not parameter.requires_grad]
     assert {parameter.data_ptr() for parameter in frozen} == own
     assert outcome_fit(adapter.lm, target).kl_nats == pytest.approx(outcome_fit(lm, target).kl_nats, abs=1e-6)
-    adapted = {
-        name.split(".lora_A")[0].rpartition(".")[2] for name, _ in adapter.peft.named_parameters() if "lora_A" in name
-    }
-    assert adapted == set(PAPER_MODULES)
+    assert adapted(adapter) == set(PAPER_MODULES)
     again = new_adapter(lm, rank=4, seed=0)
     assert all(torch.equal(a, b) for a, b in zip(adapter.parameters(), again.parameters(), strict=True))
-    assert target_modules(tiny_lm("gpt2")) is None  # PEFT's own default
+    assert next(target_choices(tiny_lm("gpt2"))) is None  # PEFT's own default
 
 
 def test_two_trainings_beside_each_other_are_those_alone(tiny_lm: TinyLm) -> None:
@@ -146,3 +148,44 @@ def test_the_paper_preset_is_the_papers() -> None:
     paper = AdapterConfig.preset("paper")
     assert (paper.rank, paper.learning_rate, paper.clip, paper.passes, paper.batch) == (4, 5e-5, 1.0, 50, 32)
     assert (paper.gamma, paper.decay) == (0.2, False)
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "mixtral"])
+def test_state_spaces_and_mixtures_of_experts_train(architecture: str) -> None:
+    lm = tried(architecture)
+    run = AdapterRun(lm, [ASKED.build(lm)], AdapterConfig(learning_rate=0.02, passes=3)).finish()
+    assert run.steps[-1].loss_nats < run.steps[0].loss_nats
+    assert all(torch.isfinite(parameter).all() for parameter in run.adapter.parameters())
+
+
+def test_what_lora_cannot_train_is_refused_before_anything_is_measured(
+    tiny_lm: TinyLm, tiny_folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    lm = tiny_lm("gpt2")
+    for choices in ([], ["nowhere"]):  # no module at all, and none that PEFT finds
+        monkeypatch.setattr("dpexplore.diffuse.adapter.target_choices", lambda _lm, found=choices: iter([found]))
+        with pytest.raises(InputError, match=r"LoRA cannot train .*gpt2.* Tune a prompt instead"):
+            new_adapter(lm, rank=2, seed=0)
+    monkeypatch.setattr("dpexplore.cli.diffuse._measure", lambda *_: pytest.fail("measured"))
+    asked = ["diffuse", 'strings(["a", "b"], request="r")', "--model", str(tiny_folders("gpt2"))]
+    assert main(asked) == 2
+    assert "LoRA cannot train" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_modules_that_no_gradient_reaches_are_passed_over(tiny_lm: TinyLm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dpexplore.diffuse.adapter._learns", lambda adapter: "q_proj" not in adapted(adapter))
+    assert "q_proj" not in adapted(new_adapter(tiny_lm("phi3"), rank=2, seed=0))
+    with pytest.raises(InputError, match="no finite gradient reaches it"):
+        new_adapter(tiny_lm("llama"), rank=2, seed=0)
+
+
+def adapted(adapter: Adapter) -> set[str]:
+    return {
+        name.split(".lora_A")[0].rpartition(".")[2] for name, _ in adapter.peft.named_parameters() if "lora_A" in name
+    }
+
+
+def tried(architecture: str) -> LanguageModel:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(architecture)).eval().requires_grad_(False)
+    return LanguageModel(architecture, model, byte_level_tokenizer(), architecture)

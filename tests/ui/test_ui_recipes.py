@@ -13,6 +13,7 @@ from dpexplore.errors import InputError
 from dpexplore.serving.uploads import check_files, upload_folder
 from dpexplore.targets import parse_recipe
 from dpexplore.targets.by_pos import TAGS
+from dpexplore.targets.listed import KINDS, RESTS, TOKENS_ARE
 from dpexplore.ui.components import recipes
 
 SEEDS = st.integers(0, 10_000)
@@ -63,6 +64,13 @@ def test_transforms_come_off_and_go_on_in_their_order(calls: list[str]) -> None:
     split = recipes.split_recipe(text)
     assert split.transforms == calls
     assert recipes.join_recipe(str(split.base), split.transforms) == text == str(parse_recipe(text))
+
+
+@given(*(st.sampled_from(["", *choices]) for choices in (KINDS, TOKENS_ARE, RESTS)))
+def test_the_choices_for_a_file_stand_in_its_recipe_and_come_back(kind: str, tokens: str, rest: str) -> None:
+    base = recipes.file_recipe("x.csv", kind, tokens, rest)
+    assert parse_recipe(str(base)) == base
+    assert recipes.panel_values(base) == ("file", {"kind": kind, "tokens": tokens, "file_rest": rest})
 
 
 def test_a_new_base_keeps_the_transforms() -> None:

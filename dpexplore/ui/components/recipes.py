@@ -98,10 +98,10 @@ def hand_recipe(lines: str, rest: float) -> Recipe:
     return Tokens(tuple(read_weights(lines)), rest=_number("Share", rest))
 
 
-def file_recipe(path: str | None) -> Recipe:
+def file_recipe(path: str | None, kind: str = "", tokens: str = "", rest: str = "") -> Recipe:
     if not path:
-        raise InputError("Drop a file here: .npz with `probs`, or .csv or .json of tokens and probabilities.")
-    return File(path)
+        raise InputError("Drop a file here: .npz or .npy, or .csv, .tsv or .json of tokens and probabilities.")
+    return File(path, kind=kind or None, rest=rest or None, tokens=tokens or None)  # type: ignore[arg-type]
 
 
 # Weights by hand, as lines of text.
@@ -177,7 +177,7 @@ def panel_values(base: Recipe) -> tuple[str, dict[str, Any]]:
         case Tokens():
             return "hand", {"lines": write_weights(list(base.weights)), "rest": base.rest}
         case File():
-            return "file", {}
+            return "file", {"kind": base.kind or "", "tokens": base.tokens or "", "file_rest": base.rest or ""}
     return "", {}
 
 

@@ -12,6 +12,7 @@ from gradio.components import Component
 from dpexplore.targets import Recipe
 from dpexplore.targets.by_pos import MODES, TAGS
 from dpexplore.targets.descent import STEP_SIZE
+from dpexplore.targets.listed import KINDS, RESTS, TOKENS_ARE
 from dpexplore.ui.components import recipes
 from dpexplore.ui.components.preview import PICKS_LABEL
 from dpexplore.ui.components.widgets import sliders, view
@@ -189,11 +190,22 @@ def _hand_tab() -> Tab:
 def _file_tab() -> Tab:
     with gr.Tab("File", id="file", elem_id="tab-file") as item:
         path = gr.File(
-            label=".npz, or .csv or .json of tokens",
-            file_types=[".npz", ".csv", ".json"],
+            label=".npz or .npy; .csv, .tsv or .json of tokens",
+            file_types=[".npz", ".npy", ".csv", ".tsv", ".json"],
             file_count="single",
             type="filepath",
             elem_id="target-file",
             height=120,
         )
-    return Tab("file", item, {"path": path}, recipes.file_recipe, [path.upload])
+        with gr.Row(elem_classes="dpx-inline"):
+            kind = _as_the_file_says("Numbers are", KINDS, "file-kind")
+            tokens = _as_the_file_says("Whole numbers as tokens are", TOKENS_ARE, "file-tokens")
+            rest = _as_the_file_says("What a list leaves out", RESTS, "file-rest")
+    controls: dict[str, Component] = {"path": path, "kind": kind, "tokens": tokens, "file_rest": rest}
+    return Tab("file", item, controls, recipes.file_recipe, [path.upload, kind.input, tokens.input, rest.input])
+
+
+def _as_the_file_says(label: str, choices: Sequence[str], elem_id: str) -> gr.Dropdown:
+    """A choice that is only needed where a file can be read in two ways."""
+    options = [("as the file says", ""), *((choice, choice) for choice in choices)]
+    return gr.Dropdown(options, value="", label=label, elem_id=elem_id, min_width=100)
