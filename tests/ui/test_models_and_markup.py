@@ -12,7 +12,7 @@ from dpexplore.models import LanguageModel
 from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.model_pool import ModelPool
 from dpexplore.ui.components.markup import probability, progress_bar, quantity, token
-from dpexplore.ui.components.model_panel import use_model
+from dpexplore.ui.components.model_panel import again_in, in_precision, use_model, why_html
 from dpexplore.ui.components.result_view import result_html
 from dpexplore.ui.components.settings import (
     make_config,
@@ -38,6 +38,16 @@ def test_a_model_that_fails_leaves_the_old_one(app: AppContext, name: str, words
     assert "secret" not in strip
     assert len(wanted) == len(picker) == 1
     assert app.pool.is_loaded("tiny")
+
+
+def test_a_precision_is_part_of_the_name_that_is_loaded(app: AppContext) -> None:
+    assert in_precision(" gpt2 ", "bfloat16") == "gpt2@bfloat16"
+    assert in_precision("gpt2@float32", "automatic") == "gpt2@float32"
+    assert in_precision("", "float32") == ""
+    assert again_in("gpt2@bfloat16", "automatic") == "gpt2"
+    assert again_in("gpt2", "float32") == "gpt2@float32"
+    assert app.pool.get("tiny").lm.dtype_reason in why_html(app, "tiny")
+    assert why_html(app, "not loaded") == ""
 
 
 def test_a_model_is_loaded_once_for_all_who_wait(tiny_lm: Callable[[str], LanguageModel]) -> None:

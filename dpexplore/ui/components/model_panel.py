@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 
 import gradio as gr
 
@@ -11,12 +12,14 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel, ModelInfo
 from dpexplore.models.default_model import PACKAGED
 from dpexplore.models.packaged import Terms
+from dpexplore.models.precision import DTYPES, split_dtype, with_dtype
 from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.model_pool import ModelPool
 from dpexplore.ui.components.markup import message, progress_bar, table
 from dpexplore.ui.components.widgets import view
 
 POLL_SECONDS = 0.25
+AUTOMATIC = "automatic"
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,10 @@ class ModelPanel:
     choice: gr.Dropdown
     custom: gr.Textbox
     load: gr.Button
+    precision: gr.Radio
+    """Of the weights; for whoever runs the server, whose memory it costs."""
+    why: gr.HTML
+    """Which precision the model has, and why."""
     accept: gr.Button
     """Accepts the terms of the curated model that was chosen; shown where it has some that nobody accepted here."""
 
@@ -105,9 +112,28 @@ def build_model_panel(app: AppContext, strip: gr.HTML) -> ModelPanel:
                 scale=3,
             )
             load = gr.Button("Load", elem_id="model-load", scale=1, min_width=70)
+        precision = gr.Radio(
+            [AUTOMATIC, *DTYPES], value=AUTOMATIC, label="Precision", elem_id="model-dtype", visible=app.rules is None
+        )
+        why = view(elem_id="model-why")
         accept = gr.Button("Accept the terms", elem_id="model-accept", visible=False)
         view(models_table(infos), elem_id="model-table")
-    return ModelPanel(name, strip, picker, choice, custom, load, accept)
+    return ModelPanel(name, strip, picker, choice, custom, load, precision, why, accept)
+
+
+def in_precision(name: str, precision: str) -> str:
+    """The name by which a model is loaded in a chosen precision; its own stays where none was chosen."""
+    return with_dtype(name.strip(), None if precision == AUTOMATIC else precision) if name.strip() else ""
+
+
+def again_in(current: str, precision: str) -> str:
+    """The present model's name in another precision."""
+    return in_precision(split_dtype(current)[0], precision)
+
+
+def why_html(app: AppContext, name: str) -> str:
+    """The precision of a loaded model, and the reason."""
+    return f"<p class='dpx-note'>{escape(app.pool.get(name).lm.dtype_reason)}</p>" if app.pool.is_loaded(name) else ""
 
 
 def show_terms(app: AppContext, chosen: str | None) -> dict:
@@ -127,7 +153,7 @@ def accept_terms(chosen: str | None) -> None:
 
 def _open_terms(chosen: str | None) -> Terms | None:
     """Terms of a model that have not been accepted yet."""
-    packaged = PACKAGED.get(chosen or "")
+    packaged = PACKAGED.get(split_dtype(chosen or "")[0])
     return None if packaged is None or packaged.terms is None or packaged.terms.accepted else packaged.terms
 
 

@@ -18,9 +18,12 @@ from dpexplore.ui.components.microscope import MICROSCOPE_EMPTY
 from dpexplore.ui.components.model_panel import (
     ModelPanel,
     accept_terms,
+    again_in,
     build_model_panel,
+    in_precision,
     show_terms,
     use_model,
+    why_html,
 )
 from dpexplore.ui.components.reach_panel import build_reach_card, wire_reach_panel
 from dpexplore.ui.components.result_view import EMPTY_RESULT
@@ -129,19 +132,30 @@ def _wire_models(
     outputs = [models.strip, models.name, models.picker]
     quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
 
-    def follow(wanted: str, current: str) -> Iterator[tuple]:
-        yield from use_model(app, wanted or "", current)
+    def follow(wanted: str, current: str, precision: str) -> Iterator[tuple]:
+        yield from use_model(app, in_precision(wanted or "", precision), current)
+
+    def again(precision: str, current: str) -> Iterator[tuple]:
+        yield from use_model(app, again_in(current, precision), current)
 
     def opened(wanted: str, current: str) -> Iterator[tuple]:
         yield from use_model(app, wanted, current)
 
     loaded = [event.then(opened, [bar.wanted, models.name], outputs, **quiet) for event in arrivals]
-    chosen = models.choice.input(follow, [models.choice, models.name], outputs, **quiet)
+    chosen = models.choice.input(follow, [models.choice, models.name, models.precision], outputs, **quiet)
     chosen.then(partial(show_terms, app), models.choice, models.accept, **quiet)
     accepted = models.accept.click(accept_terms, models.choice, None, **quiet)
-    accepted = accepted.then(follow, [models.choice, models.name], outputs, **quiet)
+    accepted = accepted.then(follow, [models.choice, models.name, models.precision], outputs, **quiet)
     accepted.then(partial(show_terms, app), models.choice, models.accept, **quiet)
-    gr.on([models.load.click, models.custom.submit], follow, [models.custom, models.name], outputs, **quiet)
+    gr.on(
+        [models.load.click, models.custom.submit],
+        follow,
+        [models.custom, models.name, models.precision],
+        outputs,
+        **quiet,
+    )
+    models.precision.input(again, [models.precision, models.name], outputs, **quiet)
+    models.name.change(partial(why_html, app), models.name, models.why, **quiet)
     after = models.name.change(
         partial(_model_ready, app, len(starts), list(tuning.controls)),
         [models.name, bar.arrived, *tuning.controls.values()],
