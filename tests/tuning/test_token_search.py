@@ -20,7 +20,8 @@ from dpexplore.tuning.knobs import POLICIES
 from dpexplore.tuning.objectives.next_token import (
     NextTokenObjective,
 )
-from dpexplore.tuning.rules.hard import SearchMemory, _regress
+from dpexplore.tuning.rules.memory import SearchMemory
+from dpexplore.tuning.rules.search import _regress
 from tests.tuning.shared import TinyLM
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dpexplore.tuning.rules.hard import SearchMemory
+from dpexplore.tuning.rules.memory import SearchMemory
 from dpexplore.tuning.rules.state import PromptState, RowState
 
 

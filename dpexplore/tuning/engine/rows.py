@@ -20,8 +20,12 @@ from dpexplore.tuning.record.outcome import RowOutcome, StopReason
 from dpexplore.tuning.rules.adamw import AdamW
 from dpexplore.tuning.rules.ball import within
 from dpexplore.tuning.rules.direct import Direct
-from dpexplore.tuning.rules.hard import GCG, Eq4, HardRule, Search, SearchMemory
+from dpexplore.tuning.rules.eq4 import Eq4
+from dpexplore.tuning.rules.gcg import GCG
+from dpexplore.tuning.rules.hard import HardRule
 from dpexplore.tuning.rules.lbfgs import LBFGS
+from dpexplore.tuning.rules.memory import SearchMemory
+from dpexplore.tuning.rules.search import Search
 from dpexplore.tuning.rules.soft import SoftRule
 from dpexplore.tuning.rules.state import End, Limits, PromptState, RowState
 from dpexplore.tuning.run import Run
