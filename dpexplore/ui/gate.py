@@ -21,10 +21,14 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dpexplore.json_text import JsonLimits, JsonRefused, read_json
 from dpexplore.serving.uploads import folder_bytes, remove_old_files, upload_folder
+from dpexplore.ui.readers import Readers
 
 MESSAGE_BYTES = 4 * 2**20
 """Largest body of a request that uploads no file; the page's own stay far below."""
+MESSAGE_JSON = JsonLimits(items=100_000, depth=50)
+"""Values in a message, and lists within one another."""
 UPLOADS_AN_HOUR = 10
 """The largest files, or as many bytes in smaller ones, that are taken from one visitor in an hour."""
 UPLOADS_KEPT = 50
@@ -53,13 +57,15 @@ class GateRules:
     """Host names that the server answers to, besides addresses written as numbers; None: to any."""
     visitors_per_address: int = 1
     """People who may sit behind one address: each share of an address is this many visitors' shares."""
+    message_bytes: int = MESSAGE_BYTES
+    """Of a request that uploads no file."""
 
 
 class Gate:
     """ASGI middleware; refuses in one sentence, and as early as what it refuses for is known."""
 
-    def __init__(self, app: ASGIApp, rules: GateRules) -> None:
-        self.app, self.rules = app, rules
+    def __init__(self, app: ASGIApp, rules: GateRules, readers: Readers | None = None) -> None:
+        self.app, self.rules, self.readers = app, rules, readers or Readers()
         self._uploaded = _Recent()
         self._failures = _Recent()
         self._open: Counter[str] = Counter()
@@ -75,7 +81,8 @@ class Gate:
             return await refusal(scope, receive, send)
         self._open[address] += 1
         try:
-            await self._pass_on(scope, receive, send, address, headers)
+            with self.readers.reading(scope):
+                await self._pass_on(scope, receive, send, address, headers)
         finally:
             self._open[address] -= 1
             if not self._open[address]:
@@ -95,7 +102,7 @@ class Gate:
         declared = headers.get("content-length", "0")
         most = self._most_bytes(scope)
         if not (declared.isascii() and declared.isdigit()) or int(declared) > most:
-            return _refuse(413, f"At most {most // 2**20} MiB can be sent at once; send a smaller file.")
+            return _refuse(413, f"At most {_size(most)} can be sent at once; send less.")
         return None
 
     def _is_ours(self, headers: Headers) -> bool:
@@ -112,7 +119,7 @@ class Gate:
         return name == host or name in names
 
     def _most_bytes(self, scope: Scope) -> int:
-        return self.rules.upload_bytes + MESSAGE_BYTES if _is_upload(scope) else MESSAGE_BYTES
+        return self.rules.upload_bytes + MESSAGE_BYTES if _is_upload(scope) else self.rules.message_bytes
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, address: str, headers: Headers) -> None:
         """Count and time the body as it arrives. A refusal in its middle is a closed client for who reads it."""
@@ -124,7 +131,29 @@ class Gate:
                 scope, receive, send
             )
 
+        json_parts: list[bytes] | None = [] if _is_json(scope, headers) else None
+
         async def bounded() -> Message:
+            message = await part()
+            while json_parts is not None and message["type"] == "http.request" and not whole:
+                json_parts.append(message.get("body", b""))
+                message = await part()
+            return message if json_parts is None else priced(message, json_parts)
+
+        def priced(message: Message, parts: list[bytes]) -> Message:
+            """A whole message, once its text has shown what it holds; no parser sees it before."""
+            nonlocal refused
+            if message["type"] != "http.request" or not (body := b"".join([*parts, message.get("body", b"")])):
+                return message
+            parts.clear()
+            try:
+                read_json(body, MESSAGE_JSON)
+            except JsonRefused as error:
+                refused = _refuse(400, str(error))
+                return {"type": "http.disconnect"}
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def part() -> Message:
             nonlocal taken, whole, refused
             if whole:
                 return await receive()
@@ -137,7 +166,7 @@ class Gate:
             size = len(message.get("body", b""))
             taken, whole = taken + size, not message.get("more_body", False)
             if taken > most:
-                refused = _refuse(413, f"At most {most // 2**20} MiB can be sent at once; send a smaller file.")
+                refused = _refuse(413, f"At most {_size(most)} can be sent at once; send less.")
             elif upload and not self._may_upload(address, size):
                 refused = _refuse(429, "Too much was uploaded from here within an hour; try again later.")
             return message if refused is None else {"type": "http.disconnect"}
@@ -198,6 +227,15 @@ class _Recent:
 
 def _is_upload(scope: Scope) -> bool:
     return scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload")
+
+
+def _is_json(scope: Scope, headers: Headers) -> bool:
+    kind = headers.get("content-type", "json")
+    return scope["method"] in ("POST", "PUT", "PATCH", "DELETE") and "json" in kind.lower() and not _is_upload(scope)
+
+
+def _size(count: int) -> str:
+    return f"{count // 2**20} MiB" if count >= 2**20 else f"{count // 2**10} KiB"
 
 
 def _is_login(scope: Scope) -> bool:

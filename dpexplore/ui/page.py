@@ -58,7 +58,7 @@ def build(app: AppContext | None = None) -> gr.Blocks:
             with gr.Tab("About", id="about"):
                 build_about()
         add_endpoints(app)
-    return demo.queue(max_size=256, default_concurrency_limit=8)
+    return demo.queue(max_size=256, default_concurrency_limit=8, api_open=False)  # no way around the queue
 
 
 def launch_settings() -> dict[str, Any]:

@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -24,6 +25,7 @@ from starlette.routing import Route
 from dpexplore.serving.app_context import AppContext
 from dpexplore.ui.gate import Gate, GateRules, end_silent_connections
 from dpexplore.ui.page import build, launch_settings
+from dpexplore.ui.readers import Readers, end_unread_questions
 
 UPLOAD_MEGABYTES = 20
 """Largest file where no manifest says otherwise."""
@@ -93,6 +95,9 @@ def start(app: AppContext, host: str, port: int, names: Collection[str] | None =
     server = app.rules.manifest.server if app.rules else None
     megabytes = server.upload_megabytes if server else UPLOAD_MEGABYTES
     gate_rules = GateRules(megabytes * 2**20, names, server.visitors_per_address if server else LOCAL_VISITORS)
+    if server:
+        gate_rules = replace(gate_rules, message_bytes=server.message_kilobytes * 2**10)
+    readers = Readers()
 
     def health(_request: Request) -> JSONResponse:
         # A stranger learns whether it lives and has a model to answer with, not which one, nor where it lies.
@@ -100,13 +105,28 @@ def start(app: AppContext, host: str, port: int, names: Collection[str] | None =
 
     arguments = launch_settings()
     arguments["app_kwargs"]["routes"].append(Route("/health", health))
-    arguments["app_kwargs"]["middleware"] = [Middleware(Gate, rules=gate_rules)]  # type: ignore[arg-type]
-    arguments["app_kwargs"]["exception_handlers"] = {FnIndexInferError: _no_such_endpoint}
+    arguments["app_kwargs"]["middleware"] = [Middleware(Gate, rules=gate_rules, readers=readers)]  # type: ignore[arg-type]
+    arguments["app_kwargs"]["exception_handlers"] = {
+        FnIndexInferError: _no_such_endpoint,
+        **dict.fromkeys((KeyError, TypeError, ValueError), _no_such_arguments),
+    }
     arguments["max_file_size"] = f"{megabytes}mb"
     demo = build(app)
     demo.launch(server_name=host, server_port=port, prevent_thread_lock=True, **arguments | settings)
     end_silent_connections(demo.server)
+    end_unread_questions(demo._queue, readers, lambda: not demo.server.should_exit, app.grace_seconds)
     return demo
+
+
+async def _no_such_arguments(request: Request, error: Exception) -> JSONResponse:
+    """What Gradio raises for a number that no handler has, and for names that an endpoint does not take or lacks.
+
+    What handlers raise never comes here.
+    """
+    if not any(part in request.url.path for part in ("/call/", "/run/", "/api/", "/queue/join")):
+        raise error
+    sentence = "There is no such endpoint, or these are not its arguments; /gradio_api/info lists them."
+    return JSONResponse({"detail": sentence}, 422)
 
 
 async def _no_such_endpoint(_request: Request, _error: Exception) -> JSONResponse:

@@ -1,0 +1,96 @@
+"""Requests that no page sends, to a server of this process: a sentence, never a 5xx, never a run that nobody reads."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from dpexplore.models import LanguageModel
+from dpexplore.serving.app_context import AppContext
+from dpexplore.serving.journal import Journal
+from dpexplore.serving.model_pool import ModelPool
+from dpexplore.space import VisitorRules, load_manifest
+from dpexplore.ui.server import start
+from tests.live_server import free_port
+
+ENDLESS = ["entropy(bits=3)", "soft", 2, 1, 1000, 0, "", "", "paper", {"patience": None}]
+
+
+@pytest.fixture(scope="module")
+def app(tiny_lm: Callable[[str], LanguageModel], tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppContext]:
+    lm = tiny_lm("llama")
+    pool, rules = ModelPool(lambda _name, progress: lm), VisitorRules(load_manifest(), "cpu")
+    journal = Journal(tmp_path_factory.mktemp("runs"))
+    context = AppContext(pool=pool, model="tiny", journal=journal, rules=rules, grace_seconds=1.0)
+    context.pool.load("tiny")
+    yield context
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def client(app: AppContext) -> Iterator[httpx.Client]:
+    port = free_port()
+    demo = start(app, "127.0.0.1", port)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}/gradio_api", timeout=60) as http:
+        yield http
+    demo.close(verbose=False)
+
+
+@pytest.mark.parametrize("path", ["call/target", "call/v2/target", "run/target", "queue/join", "call/v2/nothing"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"7",
+        b"[]",
+        b'"x"',
+        b"[" * 100_000,
+        b'{"data":' + b"[" * 200 + b"]" * 200 + b"}",
+        b'{"data": [NaN, 1e999]}',
+        b'{"data": {"a": 1}}',
+        b'{"recipe": {"a": [1]}, "model": 7, "other": null}',
+        b'{"data": [1], "fn_index": "x", "session_hash": 7}',
+        b'{"data": [], "fn_index": -1, "session_hash": "s"}',
+        b"\xff\xfe",
+    ],
+)
+def test_malformed_bodies_get_a_sentence(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture, path: str, body: bytes
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        answer = client.post(f"/{path}", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code < 500, answer.text
+    assert not [record for record in caplog.records if record.exc_info], caplog.text
+    if answer.status_code != 200:
+        assert answer.json()["detail"]
+
+
+def test_a_long_message_is_refused_before_it_is_parsed(client: httpx.Client) -> None:
+    assert client.post("/call/target", json={"data": ["a" * 300_000, ""]}).status_code == 413
+
+
+def test_runs_whose_replies_nobody_reads_end_by_the_time_of_grace(client: httpx.Client, app: AppContext) -> None:
+    for _ in range(3):
+        assert client.post("/call/tune", json={"data": ENDLESS}).status_code == 200
+    wait_until(lambda: len(app.pool.owners) == 3)
+    event = client.post("/call/tune", json={"data": ENDLESS}).json()["event_id"]
+    with client.stream("GET", f"/call/tune/{event}") as stream:
+        lines = stream.iter_lines()
+        wait_until(lambda: len(app.pool.owners) == 1, read=lambda: next(lines))
+        for _ in range(20):  # the one that is read goes on
+            next(lines)
+        assert len(app.pool.owners) == 1
+    wait_until(lambda: not app.pool.owners)
+
+
+def wait_until(reached: Callable[[], bool], read: Callable[[], object] = lambda: None) -> None:
+    deadline = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < deadline
+        read()
+        time.sleep(0.02)
