@@ -11,18 +11,23 @@ they hold some, of long runs some steps. They are read as what they are.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import json
 import logging
 import math
 import os
 import re
 import secrets
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpexplore.errors import InputError
 from dpexplore.files import leftovers, remove_leftovers, write_file
 from dpexplore.serving.streams import LiveStream
 from dpexplore.tuning import TuneStep
@@ -36,7 +41,12 @@ MOST_BYTES = 512 * 2**20
 """All journals together; the least recently written are removed first."""
 STALE_BYTES = 2 * 2**20
 """So many bytes of best prompts that better ones have replaced are let go of by writing the file anew."""
-SUFFIX = ".run"
+MOST_IMPORTED_BYTES = 64 * 2**20
+"""All capsules from elsewhere together; they have a share of their own, so that none pushes a run out."""
+SUFFIX, IMPORTED = ".run", ".import"
+
+PARTS_OF_THE_END = ("result", "restarts", "history")
+"""What a capsule has beside what was known when its run began."""
 
 
 def new_run_id() -> str:
@@ -196,27 +206,56 @@ class RunFile:
 class Journal:
     """The folder of all runs' files."""
 
-    def __init__(self, folder: Path, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(
+        self, folder: Path, most_bytes: int = MOST_BYTES, most_imported_bytes: int = MOST_IMPORTED_BYTES
+    ) -> None:
         self.folder = folder
-        self._most_bytes = most_bytes
+        self._most_bytes = {SUFFIX: most_bytes, IMPORTED: most_imported_bytes}
+        self._imports: dict[str, OrderedDict[str, int]] = {}
+        """Bytes of each import by address, since this server started."""
+        self._gate = threading.Lock()
 
     def open(self, run_id: str, model: str, head: dict[str, Any]) -> RunFile | None:
         """Begin a run's file; None, and a line in the log, where the disk does not allow it."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._make_room()
+            self._make_room(SUFFIX)
             return RunFile(self._path(run_id), model, head)
         except OSError as error:
             logger.error("runs are not journaled in %s: %s", self.folder, error)
             return None
 
+    def add(self, capsule: dict[str, Any], address: str = "") -> str:
+        """Keep a capsule from elsewhere; its id, which is the same for the same capsule.
+
+        An address has half of the room for such at most: its next one takes the place of its first. InputError where
+        the disk does not allow it.
+        """
+        content = _line("end", {"capsule": capsule, "error": None})
+        run_id = base64.urlsafe_b64encode(hashlib.sha256(content).digest()[:16]).decode().rstrip("=")
+        path, head = self._path(run_id, IMPORTED), {key: capsule[key] for key in capsule if key not in PARTS_OF_THE_END}
+        lines = _line("run", {"model": str(capsule["model"]["name"]), "capsule": head}) + content
+        with self._gate:
+            own = self._imports.setdefault(address, OrderedDict())
+            own[run_id] = len(lines)
+            own.move_to_end(run_id)
+            while sum(own.values()) > self._most_bytes[IMPORTED] // 2 and len(own) > 1:
+                self._path(own.popitem(last=False)[0], IMPORTED).unlink(missing_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                write_file(path, lines, private=True)
+                self._make_room(IMPORTED)
+            except OSError as error:
+                logger.error("a capsule is not kept in %s: %s", self.folder, error)
+                raise InputError("The server cannot keep the capsule: its disk does not take it.") from None
+        return run_id
+
     def read(self, run_id: str) -> Record | None:
         """What is known of a run; None for an id that no run has, or that is none."""
         if not RUN_ID.fullmatch(run_id):
             return None
-        try:
-            data = self._path(run_id).read_bytes()
-        except OSError:
+        data = _bytes(self._path(run_id)) or _bytes(self._path(run_id, IMPORTED))
+        if data is None:
             return None
         whole, _, _ = data.rpartition(b"\n")
         record = None
@@ -227,16 +266,16 @@ class Journal:
                 logger.warning("a line of the journal %s cannot be read", run_id)
         return record
 
-    def _path(self, run_id: str) -> Path:
-        return self.folder / f"{run_id}{SUFFIX}"
+    def _path(self, run_id: str, suffix: str = SUFFIX) -> Path:
+        return self.folder / f"{run_id}{suffix}"
 
-    def _make_room(self) -> None:
+    def _make_room(self, suffix: str) -> None:
         """Delete the files written longest ago until the others stay within the limit, what is half written counted."""
         remove_leftovers(self.folder)
         files = sorted(
             (
                 (status.st_mtime, status.st_size, path)
-                for path in self.folder.glob(f"*{SUFFIX}")
+                for path in self.folder.glob(f"*{suffix}")
                 if (status := _stat(path))
             ),
             reverse=True,
@@ -244,7 +283,7 @@ class Journal:
         total = sum(status.st_size for path in leftovers(self.folder) if (status := _stat(path)))
         for _, size, path in files:
             total += size
-            if total > self._most_bytes:
+            if total > self._most_bytes[suffix]:
                 path.unlink(missing_ok=True)
 
 
@@ -291,6 +330,13 @@ def _line(tag: str, content: dict[str, Any]) -> bytes:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+def _bytes(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 def _stat(path: Path) -> os.stat_result | None:

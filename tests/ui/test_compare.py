@@ -16,7 +16,7 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.plots import NATS_PER_BIT
 from dpexplore.serving.app_context import AppContext
-from dpexplore.serving.journal import Journal
+from dpexplore.serving.journal import Journal, new_run_id
 from dpexplore.serving.model_pool import ModelPool
 from dpexplore.tuning import TuneConfig
 from dpexplore.ui.components.compare_runs import (
@@ -62,6 +62,28 @@ def capsules(app: AppContext) -> dict[str, dict[str, Any]]:
 def test_a_sessions_finished_runs_are_kept_and_nobody_elses(app: AppContext, capsules: dict) -> None:
     assert app.sessions.finished("s") == list(capsules)
     assert app.sessions.finished("somebody else") == []
+
+
+def test_capsules_from_elsewhere_never_push_out_runs_and_take_their_room_once(
+    app: AppContext, capsules: dict, tmp_path: Path
+) -> None:
+    capsule = next(iter(capsules.values()))
+    size = len(json.dumps(capsule))
+    journal = Journal(tmp_path / "runs", most_bytes=2 * size, most_imported_bytes=6 * size)
+    run_id = new_run_id()
+    file = journal.open(run_id, "tiny", {})
+    assert file is not None
+    file.end(capsule, None)
+    hers = journal.add({**capsule, "created": "hers"}, "2.2.2.2")
+    assert {journal.add(capsule, "1.1.1.1") for _ in range(20)} == {journal.add(capsule, "1.1.1.1")}
+    for number in range(20):
+        journal.add({**capsule, "created": str(number)}, "1.1.1.1")
+    kept = sum(path.stat().st_size for path in (tmp_path / "runs").iterdir())
+    assert kept < 7 * size
+    for each in (run_id, hers):
+        record = journal.read(each)
+        assert record is not None
+        assert record.capsule is not None
 
 
 def test_the_tables_are_the_capsules(app: AppContext, capsules: dict, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class KeptRun:
                 kl_by_step=[[_number(kl) for kl in row] for row in history["kl_nats"]],
                 entropy_by_step=[[_number(nats) for nats in row] for row in history["entropy_nats"]],
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise InputError("The capsule is damaged; use a file saved by `Download capsule`.") from error
         return kept
 

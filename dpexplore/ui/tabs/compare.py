@@ -15,7 +15,6 @@ import gradio as gr
 from dpexplore.errors import InputError
 from dpexplore.plots import figure_json
 from dpexplore.serving.app_context import AppContext, sentence
-from dpexplore.serving.journal import new_run_id
 from dpexplore.serving.uploads import upload_folder
 from dpexplore.ui.components.compare_runs import (
     Axis,
@@ -92,17 +91,11 @@ class Library:
         """Those of the runs that there are, in the same order."""
         return [run for run_id in run_ids if (run := self._run(run_id)) is not None]
 
-    def add_capsule(self, path: Path) -> str:
-        """Keep an uploaded capsule as if it had been run here; its id. InputError if it is none."""
-        capsule, run_id = self._app.capsule(path), new_run_id()
-        kept = KeptRun.of(run_id, capsule)
-        file = self._app.journal.open(run_id, str(capsule["model"]["name"]), _head(capsule))
-        if file is None:
-            raise InputError("The server cannot keep the capsule: its disk does not take it.")
-        file.end(capsule, None)
-        with self._gate:
-            self._read[run_id] = kept
-        return run_id
+    def add_capsule(self, path: Path, session: str = "") -> str:
+        """Keep an uploaded capsule beside the runs of this server; its id. InputError if it is none."""
+        capsule = self._app.capsule(path)
+        KeptRun.of("", capsule)  # refuses what could not be compared
+        return self._app.journal.add(capsule, self._app.sessions.address(session))
 
     def _run(self, run_id: str) -> KeptRun | None:
         with self._gate:
@@ -120,10 +113,6 @@ class Library:
                 while len(self._read) > KEPT_IN_MEMORY:
                     self._read.popitem(last=False)
         return run
-
-
-def _head(capsule: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in capsule.items() if name not in ("result", "restarts", "history")}
 
 
 @dataclass(frozen=True)
@@ -279,13 +268,13 @@ def build_compare(app: AppContext, result: gr.HTML, stored: gr.BrowserState) -> 
         return compared(library, choice, axis, _folder(session_of(app, request)))
 
     def added(paths: list[str], kept: Any, axis: Axis, request: gr.Request) -> list[Any]:
-        choice, problem = Choice.read(kept), ""
+        choice, problem, session = Choice.read(kept), "", session_of(app, request)
         for path in list(dict.fromkeys(paths or []))[:MOST_RUNS]:
             try:
-                choice = choice.with_runs([library.add_capsule(Path(path))])
+                choice = choice.with_runs([library.add_capsule(Path(path), session)])
             except Exception as error:
                 problem = sentence(error)
-        values = compared(library, choice, axis, _folder(session_of(app, request)))
+        values = compared(library, choice, axis, _folder(session))
         values[4] = message(problem, "error")
         return values
 
