@@ -94,7 +94,7 @@ class Capacity:
         if needed > self.device.free():
             raise _too_much(f"A prompt of {length:,} tokens needs", needed, self.device, "Use a shorter prompt.")
         outcomes = restarts * (length * self.lm.hidden_size * 4 + steps * BYTES_PER_RECORD)
-        if outcomes > self.machine.free():
+        if outcomes > USABLE * self.machine.free():
             work = f"The records of {restarts:,} restarts of {length:,} tokens and {steps:,} steps need"
             raise _too_much(work, outcomes, self.machine, "Use fewer restarts or steps, or a shorter prompt.")
 

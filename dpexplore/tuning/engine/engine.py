@@ -34,6 +34,8 @@ from dpexplore.tuning.run import Run
 logger = logging.getLogger(__name__)
 
 INTERNAL_ERROR = "The run ended on an internal error, which the server has logged; try again."
+JOINING_AT_ONCE = 256
+"""Restarts that begin together; between two such parts a run that was stopped ends."""
 MOST_LAYOUTS = 256
 """Layouts of slots that an engine keeps."""
 
@@ -286,7 +288,12 @@ class Engine:
         return self._stacks[key]
 
     def _join(self, stack: RowStack, starters: list[tuple[Run, int]]) -> None:
-        """Restarts begin, all together; where that fails, a run whose prompts have no start ends with a sentence."""
+        """Restarts begin, many together; those of a run that was stopped meanwhile do not."""
+        for start in range(0, len(starters), JOINING_AT_ONCE):
+            self._join_together(stack, [one for one in starters[start : start + JOINING_AT_ONCE] if not one[0].ending])
+
+    def _join_together(self, stack: RowStack, starters: list[tuple[Run, int]]) -> None:
+        """Restarts begin; where that fails, a run whose prompts have no start ends with a sentence."""
         runs = dict.fromkeys(run for run, _ in starters)
         try:
             if starters:
@@ -295,7 +302,7 @@ class Engine:
             if len(runs) == 1:
                 return starters[0][0].fail(error)
             for run in runs:
-                self._join(stack, [one for one in starters if one[0] is run])
+                self._join_together(stack, [one for one in starters if one[0] is run])
             return
         for run, _ in starters:
             run.begun += 1
