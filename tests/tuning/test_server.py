@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import pytest
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target
-from dpexplore.tuning import EngineServer, TuneConfig, TuneResult
+from dpexplore.tuning import EngineServer, Run, TuneConfig, TuneResult
+from dpexplore.tuning.engine.engine import JOINING_AT_ONCE, Engine
+from dpexplore.tuning.engine.rows import RowStack
 from tests.tuning.shared import patched_score
 
 
@@ -50,6 +53,28 @@ def test_server_stops_a_run_within_a_step_and_closes_the_rest(lm: LanguageModel,
     server.close()
     assert closed.finished
     assert closed.result.status == stopped.result.status == "cancelled"
+
+
+def test_a_run_of_a_hundred_thousand_restarts_stops_while_they_begin(
+    lm: LanguageModel, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(lm, served=True)
+    monkeypatch.setattr(engine.capacity, "check", lambda *_: None)
+    monkeypatch.setattr(engine.capacity, "rows", lambda *_: 100_000)
+    run = engine.submit(target, TuneConfig(length=1, steps=2, restarts=100_000))
+    begin = RowStack.admit
+
+    def begin_and_stop(stack: RowStack, starters: Sequence[tuple[Run, int]]) -> None:
+        begin(stack, starters)
+        run.cancel()
+
+    monkeypatch.setattr(RowStack, "admit", begin_and_stop)
+    engine.step()
+    assert run.begun == JOINING_AT_ONCE
+    while engine.step():
+        pass
+    assert run.finished
+    assert run.status == "cancelled"
 
 
 def test_a_failing_engine_fails_its_runs_and_lives(
