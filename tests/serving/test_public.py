@@ -182,6 +182,8 @@ def test_oversized_questions_are_refused_in_a_sentence(visitor: RawClient) -> No
         "(" * 1000: "deep",
         'capture("' + "a" * 100_000 + '")': "at most 20,000",
         "random_prompt(length=100000)": "at most 64",
+        f'strings({{"{"7" * 19_900}": 1}}, request="x")': "longest outcome has",
+        ".mix(".join(["capture('x')"] + [f"capture('{'7' * 700}'), 0.5)"] * 20): "through a model",
         "[" * 10_000: "deep",
         "\u0000": "cannot be read",
         "__import__('os').system('id')": "column",
