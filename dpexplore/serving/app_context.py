@@ -65,8 +65,10 @@ class AppContext:
         """The curated models that may be chosen here."""
         return [info for info in describe_models() if self.rules is None or self.rules.lists(info.name)]
 
-    def capsule(self, path: str | Path) -> dict[str, Any]:
+    def capsule(self, path: str | Path | None) -> dict[str, Any]:
         """An uploaded capsule. InputError for what is none, or is more than is shown here."""
+        if path is None:
+            raise InputError("There is no capsule; choose a file saved by `Download capsule`.")
         if self.rules is None:
             return load_capsule(Path(path))
         capsule = load_capsule(Path(path), self.rules.limits.capsule_values)
