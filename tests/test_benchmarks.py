@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from tests.benchmarks import gpu, host
+from tests.benchmarks import architectures, gpu, host
 
 
 def test_a_cards_figures_come_as_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,3 +31,13 @@ def test_what_the_host_costs(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["runs"] == 4
     assert min(found["ratio"], found["submitted_a_second"]) > 0
     assert "engine.py" in output
+
+
+def test_architectures_are_tried_and_what_fails_has_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    """Gemma 4 looks its ids up by their embeddings, so no other vector may be put in; XLNet looks ahead."""
+    assert architectures.main(["gemma4_text", "xlnet"]) == 0
+    output = capsys.readouterr().out
+    assert "| gemma4_text | yes | [1] | yes | [1] |" in output
+    assert "| xlnet | [2] | [2] | [2] | [2] |" in output
+    assert "1. The model does not take input embeddings" in output
+    assert "2. The model is no left-to-right model" in output
