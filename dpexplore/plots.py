@@ -333,7 +333,7 @@ def frontier_figure(
                 mode="lines",
                 line={"color": colour(role, dark), "width": 2, "dash": DASHES[role]},
             )
-    return figure.update_layout(xaxis={"type": "log"}, legend={"y": -0.3})
+    return figure.update_layout(xaxis={"type": "log", "dtick": 1}, legend={"y": -0.3})
 
 
 def tint(hex_colour: str, alpha: float) -> str:
