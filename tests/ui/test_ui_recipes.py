@@ -70,7 +70,7 @@ def test_transforms_come_off_and_go_on_in_their_order(calls: list[str]) -> None:
 def test_the_choices_for_a_file_stand_in_its_recipe_and_come_back(kind: str, tokens: str, rest: str) -> None:
     base = recipes.file_recipe("x.csv", kind, tokens, rest)
     assert parse_recipe(str(base)) == base
-    assert recipes.panel_values(base) == ("file", {"kind": kind, "tokens": tokens, "file_rest": rest})
+    assert recipes.panel_values(base) == ("file", {"file_kind": kind, "file_tokens": tokens, "file_rest": rest})
 
 
 def test_a_new_base_keeps_the_transforms() -> None:

@@ -177,7 +177,11 @@ def panel_values(base: Recipe) -> tuple[str, dict[str, Any]]:
         case Tokens():
             return "hand", {"lines": write_weights(list(base.weights)), "rest": base.rest}
         case File():
-            return "file", {"kind": base.kind or "", "tokens": base.tokens or "", "file_rest": base.rest or ""}
+            return "file", {
+                "file_kind": base.kind or "",
+                "file_tokens": base.tokens or "",
+                "file_rest": base.rest or "",
+            }
     return "", {}
 
 

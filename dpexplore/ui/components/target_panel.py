@@ -61,11 +61,19 @@ class TargetPanel:
     def outputs(self) -> dict[str, Component]:
         """Everything that changes with the recipe, by the names that `Changes` use."""
         fixed = ("tabs", "recipe", "stack", "kind", "value", "chart", "tokens", "facts", "problem")
-        return {name: getattr(self, name) for name in fixed} | self.controls
+        return _distinct([(name, getattr(self, name)) for name in fixed] + [*self.controls.items()])
 
     @property
     def controls(self) -> dict[str, Component]:
-        return {name: control for tab in self.all_tabs for name, control in (tab.controls | tab.extras).items()}
+        return _distinct([item for tab in self.all_tabs for own in (tab.controls, tab.extras) for item in own.items()])
+
+
+def _distinct(named: list[tuple[str, Component]]) -> dict[str, Component]:
+    """Components by name. ValueError where two have one name: what is meant for one would reach the other."""
+    found = dict(named)
+    if len(found) < len(named):
+        raise ValueError(f"Two components have one name: {sorted(name for name, _ in named)}.")
+    return found
 
 
 # What happened at the designer -> what changes there, both by name; `chart`, `tokens`, `facts` and

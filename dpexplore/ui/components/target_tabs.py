@@ -197,11 +197,11 @@ def _file_tab() -> Tab:
             elem_id="target-file",
             height=120,
         )
-        with gr.Row(elem_classes="dpx-inline"):
+        with gr.Accordion("How it is read", open=False, elem_id="file-reading"):
             kind = _as_the_file_says("Numbers are", KINDS, "file-kind")
             tokens = _as_the_file_says("Whole numbers as tokens are", TOKENS_ARE, "file-tokens")
             rest = _as_the_file_says("What a list leaves out", RESTS, "file-rest")
-    controls: dict[str, Component] = {"path": path, "kind": kind, "tokens": tokens, "file_rest": rest}
+    controls: dict[str, Component] = {"path": path, "file_kind": kind, "file_tokens": tokens, "file_rest": rest}
     return Tab("file", item, controls, recipes.file_recipe, [path.upload, kind.input, tokens.input, rest.input])
 
 
