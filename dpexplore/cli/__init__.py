@@ -8,7 +8,9 @@ completion load no torch.
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
 
 import typer
@@ -54,9 +56,13 @@ cli.add_typer(space.space, name="space", rich_help_panel="Models and the page")
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):  # a character that the terminal's encoding lacks costs no result
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with interruptible():
-            return cli(arguments, standalone_mode=False) or 0
+            given = sys.argv[1:] if arguments is None else arguments
+            return cli([_as_typed(text) for text in given], standalone_mode=False) or 0
     except InputError as error:
         return _refuse(str(error))
     except TyperException as error:  # what typer's own parser refuses
@@ -66,6 +72,14 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
     except OSError as error:
         return _refuse(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+
+
+def _as_typed(argument: str) -> str:
+    """An argument in UTF-8, whatever the locale; in locale C Python has read its bytes as halves of characters."""
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError:
+        return argument
 
 
 def _refuse(sentence: str) -> int:

@@ -94,8 +94,9 @@ def warn(text: str) -> None:
 
 
 def emit(record: dict[str, Any]) -> None:
-    """One JSON object on a line of standard output."""
-    print(json.dumps(record, ensure_ascii=False, allow_nan=False), flush=True)
+    """One JSON object on a line of standard output, in ASCII where that is not UTF-8."""
+    escaped = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    print(json.dumps(record, ensure_ascii=escaped, allow_nan=False), flush=True)
 
 
 @contextmanager

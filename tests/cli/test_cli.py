@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -290,3 +291,17 @@ def test_terms_are_accepted_for_a_model_in_any_precision(monkeypatch: pytest.Mon
     assert not terms.accepted
     accept("Gemma-3-270m@bfloat16")
     assert terms.accepted
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [({}, []), ({"PYTHONIOENCODING": "ascii"}, ["--json"])])
+def test_an_accent_is_read_and_written_in_locale_c(encoding: dict[str, str], shown: list[str]) -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", **encoding}
+    asked = ["target", "--model", "random:bytes-llama", "--target", 'capture("é")', *shown]
+    done = subprocess.run(
+        [sys.executable, "-m", "dpexplore", *asked], capture_output=True, check=False, env=os.environ | plain
+    )
+    assert done.returncode == 0, done.stderr
+    if shown:
+        assert json.loads(done.stdout)["recipe"] == 'capture("é")'
+    else:
+        assert b"bits" in done.stdout
