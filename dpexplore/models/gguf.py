@@ -22,11 +22,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from dpexplore.models.checksums import write_checksums
+
 
 def convert(file: Path, folder: Path) -> None:
-    """Write a GGUF file's model, in float32, and its tokenizer into a folder, as `save_pretrained` does."""
+    """Write a GGUF file's model, in float32, and its tokenizer into a folder, with checksums (`is_whole`)."""
     dequantise(file).save_pretrained(folder)
     read_tokenizer(file).save_pretrained(folder)
+    write_checksums(folder)
 
 
 class _Reader(gguf.GGUFReader):

