@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from dpexplore.json_text import JsonLimits, read_json
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target
 from dpexplore.tuning import TuneConfig, load_capsule, replay, tune
+from dpexplore.tuning.record.replay import restore
 from dpexplore.tuning.record.schema import FORMAT, ResultRecord, capsule_schema, faults_of
 from tests.tiny_models import HIDDEN
 
@@ -57,6 +60,18 @@ def test_old_capsules_load_and_replay(capsule: dict[str, Any], lm: LanguageModel
     old["of_a_later_version"] = {"kept": True}
     assert not faults_of("it", old)
     assert replay(lm, old, target).agrees
+
+
+def test_a_number_that_is_not_finite_is_null_in_the_record_and_nan_in_the_result(
+    capsule: dict[str, Any], lm: LanguageModel, target: Target
+) -> None:
+    result = dataclasses.replace(restore(lm, capsule, target), kl_nats=math.nan, entropy_nats=math.inf)
+    record = json.loads(json.dumps(ResultRecord.of(result).model_dump(), allow_nan=False))
+    assert record["kl_nats"] is record["entropy_nats"] is record["entropy_bits"] is None
+    lost = copy.deepcopy(capsule)
+    lost["result"]["kl_nats"] = None
+    assert not faults_of("it", lost)
+    assert math.isnan(restore(lm, lost, target).kl_nats)
 
 
 @given(data=st.data())

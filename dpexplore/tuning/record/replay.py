@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,7 +138,8 @@ def _result_record(capsule: dict[str, Any]) -> dict[str, Any]:
         result |= {"scored_in": own, "kl_search_nats": None}
         if exact is not None:
             result |= {"kl_nats": exact, "scored_in": "float32", "kl_search_nats": result["kl_nats"]}
-    return result
+    numbers = [name for name in ("kl_nats", "entropy_nats") if name in result]
+    return result | {name: math.nan for name in numbers if result[name] is None}  # JSON has no NaN
 
 
 def _prompt(lm: LanguageModel, record: dict[str, Any]) -> Start:

@@ -80,7 +80,7 @@ class ResultRecord(_Record):
     """What came of a run, at its best prompt. A run that was cut off, and older versions, leave some of it out."""
 
     status: Status
-    kl_nats: Nats
+    kl_nats: Annotated[float | None, Field(description="in nats; null where it is not finite")]
     kl_nats_per_restart: list[float | None]
     best_restart: Count
     prompt_ids: Annotated[
@@ -114,14 +114,14 @@ class ResultRecord(_Record):
         """The record of a result."""
         return cls(
             status=result.status,
-            kl_nats=result.kl_nats,
-            kl_nats_per_restart=result.kl_nats_per_restart,
+            kl_nats=finite(result.kl_nats),
+            kl_nats_per_restart=[finite(value) for value in result.kl_nats_per_restart],
             best_restart=result.best_restart,
             prompt_ids=result.prompt_ids,
             prompt_text=result.prompt_text,
-            kl_reencoded_nats=result.kl_reencoded_nats,
-            entropy_nats=result.entropy_nats,
-            entropy_bits=result.entropy_nats / NATS_PER_BIT,
+            kl_reencoded_nats=finite(result.kl_reencoded_nats),
+            entropy_nats=finite(result.entropy_nats),
+            entropy_bits=finite(result.entropy_nats / NATS_PER_BIT),
             target_entropy_nats=result.target_entropy_nats,
             target_entropy_bits=result.target_entropy_nats / NATS_PER_BIT,
             slots=result.slots,
@@ -129,7 +129,7 @@ class ResultRecord(_Record):
             distances={kind: finite(value) for kind, value in result.distances.items()},
             top_overlap=result.top_overlap,
             scored_in=result.scored_in,
-            kl_search_nats=result.kl_search_nats,
+            kl_search_nats=finite(result.kl_search_nats),
             floor_nats=result.bounds.floor_nats,
             head_optimum_nats=result.bounds.head_optimum_nats,
             direct_note=result.bounds.note,
@@ -301,9 +301,9 @@ def _check_format(name: str, capsule: Any) -> None:
         raise InputError(f"The capsule {name} has the format {str(version)[:20]}; this version reads {FORMAT_VERSION}.")
 
 
-def finite(value: float) -> float | None:
-    """JSON knows no infinity: None stands for it."""
-    return value if math.isfinite(value) else None
+def finite(value: float | None) -> float | None:
+    """JSON knows neither infinity nor NaN: None stands for them."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _fault(fault: Any) -> str:
