@@ -134,6 +134,7 @@ def test_an_engine_knows_whose_its_runs_are(app: AppContext) -> None:
 def test_scoring_a_vocabulary_is_priced_before_its_first_batch(
     app: AppContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert app.rules is not None
     monkeypatch.setattr("dpexplore.serving.app_context.is_known", lambda _lm: False)  # another test may have scored it
     lm = app.pool.get("tiny").lm
     app.check_scoring(lm)
