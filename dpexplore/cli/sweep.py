@@ -162,7 +162,8 @@ def _show_plan(spec: Spec, plans: list[ModelPlan], as_json: bool) -> None:
         else:
             say(
                 f"{plan.model}: {plan.problems:,} problems ({plan.done:,} done), at most {plan.row_steps:,} steps of "
-                f"one prompt; {plan.memory_bytes / 2**30:.1f} GiB or more; at most about {duration(plan.seconds)} here"
+                f"one prompt; {plan.memory_bytes / 2**30:.1f} GiB or more; roughly {duration(plan.seconds)} here, "
+                "floors apart"
             )
     if not as_json:
         say(f"{spec.name}: {spec.title}. Nothing was computed.")

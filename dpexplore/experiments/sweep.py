@@ -160,7 +160,7 @@ class ModelPlan:
     memory_bytes: int | None
     """To hold the weights and a handful of prompts; None if nothing is known of the model here."""
     seconds: float | None
-    """At most about so long, by what this machine's arithmetic allows; None if nothing is known of the model."""
+    """Roughly, on an idle machine, by its arithmetic, floors apart; None if nothing is known of the model."""
 
 
 def plan_sweep(spec: Spec, store_folder: Path | str, device: str | None = None) -> list[ModelPlan]:

@@ -157,7 +157,8 @@ def plan_html(name: str, size: str, store: Path) -> str:
         return f"<p class='dpx-note'>All {problems:,} problems on {escape(models)} are done.</p>"
     return (
         f"<p class='dpx-note'>{problems:,} problem{'s' * (problems != 1)} ({done:,} done) on {escape(models)}; "
-        f"{memory / 2**30:.1f} GiB of memory or more; at most about {duration(seconds * share)} on this machine. "
+        f"{memory / 2**30:.1f} GiB of memory or more; roughly {duration(seconds * share)} on this machine when idle, "
+        "floors apart. "
         f"Results go to <code>{escape(str(store))}</code>; stopping loses nothing.</p>"
     )
 
