@@ -296,7 +296,12 @@
     const schedule = () => {
       if (pending) return;
       pending = true;
-      requestAnimationFrame(() => { pending = false; if (root.isConnected && P()) chart.draw(); });
+      requestAnimationFrame(function draw() {
+        // What somebody drags is not torn out of their hand: Plotly covers the page meanwhile.
+        if (document.querySelector(".dragcover")) { setTimeout(() => requestAnimationFrame(draw), 100); return; }
+        pending = false;
+        if (root.isConnected && P()) chart.draw();
+      });
     };
     const chart = KINDS[root.dataset.chart](root, schedule);
     const feed = () => {
