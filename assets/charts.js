@@ -240,7 +240,7 @@
     return { ...own, yaxis: { ...own.yaxis, type: "log", rangemode: "normal" }, annotations };
   }
 
-  /* A text in lines that fit so many pixels. */
+  /* Breaks a text into lines of at most `width` pixels. */
   function wrapped(text, width) {
     const most = Math.max(24, Math.floor(width / 7));
     const lines = [""];

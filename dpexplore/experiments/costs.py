@@ -77,7 +77,7 @@ def seconds_of(size: ModelSize, positions: int, row_steps: int, device: str | No
 
 
 def seconds_of_run(lm: LanguageModel, config: TuneConfig) -> float:
-    """At most about so long for one run of its own on the model's device: its passes, each with a gradient."""
+    """Estimated most seconds for one run of its own on the model's device: its passes, each with a gradient."""
     size = ModelSize(lm.parameter_count, lm.vocab_size, lm.hidden_size, lm.dtype)
     passes = config.restarts * (config.most_steps if config.evaluations is None else config.evaluations)
     positions = len(lm.bos_ids) + slot_tokens(config)

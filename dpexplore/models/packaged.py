@@ -107,7 +107,7 @@ class PackagedModel:
         return cache_folder() / self.name
 
     def prepare(self, progress: Progress) -> Path:
-        """Folder with the model as safetensors and its tokenizer, made on the first call, and anew if it is damaged.
+        """Folder with the model as safetensors and its tokenizer, made on the first call and again if it is damaged.
 
         A killed process leaves nothing half done (`dpexplore.files`); a lock lets a second process wait for the first.
         InputError if the terms are not accepted, the wheels cannot be fetched or there is no room for them.

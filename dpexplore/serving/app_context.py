@@ -158,7 +158,7 @@ class AppContext:
 
 
 def owner_session(owner: str) -> str:
-    """Whose run it is, of an owner's name in the engine: a session, and behind a space what of its page."""
+    """The session in an owner's name, which may add a part of the page after a blank."""
     return owner.partition(" ")[0]
 
 

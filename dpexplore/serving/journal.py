@@ -40,7 +40,7 @@ RUN_ID = re.compile(r"[A-Za-z0-9_-]{22}")
 MOST_BYTES = 512 * 2**20
 """All journals together; the least recently written are removed first."""
 STALE_BYTES = 2 * 2**20
-"""So many bytes of best prompts that better ones have replaced are let go of by writing the file anew."""
+"""Bytes of superseded best prompts after which a file is rewritten without them."""
 MOST_IMPORTED_BYTES = 64 * 2**20
 """All capsules from elsewhere together; they have a share of their own, so that none pushes a run out."""
 SUFFIX, IMPORTED = ".run", ".import"

@@ -191,7 +191,7 @@ class VisitorRules:
             )
 
     def check_room(self, running: int, of_session: int = 0, of_address: int = 0) -> None:
-        """Whether there is room for one more run beside `running` others, so many of them the visitor's own."""
+        """InputError unless one more run fits: beside `running` in all, `of_session` of its page and `of_address`."""
         server = self.manifest.server
         share = max(1, min(server.runs_per_visitor * server.visitors_per_address, server.runs // 2))
         if of_session >= server.runs_per_visitor or of_address >= share:

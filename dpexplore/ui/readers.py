@@ -54,7 +54,7 @@ def end_unread_questions(
 ) -> threading.Thread:
     """Let go of Gradio's questions that are worked on, or wait, and whose answers nobody has read for `grace_seconds`.
 
-    Gradio works on them to their end otherwise, and a run has its viewer in Gradio, whoever reads on from there.
+    Otherwise Gradio finishes them, and a run would count as watched although nobody reads what Gradio sends.
     """
     unread_since: dict[str, float] = {}
 

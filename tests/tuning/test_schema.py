@@ -1,4 +1,4 @@
-"""The one record: what a run writes fits it, old capsules do too, and what is damaged is said in sentences."""
+"""The one record: new and old capsules validate, and every damage is reported in a sentence."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class ModelPanel:
     custom: gr.Textbox
     load: gr.Button
     precision: gr.Radio
-    """Of the weights; for whoever runs the server, whose memory it costs."""
+    """Precision of the weights; shown only where the page is not public, since it costs the server memory."""
     why: gr.HTML
     """Which precision the model has, and why."""
     accept: gr.Button
