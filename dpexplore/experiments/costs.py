@@ -77,9 +77,9 @@ def seconds_of(size: ModelSize, positions: int, row_steps: int, device: str | No
 
 
 def seconds_of_run(lm: LanguageModel, config: TuneConfig) -> float:
-    """Estimated most seconds for one run of its own on the model's device: its passes, each with a gradient."""
+    """Estimated most seconds of one run by itself on its device, as if every scored prompt took a gradient."""
     size = ModelSize(lm.parameter_count, lm.vocab_size, lm.hidden_size, lm.dtype)
-    passes = config.restarts * (config.most_steps if config.evaluations is None else config.evaluations)
+    passes = config.restarts * config.most_evaluations
     positions = len(lm.bos_ids) + slot_tokens(config)
     return seconds_of(size, passes * positions, passes, lm.device.type)
 

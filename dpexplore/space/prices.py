@@ -82,11 +82,8 @@ class RunPrice:
 def price_run(config: TuneConfig) -> RunPrice:
     """The price of a run."""
     slots = config.parsed_slots()
-    checked = config.rules[1] not in (None, "eq4")
-    each_step = 1 + (config.candidates if checked else 0)
-    evaluations = config.screen + (config.evaluations or config.soft_steps + config.most_steps * each_step)
     tuned = slots.free("soft") + slots.free("hard")
-    return RunPrice(config.restarts, config.most_steps, max(evaluations, each_step), tuned)
+    return RunPrice(config.restarts, config.most_steps, config.most_evaluations, tuned)
 
 
 def price_scoring(parameters: int, vocab_size: int, length: int) -> float:

@@ -182,6 +182,14 @@ class TuneConfig:
         return self.steps * self.steps_per_epoch
 
     @property
+    def most_evaluations(self) -> int:
+        """Prompts that a restart may score: those it is chosen from, then `evaluations`, or its steps' candidates."""
+        checked = self.rules[1] not in (None, "eq4")
+        each_step = 1 + (self.candidates if checked else 0)
+        after = self.evaluations or self.soft_steps + self.most_steps * each_step
+        return max(self.screen + after, each_step)
+
+    @property
     def steps_per_epoch(self) -> int:
         """1, or where an epoch of Eq. 4 is a sweep the number of slots that take turns."""
         slots = self.parsed_slots()

@@ -15,13 +15,17 @@ def test_operations_are_those_of_two_passes_and_one_head_a_step(lm: LanguageMode
     assert operations_of(size, positions=6, row_steps=2) == 4 * (6 * (lm.parameter_count - head) + 2 * head)
 
 
-def test_a_runs_time_grows_with_its_restarts_and_is_bounded_by_its_evaluations(lm: LanguageModel) -> None:
+def test_a_runs_time_grows_with_its_restarts_and_with_the_prompts_that_it_scores(lm: LanguageModel) -> None:
     config = TuneConfig(length=5, restarts=2, steps=10)
+    assert config.most_evaluations == 1 + 10
     assert seconds_of_run(lm, TuneConfig(length=5, restarts=6, steps=10)) == pytest.approx(
         3 * seconds_of_run(lm, config)
     )
-    bounded = TuneConfig(method="hard", hard_rule="search", length=5, restarts=2, steps=10, evaluations=40)
-    assert seconds_of_run(lm, bounded) == pytest.approx(4 * seconds_of_run(lm, config))
+    searching = {"method": "hard", "hard_rule": "search", "length": 5, "restarts": 2, "steps": 10, "candidates": 64}
+    for evaluations, most in ((None, 1 + 10 * 65), (100, 1 + 100)):
+        search = TuneConfig(**searching, evaluations=evaluations)
+        assert search.most_evaluations == most
+        assert seconds_of_run(lm, search) == pytest.approx(most / 11 * seconds_of_run(lm, config))
 
 
 def test_fixed_text_counts_as_tokens_of_three_characters() -> None:
