@@ -177,7 +177,7 @@ class Worker:
             yield from self._tuned([(running.pop(run), run) for run in list(running) if run.finished])
             if time.monotonic() - told > TELL_SECONDS:
                 told = time.monotonic()
-                yield Progress(sum(_share_done(run) for run in running), held)
+                yield Progress(engine.share_done(running), held)
             yield None
         for run in running:
             run.cancel()
@@ -316,7 +316,3 @@ def _alike_together(problems: Sequence[Problem]) -> list[Problem]:
         key = (config.rules, sum(slot.count for slot in config.parsed_slots().items if slot.kind != "text"))
         ways.setdefault(key, []).append(problem)
     return [problem for way in ways.values() for problem in way]
-
-
-def _share_done(run: Run) -> float:
-    return len(run.steps) / run.config.most_steps

@@ -10,6 +10,7 @@ import ast
 import json
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from dpexplore.checks import check_text
@@ -58,20 +59,7 @@ class Slots:
     @classmethod
     def parse(cls, line: str) -> Slots:
         """Read the text form. InputError names the first place that cannot be read."""
-        check_text("slots", line)
-        items: list[Slot] = []
-        at = 0
-        while line[at:].strip():
-            match = _ITEM.match(line, at)
-            if match is None:
-                place = line[at:].split()[0]
-                raise InputError(f"The slots cannot be read from {place[:30]!r} on. {ACCEPTED}")
-            if match["text"] is not None:
-                items.append(Slot("text", text=_literal(match["text"])))
-            else:
-                items.append(Slot("soft" if match["kind"] == "soft" else "hard", count=int(match["count"] or 1)))
-            at = match.end()
-        return cls(tuple(items))
+        return _parsed(check_text("slots", line))
 
     @classmethod
     def of(cls, kind: Literal["soft", "hard"], count: int) -> Slots:
@@ -81,6 +69,24 @@ class Slots:
     def free(self, kind: Literal["soft", "hard"]) -> int:
         """How many tokens of this kind are tuned."""
         return sum(slot.count for slot in self.items if slot.kind == kind)
+
+
+@lru_cache(maxsize=64)
+def _parsed(line: str) -> Slots:
+    """The slots of a line; a sweep asks thousands of times for the same."""
+    items: list[Slot] = []
+    at = 0
+    while line[at:].strip():
+        match = _ITEM.match(line, at)
+        if match is None:
+            place = line[at:].split()[0]
+            raise InputError(f"The slots cannot be read from {place[:30]!r} on. {ACCEPTED}")
+        if match["text"] is not None:
+            items.append(Slot("text", text=_literal(match["text"])))
+        else:
+            items.append(Slot("soft" if match["kind"] == "soft" else "hard", count=int(match["count"] or 1)))
+        at = match.end()
+    return Slots(tuple(items))
 
 
 def _literal(quoted: str) -> str:

@@ -7,7 +7,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -70,6 +70,7 @@ class Engine:
         self._stacks: dict[tuple[int, Rules, Hashable], RowStack] = {}  # by prompt length, rules, objective's group
         self._reached: set[Run] = set()  # with a restart at the head's optimum, and others that have not begun
         self._unsettled = False  # whether somebody may have rows that others should have
+        self._waiting = False  # whether somebody has fewer rows than wanted
 
     def submit(
         self,
@@ -157,6 +158,10 @@ class Engine:
     def active_rows(self) -> int:
         """Rows that the next pass would hold."""
         return sum(map(len, self._stacks.values()))
+
+    def share_done(self, runs: Collection[Run]) -> float:
+        """Restarts' worth of work done on those restarts of some runs that are in the batches."""
+        return sum(stack.share_done(runs) for stack in self._stacks.values())
 
     def step(self) -> bool:
         """Evaluate every active row once and update it; False if there was nothing to do."""
@@ -262,7 +267,7 @@ class Engine:
         claims = [Claim(run.owner, len(run.layout), run.waiting_rows, run.active_rows) for run in runs]
         for run, position in zip(runs, queue_positions(claims), strict=True):
             run.queue_position = 0 if run.begun else position
-        self._unsettled = any(claim.waiting for claim in claims)
+        self._waiting = self._unsettled = any(claim.waiting for claim in claims)
 
     def _fitting(self, runs: dict[Hashable, list[Run]], length: Hashable) -> int:
         """Rows of one length that fit, by the run of that length that takes most."""
@@ -346,7 +351,7 @@ class Engine:
     def _retire(self, runs: Iterable[Run]) -> None:
         """With its last row a run ends."""
         for run in runs:
-            self._unsettled = True
+            self._unsettled = self._unsettled or self._waiting
             if not run.waiting_rows and len(run.outcomes) == run.begun:
                 self._runs.pop(run, None)
                 run.finish(run.error)
@@ -414,13 +419,13 @@ class Engine:
         objectives = stack.objectives(None if batch.grad and len(owners) == len(stack) else owners)
         try:
             with torch.set_grad_enabled(batch.grad), interruptible(stack.unwanted):
-                embeds = batch.part(self.lm, start, stop)
-                if batch.grad:
-                    replayed = self.passes.evaluate(embeds, objectives, keep_log_q=stack.watches)
+                embeds, prefix = batch.part(self.lm, start, stop), batch.prefix(start, stop)
+                if batch.grad or not prefix.pays:
+                    replayed = self.passes.evaluate(embeds, objectives, grad=batch.grad, keep_log_q=stack.watches)
                     if replayed is not None:
                         return replayed
                 embeds.requires_grad_(batch.grad)
-                scores = objectives[0].score(self.lm, embeds, objectives, batch.prefix(start, stop))
+                scores = objectives[0].score(self.lm, embeds, objectives, prefix)
                 grad = torch.autograd.grad(scores.loss.sum(), embeds)[0] if batch.grad else None
         except RuntimeError as error:
             if not is_out_of_memory(error):

@@ -204,8 +204,13 @@ class RowStack:
 
     def count(self, owners: Tensor) -> None:
         """Prompts have been evaluated, one for each entry of `owners`, which name their rows."""
-        scored = torch.bincount(owners, minlength=len(self.rows))
+        scored = torch.zeros_like(self.prompts.evaluations).scatter_add(0, owners, torch.ones_like(owners))
         self.prompts.evaluations = self.prompts.evaluations + scored * (self.prompts.ended == End.RUNNING)
+
+    def share_done(self, runs: Collection[Run]) -> float:
+        """Restarts' worth of steps that these runs' rows have made of those that they may make."""
+        places = torch.tensor(self.places_of(runs), dtype=torch.long, device=self.lm.device)
+        return float((self.prompts.step / self._limits.steps)[places].sum())
 
     def objectives(self, owners: Tensor | None = None) -> Sequence[Any]:
         """The objectives of some rows `(prompts,)`, or of all."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -151,10 +152,15 @@ class NextTokenObjective:
         all. They are kept here until the batch changes.
         """
         batch = tuple(objectives)
+        if len(set(batch)) == 1:
+            return self._alone
         if self._batch is None or self._batch[0] != batch:
-            apart = batch[:1] if len(set(batch)) == 1 else batch
-            entropies = torch.tensor([each.entropy_nats for each in apart], device=self.probs.device)
-            logs = [each.log_p for each in apart if each.log_p is not None]
-            parts = torch.stack([each.probs for each in apart]), entropies
-            self._batch = batch, (*parts, torch.stack(logs)) if logs else parts
+            parts = zip(*(each._alone for each in batch), strict=True)
+            self._batch = batch, tuple(torch.cat(part) for part in parts)
         return self._batch[1]
+
+    @cached_property
+    def _alone(self) -> tuple[Tensor, ...]:
+        entropy = torch.tensor([self.entropy_nats], device=self.probs.device)
+        parts = self.probs[None], entropy
+        return parts if self.log_p is None else (*parts, self.log_p[None])

@@ -100,10 +100,10 @@ def swaps(stack: HardRows, i: int, ranked: Tensor, seen: set[Prompt]) -> list[Pr
     rng = row.memory.rng = row.memory.rng or _generator(row)
     fresh: dict[Prompt, None] = {}
     for _ in range(DRAWS):
-        places = torch.randint(len(where), (asked,), generator=rng).tolist()
-        picks = torch.randint(ranked.shape[1], (asked,), generator=rng).tolist()
-        for place, pick in zip(places, picks, strict=True):
-            prompt = (*base[: where[place]], int(ranked[place, pick]), *base[where[place] + 1 :])
+        places = torch.randint(len(where), (asked,), generator=rng)
+        picks = torch.randint(ranked.shape[1], (asked,), generator=rng)
+        for place, token in zip(places.tolist(), ranked[places, picks].tolist(), strict=True):
+            prompt = (*base[: where[place]], token, *base[where[place] + 1 :])
             if prompt not in seen and len(fresh) < asked:
                 fresh[prompt] = None
         if len(fresh) >= asked:

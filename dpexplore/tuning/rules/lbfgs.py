@@ -50,8 +50,6 @@ class LBFGSState(RowState):
     """`(rows history pos·hidden)` steps taken, a ring (Nocedal and Wright, chapter 7)."""
     y: Tensor
     """`(rows history pos·hidden)` changes of the gradient along them."""
-    rho: Tensor
-    """`(rows history)` 1 / sᵀy."""
     pairs: Tensor
     """`(rows,)` pairs kept so far; the ring holds the latest."""
     first_step: Tensor
@@ -88,7 +86,6 @@ class LBFGS:
             stuck=flag,
             s=history,
             y=history.clone(),
-            rho=torch.zeros(history.shape[:2], device=point.device),
             pairs=count,
             first_step=number + FIRST_STEP,
             scale=number + 1,
@@ -157,12 +154,10 @@ class LBFGS:
         product = (s * y).sum(1)
         sure = product > MIN_COSINE * torch.linalg.vector_norm(s, dim=1) * torch.linalg.vector_norm(y, dim=1)
         kept = accepted & sure
-        slot = state.pairs % state.rho.shape[1]
+        slot = state.pairs % state.s.shape[1]
         wide = slot.view(-1, 1, 1).expand(-1, 1, s.shape[1])
         for ring, new in ((state.s, s), (state.y, y)):
             ring.scatter_(1, wide, torch.where(kept[:, None], new, ring.gather(1, wide)[:, 0])[:, None])
-        before = state.rho.gather(1, slot[:, None])[:, 0]
-        state.rho.scatter_(1, slot[:, None], torch.where(kept, 1 / product, before)[:, None])
         state.assign(kept, scale=product / y.square().sum(1))
         state.pairs = state.pairs + kept
 
@@ -181,21 +176,35 @@ class LBFGS:
 
     @staticmethod
     def _quasi_newton(state: LBFGSState) -> Tensor:
-        """The two-loop recursion (Nocedal and Wright, Algorithm 7.4) over each row's pairs, `(rows pos·hidden)`."""
-        pairs, history = state.pairs, state.rho.shape[1]
-        rows = torch.arange(len(pairs), device=pairs.device)
-        newest_first = []
-        # Pairs that a row does not have weigh nothing; to count them would make the host wait for a card.
-        most = min(int(pairs.max()), history) if pairs.device.type == "cpu" else history
-        for age in range(most):
-            slot = (pairs - 1 - age) % history
-            rho = state.rho[rows, slot] * (age < pairs.clamp_max(history))
-            newest_first.append((state.s[rows, slot], state.y[rows, slot], rho))
-        direction, alphas = state.point_grad.clone(), []
-        for s, y, rho in newest_first:
-            alphas.append(rho * (s * direction).sum(1))
-            direction -= alphas[-1][:, None] * y
-        direction *= torch.where(pairs > 0, state.scale, 1.0)[:, None]
-        for (s, y, rho), alpha in zip(reversed(newest_first), reversed(alphas), strict=True):
-            direction += (alpha - rho * (y * direction).sum(1))[:, None] * s
-        return -direction
+        """−H·gradient over each row's pairs, `(rows pos·hidden)`.
+
+        The two-loop recursion (Nocedal and Wright, Algorithm 7.4) is two triangular systems in the products
+        R = sᵢᵀyⱼ, i no later than j: Rα = Sᵀg, and with q = g − Yα and γ the scale, Rᵀδ = diag(R)α − γYᵀq; the
+        direction is −(γq + Sδ).
+        """
+        history, device = state.s.shape[1], state.s.device
+        age = torch.arange(history, 0, -1, device=device)
+        slots = (state.pairs[:, None] - age) % history  # oldest first
+        known = age <= state.pairs[:, None]
+
+        def along(pairs: Tensor, vector: Tensor) -> Tensor:
+            """Products of each pair with a vector `(rows pos·hidden)`, oldest first, `(rows history)`."""
+            return torch.where(known, (pairs @ vector[..., None])[..., 0].gather(1, slots), 0.0)
+
+        def combined(pairs: Tensor, weights: Tensor) -> Tensor:
+            """The sum of pairs by weights `(rows history)`, oldest first, `(rows pos·hidden)`."""
+            return (torch.zeros_like(weights).scatter(1, slots, weights)[:, None] @ pairs)[:, 0]
+
+        products = state.s @ state.y.mT
+        products = products.gather(1, slots[..., None].expand_as(products))
+        products = products.gather(2, slots[:, None].expand_as(products))
+        products = torch.where(known[:, None] & known[..., None], products, 0.0).triu()
+        diagonal = products.diagonal(dim1=1, dim2=2)
+        products = products + torch.diag_embed((~known).to(products.dtype))
+        scale = torch.where(state.pairs > 0, state.scale, 1.0)[:, None]
+
+        alpha = torch.linalg.solve_triangular(products, along(state.s, state.point_grad)[..., None], upper=True)[..., 0]
+        rest = scale * (state.point_grad - combined(state.y, alpha))
+        right = diagonal * alpha - along(state.y, rest)
+        delta = torch.linalg.solve_triangular(products.mT, right[..., None], upper=False)[..., 0]
+        return -(rest + combined(state.s, delta))

@@ -110,8 +110,9 @@ def _regress(lm: LanguageModel, memory: SearchMemory, where: Tensor) -> Tensor:
     losses = torch.cat(memory.losses)[-LEARN_FROM:]
     features = torch.nn.functional.normalize(lm.embedding_table[ids].float(), dim=-1).flatten(1)
     losses = (losses - losses.mean()) / losses.std().clamp_min(1e-12)
-    kernel = features @ features.T
-    weights = torch.linalg.solve(kernel + RIDGE * torch.eye(len(kernel), device=kernel.device), losses)
+    kernel = features @ features.T + RIDGE * torch.eye(len(features), device=features.device)
+    factor, _ = torch.linalg.cholesky_ex(kernel)  # positive definite by the ridge
+    weights = torch.cholesky_solve(losses[:, None], factor)[:, 0]
     return (weights @ features).view(len(where), -1)
 
 
