@@ -20,7 +20,7 @@ from dpexplore.tuning.objectives.next_token import NextTokenObjective, entropy_o
 
 logger = logging.getLogger(__name__)
 
-RUNGS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+RUNGS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """Row counts that are recorded; a batch is padded up to the next one, a larger one stays eager."""
 EAGER_FIRST = 2
 """Passes of a shape that run eagerly before it is recorded: the first numbers never wait, a short run never pays."""

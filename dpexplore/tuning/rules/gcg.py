@@ -17,13 +17,16 @@ class GCG:
 
     def turn(self, stack: HardRows, present: Tensor, found: Evaluation, rows: Tensor) -> Turn:
         assert found.grad is not None
-        table = stack.lm.embedding_table
-        proposals: dict[int, list[Prompt]] = {}
-        for i in active(stack, rows):
+        table, may = stack.lm.embedding_table, active(stack, rows)
+        ranked: dict[int, Tensor] = {}
+        for i in may:
             row = stack.rows[i]
             slopes = found.grad[i, row.run.layout.hard.nonzero()[:, 0]]
             scores = -(slopes.to(table.dtype) @ table.T).float()
-            proposals[i] = swaps(stack, i, best_tokens(row, scores, row.run.config.top), set())
+            ranked[i] = best_tokens(row, scores, row.run.config.top)
+        ids = stack.prompts.ids.tolist()
+        proposals: dict[int, list[Prompt]] = {
+            i: swaps(stack.lm, stack.rows[i], ids[i], ranked[i].cpu(), set(), may[i]) for i in may
+        }
         scored = yield from score(stack, present, proposals)
-        for i, (ids, losses) in scored.items():
-            move(stack, i, present, ids[losses.argmin()])
+        move(stack, present, {i: each[losses.argmin()] for i, (each, losses) in scored.items()})

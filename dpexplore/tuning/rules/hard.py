@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Sequence
 from typing import Protocol
 
@@ -67,34 +68,37 @@ class HardRule(Protocol):
         ...
 
 
-def active(stack: HardRows, rows: Tensor) -> list[int]:
-    """Rows that have hard positions and may still score prompts."""
+def room(stack: HardRows) -> list[int]:
+    """How many candidates each row may score now."""
+    spent = stack.prompts.evaluations.tolist()
+    configs = [row.run.config for row in stack.rows]
+    return [
+        config.candidates if config.evaluations is None else min(config.candidates, config.evaluations - count)
+        for config, count in zip(configs, spent, strict=True)
+    ]
+
+
+def active(stack: HardRows, rows: Tensor) -> dict[int, int]:
+    """Rows that have hard positions and may still score prompts, and how many."""
     some = (rows & stack.prompts.hard.any(1)).tolist()
-    return [i for i, may in enumerate(some) if may and room(stack, i) > 0]
-
-
-def room(stack: HardRows, i: int) -> int:
-    """How many candidates a row may score now."""
-    config = stack.rows[i].run.config
-    if config.evaluations is None:
-        return config.candidates
-    return min(config.candidates, config.evaluations - int(stack.prompts.evaluations[i]))
+    return {i: count for i, (may, count) in enumerate(zip(some, room(stack), strict=True)) if may and count > 0}
 
 
 def best_tokens(row: HardRow, scores: Tensor, top: int) -> Tensor:
     """The `top` best allowed tokens of each hard position, `(hard top)`, from scores `(hard vocab)`."""
     count = min(top, len(row.run.layout.allowed))
-    return scores.masked_fill(row.run.layout.barred, -torch.inf).topk(count, dim=-1).indices.cpu()
+    return scores.masked_fill(row.run.layout.barred, -torch.inf).topk(count, dim=-1).indices
 
 
-def swaps(stack: HardRows, i: int, ranked: Tensor, seen: set[Prompt]) -> list[Prompt]:
-    """Prompts that differ from a row's in one token: a random hard position, a random one of its best-ranked tokens.
+def swaps(
+    lm: LanguageModel, row: HardRow, base: Sequence[int], ranked: Tensor, seen: set[Prompt], wanted: int
+) -> list[Prompt]:
+    """Prompts that differ from `base` in one token: a random hard position, a random one of its best-ranked tokens.
 
-    Those in `seen` are left out; fewer than asked for come back where few others are left.
+    ranked `(hard top)` on the CPU. Those in `seen` are left out; fewer than `wanted` come back where few others are
+    left.
     """
-    row = stack.rows[i]
     where = row.run.layout.hard.nonzero()[:, 0].tolist()
-    base, wanted = stack.prompts.ids[i].tolist(), room(stack, i)
     round_trip = row.run.config.round_trip
     asked = wanted * (SURVIVORS_FROM if round_trip else 1)
     rng = row.memory.rng = row.memory.rng or _generator(row)
@@ -108,7 +112,7 @@ def swaps(stack: HardRows, i: int, ranked: Tensor, seen: set[Prompt]) -> list[Pr
                 fresh[prompt] = None
         if len(fresh) >= asked:
             break
-    return lasting(stack.lm, row, list(fresh))[:wanted]
+    return lasting(lm, row, list(fresh))[:wanted]
 
 
 def lasting(lm: LanguageModel, row: HardRow, prompts: list[Prompt]) -> list[Prompt]:
@@ -124,46 +128,49 @@ def score(
 ) -> Generator[Batch, Evaluation, dict[int, tuple[Tensor, Tensor]]]:
     """Evaluate candidates of several rows together; for each row its candidates' ids and losses (NaN as infinite).
 
-    The best of a row becomes what the row reports, if it is the row's best so far.
+    Both are on the CPU. The best of a row becomes what the row reports, if it is the row's best so far.
     """
-    prompts = [prompt for candidates in proposals.values() for prompt in candidates]
-    if not prompts:
+    proposals = {i: candidates for i, candidates in proposals.items() if candidates}
+    if not proposals:
         return {}
-    device = stack.lm.device
-    ids = torch.tensor(prompts, device=device)
-    owners = torch.tensor([i for i, candidates in proposals.items() for _ in candidates], device=device)
+    device, counts = stack.lm.device, [len(candidates) for candidates in proposals.values()]
+    prompts = torch.tensor([prompt for candidates in proposals.values() for prompt in candidates])
+    ids = prompts.to(device)
+    owners = torch.tensor(list(proposals)).repeat_interleave(torch.tensor(counts)).to(device)
     alike = min(int(stack.rows[i].run.layout.hard.long().argmax()) for i in proposals)
     found = yield Batch(ids, owners, present, grad=False, alike=alike, swapped=True)
     losses = found.loss.nan_to_num(torch.inf)
-    scored: dict[int, tuple[Tensor, Tensor]] = {}
-    best = torch.zeros(len(stack), dtype=torch.long, device=device)
-    for i in owners.unique().tolist():
-        mine = (owners == i).nonzero()[:, 0]
-        best[i] = mine[losses[mine].argmin()]
-        scored[i] = ids[mine], losses[mine]
-    rows = torch.zeros(len(stack), dtype=torch.bool, device=device).index_fill(0, owners.unique(), True)
-    rows = rows & (losses[best] < stack.prompts.best_loss)
-    if rows.any():
-        chosen = Batch(ids[best], torch.arange(len(stack), device=device), present, grad=False, swapped=True)
-        stack.take(found.pick(best), ids[best], chosen.part(stack.lm, 0, len(stack)), rows)
+    scored = dict(zip(proposals, zip(prompts.split(counts), losses.cpu().split(counts), strict=True), strict=True))
+    firsts = itertools.accumulate(counts, initial=0)
+    places = {i: first + int(values.argmin()) for first, (i, (_, values)) in zip(firsts, scored.items(), strict=False)}
+    best = torch.tensor([places.get(i, 0) for i in range(len(stack))], device=device)
+    rows = torch.tensor([i in places for i in range(len(stack))], device=device)
+    chosen = Batch(ids[best], torch.arange(len(stack), device=device), present, grad=False, swapped=True)
+    better = rows & (losses[best] < stack.prompts.best_loss)
+    stack.take(found.pick(best), ids[best], chosen.part(stack.lm, 0, len(stack)), better)
     return scored
 
 
-def move(stack: HardRows, i: int, present: Tensor, ids: Tensor) -> None:
-    """A row goes on from other hard tokens, and from the soft ones it was just evaluated with."""
-    soft = ids == NO_TOKEN
-    with torch.no_grad():
-        words = stack.lm.embed(ids.clamp_min(0)[None])[0].float()
-    row = torch.tensor(i, device=ids.device)
-    stack.prompts.ids = stack.prompts.ids.index_put((row,), ids)
-    if not soft.any():
-        stack.prompts.embeds = stack.prompts.embeds.index_put((row,), words)
+def move(stack: HardRows, present: Tensor, moves: dict[int, Tensor]) -> None:
+    """Rows go on from other ids `(pos,)`, and from the soft tokens that they were just evaluated with."""
+    if not moves:
         return
-    kept = torch.where(soft[:, None], present[i], words)
-    ahead = torch.where(soft[:, None], stack.prompts.embeds[i], words)
-    stack.prompts.embeds = stack.prompts.embeds.index_put((row,), ahead)
-    moved = torch.zeros(len(stack), dtype=torch.bool, device=ids.device).index_fill(0, row, True)
-    stack.soft_rule.rebase(stack.soft_state, stack.prompts, stack.prompts.embeds.index_put((row,), kept), moved)
+    device, prompts = stack.lm.device, stack.prompts
+    rows, ids = torch.tensor(list(moves), device=device), torch.stack(list(moves.values()))
+    has_soft = bool((ids == NO_TOKEN).any())
+    ids = ids.to(device)
+    with torch.no_grad():
+        words = stack.lm.embed(ids.clamp_min(0)).float()
+    prompts.ids = prompts.ids.index_put((rows,), ids)
+    if not has_soft:
+        prompts.embeds = prompts.embeds.index_put((rows,), words)
+        return
+    soft = (ids == NO_TOKEN)[..., None]
+    ahead = torch.where(soft, prompts.embeds[rows], words)
+    prompts.embeds = prompts.embeds.index_put((rows,), ahead)
+    kept = prompts.embeds.index_put((rows,), torch.where(soft, present[rows], words))
+    moved = torch.zeros(len(stack), dtype=torch.bool, device=device).index_fill(0, rows, True)
+    stack.soft_rule.rebase(stack.soft_state, prompts, kept, moved)
 
 
 def _generator(row: HardRow) -> torch.Generator:

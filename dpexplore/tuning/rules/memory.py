@@ -18,9 +18,9 @@ class SearchMemory:
     seen: set[Prompt] = field(default_factory=set)
     """Prompts that need no second look."""
     ids: list[Tensor] = field(default_factory=list)
-    """Prompts scored, `(prompts pos)` a step."""
+    """Prompts scored, `(prompts pos)` a step, on the CPU."""
     losses: list[Tensor] = field(default_factory=list)
-    """Their losses, `(prompts,)` a step."""
+    """Their losses, `(prompts,)` a step, on the CPU."""
     failures: int = 0
     """Steps in a row that brought no better prompt than the one they began with."""
     slope: Tensor | None = None

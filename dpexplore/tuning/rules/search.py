@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -53,28 +54,40 @@ class Search:
 
     def turn(self, stack: HardRows, present: Tensor, found: Evaluation, rows: Tensor) -> Turn:
         assert found.grad is not None
-        losses = found.loss.tolist()
-        singles: dict[int, list[Prompt]] = {}
-        for i in active(stack, rows):
+        may, ranked = active(stack, rows), dict[int, Tensor]()
+        for i in may:
             row = stack.rows[i]
             if row.run.layout.soft.any():
                 row.memory.forget()
             where = row.run.layout.hard.nonzero()[:, 0]
             scores = _rank(stack.lm, row, found.grad[i, where], where)
-            row.memory.seen.add(tuple(stack.prompts.ids[i].tolist()))
             wider = min(max(WIDEST, row.run.config.top), row.run.config.top * 2**row.memory.failures)
-            singles[i] = swaps(stack, i, best_tokens(row, scores, wider), row.memory.seen)
+            ranked[i] = best_tokens(row, scores, wider)
+        losses, ids = found.loss.tolist(), stack.prompts.ids.tolist()
+        singles: dict[int, list[Prompt]] = {}
+        for i, wanted in may.items():
+            row = stack.rows[i]
+            row.memory.seen.add(tuple(ids[i]))
+            singles[i] = swaps(stack.lm, row, ids[i], ranked[i].cpu(), row.memory.seen, wanted)
         scored = yield from score(stack, present, singles)
-        combined = yield from score(
-            stack, present, {i: _combine(stack, i, *scored[i], losses[i]) for i in scored if room(stack, i) > 0}
-        )
+        left = room(stack)
+        pairs = {
+            i: _combine(stack.lm, stack.rows[i], ids[i], *found_here, losses[i])[: left[i]]
+            for i, found_here in scored.items()
+            if left[i] > 0
+        }
+        combined = yield from score(stack, present, pairs)
+        moves: dict[int, Tensor] = {}
         for i in singles:
             parts = [part[i] for part in (scored, combined) if i in part]
-            self._choose(stack, i, present, losses[i], parts)
+            chosen = self._choice(stack, i, losses[i], parts)
+            if chosen is not None:
+                moves[i] = chosen
+        move(stack, present, moves)
 
     @staticmethod
-    def _choose(stack: HardRows, i: int, present: Tensor, before: float, parts: list[tuple[Tensor, Tensor]]) -> None:
-        """Go on from the best candidate if it is better than the prompt before, and sometimes from elsewhere if not."""
+    def _choice(stack: HardRows, i: int, before: float, parts: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+        """The best candidate if it is better than the prompt before, and sometimes somewhere else if not, `(pos,)`."""
         row, memory = stack.rows[i], stack.rows[i].memory
         memory.failures += 1
         if parts:  # none where everything around the prompt has been scored
@@ -83,12 +96,12 @@ class Search:
             best = int(values.argmin())
             if values[best] < before:
                 memory.failures = 0
-                move(stack, i, present, ids[best])
-                return
+                return ids[best]
         if memory.failures >= KICK_AFTER and not row.run.layout.soft.any():
             memory.failures = 0
             memory.slope = None
-            move(stack, i, present, _kicked(stack, i))
+            return _kicked(stack, i)
+        return None
 
 
 def _rank(lm: LanguageModel, row: HardRow, grad: Tensor, where: Tensor) -> Tensor:
@@ -106,8 +119,8 @@ def _regress(lm: LanguageModel, memory: SearchMemory, where: Tensor) -> Tensor:
 
     Solved in its dual form, whose matrix has the size of the number of prompts.
     """
-    ids = torch.cat(memory.ids)[-LEARN_FROM:, where]
-    losses = torch.cat(memory.losses)[-LEARN_FROM:]
+    ids = torch.cat(memory.ids)[-LEARN_FROM:, where].to(lm.device)
+    losses = torch.cat(memory.losses)[-LEARN_FROM:].to(lm.device)
     features = torch.nn.functional.normalize(lm.embedding_table[ids].float(), dim=-1).flatten(1)
     losses = (losses - losses.mean()) / losses.std().clamp_min(1e-12)
     kernel = features @ features.T + RIDGE * torch.eye(len(features), device=features.device)
@@ -126,24 +139,25 @@ def _learn(row: HardRow, ids: Tensor, losses: Tensor) -> None:
 
 def _kicked(stack: HardRows, i: int) -> Tensor:
     """A row's best prompt with a few of its hard tokens resampled, `(pos,)`; the best itself if none lasts."""
-    row, best = stack.rows[i], stack.prompts.best_ids[i]
+    row, best = stack.rows[i], stack.prompts.best_ids[i].cpu()
     layout = row.run.layout
     where, rng = layout.hard.nonzero()[:, 0], row.memory.rng
     prompts: list[Prompt] = []
     for _ in range(DRAWS):
-        prompt = best.cpu().clone()
+        prompt = best.clone()
         places = where[torch.randperm(len(where), generator=rng)[:KICKED]]
         prompt[places] = layout.allowed[torch.randint(len(layout.allowed), (len(places),), generator=rng)]
         prompts.append(tuple(prompt.tolist()))
         if not row.run.config.round_trip:
             break
     found = lasting(stack.lm, row, prompts)
-    return torch.tensor(found[0], device=best.device) if found else best
+    return torch.tensor(found[0]) if found else best
 
 
-def _combine(stack: HardRows, i: int, ids: Tensor, losses: Tensor, before: float) -> list[Prompt]:
+def _combine(
+    lm: LanguageModel, row: HardRow, base: Sequence[int], ids: Tensor, losses: Tensor, before: float
+) -> list[Prompt]:
     """Prompts of two swaps that each improved on the loss `before`, and of the best swap of every position."""
-    row, base = stack.rows[i], stack.prompts.ids[i].tolist()
     better: list[tuple[float, int, int]] = []
     for place in row.run.layout.hard.nonzero()[:, 0].tolist():
         here = (ids[:, place] != base[place]) & (losses < before)
@@ -163,4 +177,4 @@ def _combine(stack: HardRows, i: int, ids: Tensor, losses: Tensor, before: float
             prompt[place] = token
         if tuple(prompt) not in row.memory.seen:
             fresh[tuple(prompt)] = None
-    return lasting(stack.lm, row, list(fresh))[: room(stack, i)]
+    return lasting(lm, row, list(fresh))
