@@ -16,6 +16,7 @@ from dpexplore.errors import InputError
 from dpexplore.experiments.problems import ModelFacts, Problem
 from dpexplore.experiments.store import result_row
 from dpexplore.floor.of_model import softmax_floor
+from dpexplore.floor.solver import rows_at_once
 from dpexplore.models import LanguageModel, load_model
 from dpexplore.targets import Target, build_many, parse_recipe
 from dpexplore.targets.by_pos import pos_histogram
@@ -28,7 +29,8 @@ FLUSH_SECONDS = 20.0
 """Finished results wait at most so long before they are handed over to be committed."""
 TELL_SECONDS = 1.0
 TARGETS_TOGETHER = 64
-FLOORS_TOGETHER = 16
+SCORED_TOGETHER = 64
+"""Runs that have ended before their prompts are scored in a pass of their own; at most `TELL_SECONDS` later."""
 ROWS_ON_CPU = 100
 """A processor gains nothing from larger batches, and answers later."""
 SHAPE_POINTS = 200
@@ -161,6 +163,7 @@ class Worker:
         engine, rows = self._batch()
         waiting = ((p, target) for same, target in self._targets(_alike_together(problems)) for p in same)
         running: dict[Run, Problem] = {}
+        ended: list[tuple[Problem, Run]] = []
         told, empty, held = time.monotonic(), False, 0
         while not stop():
             # A batch without a bound grows by doubling until rows have to wait for memory.
@@ -170,15 +173,20 @@ class Worker:
                 empty = not more
                 yield from self._submit(engine, more, running)
             if empty and not running:
-                return
+                break
             with self._lock:
                 engine.step()
                 held = engine.active_rows
-            yield from self._tuned([(running.pop(run), run) for run in list(running) if run.finished])
-            if time.monotonic() - told > TELL_SECONDS:
+            ended += [(running.pop(run), run) for run in list(running) if run.finished]
+            due = time.monotonic() - told > TELL_SECONDS
+            if len(ended) >= SCORED_TOGETHER or due:
+                yield from self._tuned(ended)
+                ended = []
+            if due:
                 told = time.monotonic()
                 yield Progress(engine.share_done(running), held)
             yield None
+        yield from self._tuned(ended)
         for run in running:
             run.cancel()
 
@@ -248,7 +256,7 @@ class Worker:
                     yield Failed(problem, str(target))
                 else:
                     together.append((problem, target))
-            if together and (len(together) >= FLOORS_TOGETHER or not left):
+            if together and (len(together) >= rows_at_once(self._model().device) or not left):
                 yield from self._floors_of(together)
                 together = []
             if stop():
