@@ -320,5 +320,5 @@
     new ResizeObserver(schedule).observe(root);
   }
 
-  window.dpxCharts = { mount, kit: { units, plotly: P, layout, note, colour, plain, config: CONFIG } };
+  window.dpxCharts = { mount, kinds: KINDS, kit: { units, plotly: P, layout, note, colour, css, tint, textSize, plain, config: CONFIG } };
 })();

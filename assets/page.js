@@ -87,7 +87,7 @@
   const PARTS = {
     header: "#header", tabs: "#nav > .tab-wrapper", examples: "#examples", model: "#model-card", target: "#target-card",
     floor: "#floor-card", why: "#why-card", tune: "#tune-card", live: "#live-card", achieved: "#achieved-card",
-    result: "#result-card", next: "#onward-card", microscope: "#microscope-card", teacher: ".dpx-teacher", footer: "footer",
+    result: "#result-card", disc: "#disc-card", words: "#words-card", next: "#onward-card", microscope: "#microscope-card", teacher: ".dpx-teacher", footer: "footer",
   };
   const query = new URLSearchParams(location.search);
   const present = (on) => {

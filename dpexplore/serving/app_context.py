@@ -14,7 +14,9 @@ from dpexplore.errors import InputError
 from dpexplore.floor import FloorResult
 from dpexplore.models import DEFAULT_MODEL, LanguageModel, ModelInfo, describe_models
 from dpexplore.models.default_model import cache_folder
+from dpexplore.serving.disc import Walk, Walks
 from dpexplore.serving.floors import Floors
+from dpexplore.serving.frames import Frames
 from dpexplore.serving.guesses import Guesses
 from dpexplore.serving.journal import Journal, new_run_id
 from dpexplore.serving.live_run import LiveRun
@@ -41,6 +43,7 @@ class AppContext:
     pool: ModelPool = field(default_factory=ModelPool)
     sessions: Sessions = field(default_factory=Sessions)
     floors: Floors = field(default_factory=Floors)
+    walks: Walks = field(default_factory=Walks)
     guesses: Guesses = field(default_factory=Guesses)
     """Pupils' guesses in the lessons."""
     journal: Journal = field(default_factory=lambda: Journal(cache_folder() / "runs"))
@@ -78,6 +81,13 @@ class AppContext:
     def floor(self, session: str, lm: LanguageModel, target: Target) -> Future[FloorResult]:
         """A target's floor, now or later, for a session; see `Floors.start`."""
         return self.floors.start(lm, target, session, self.sessions.address(session))
+
+    def walk(self, session: str, model: str, recipe: str) -> Frames | None:
+        """What the session's run of this model towards this target has said, moving or finished; None without one."""
+        live = self.sessions.current(session)
+        if live is not None and (live.model, live.run.target.recipe) == (model, recipe):
+            return live.frames
+        return self.walks.get(session, model, recipe)
 
     def check_scoring(self, lm: LanguageModel) -> None:
         """InputError if scoring every token of a model costs too much here, and nobody has paid for it before."""
@@ -145,6 +155,8 @@ class AppContext:
                 if view.result is not None:
                     self.sessions.note_result(session, live.model, live.run.target.recipe, view.result)
                     self.sessions.note_finished(session, live.id)
+                    if view.frames is not None:
+                        self.walks.keep(session, Walk(live.model, live.run.target.recipe, view.frames))
                 if self.sessions.shows(session, live.id):
                     yield view
                 elif not live.run.cancel_requested:

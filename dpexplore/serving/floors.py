@@ -101,6 +101,12 @@ class Floors:
             return {}
         return {"floor": future.result().lower_bound_nats, "head": future.result().head_optimum_nats}
 
+    def known(self, lm: LanguageModel, target: Target) -> FloorResult | None:
+        """The floor if it is computed already; nobody waits for it."""
+        with self._gate:
+            future = self._known.get((lm.identity, target.recipe))
+        return future.result() if future is not None and future.done() and future.exception() is None else None
+
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
         while (asked := self._next()) is not None:

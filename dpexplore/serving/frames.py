@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 
 import numpy as np
 
@@ -18,6 +19,7 @@ class Frames:
         self._log_q = np.empty((most, vocab_size), np.float16)
         self._stride = 1
         self._offered = 0
+        self._gate = Lock()
         self.steps: list[int] = []
 
     def add(self, step: int, log_q: np.ndarray, *, last: bool = False) -> None:
@@ -26,12 +28,23 @@ class Frames:
         self._offered += 1
         if not due and not last:
             return
-        if len(self.steps) == len(self._log_q):
-            self.steps = self.steps[::2]
-            self._log_q[: len(self.steps)] = self._log_q[::2].copy()
-            self._stride *= 2
-        self._log_q[len(self.steps)] = log_q
-        self.steps.append(step)
+        with self._gate:
+            if len(self.steps) == len(self._log_q):
+                self.steps = self.steps[::2]
+                self._log_q[: len(self.steps)] = self._log_q[::2].copy()
+                self._stride *= 2
+            self._log_q[len(self.steps)] = log_q
+            self.steps.append(step)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds, however many frames there are."""
+        return self._log_q.nbytes
+
+    def snapshot(self) -> tuple[list[int], np.ndarray]:
+        """`steps` and log q at each of them, `(len(steps) vocab)` float16, while the run may add others."""
+        with self._gate:
+            return list(self.steps), self._log_q[: len(self.steps)].copy()
 
     def follow(self, token_id: int) -> Sequence[float]:
         """A token's probability at each of `steps`."""

@@ -76,6 +76,11 @@ class LiveRun:
         return self.run.target.recipe
 
     @property
+    def frames(self) -> Frames:
+        """What it has said so far; grows while it moves."""
+        return self._frames
+
+    @property
     def ended(self) -> bool:
         """Whether its result, if it has one, can be seen."""
         return self._last is not None

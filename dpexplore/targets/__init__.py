@@ -24,7 +24,7 @@ from dpexplore.targets.sources import (
 from dpexplore.targets.strings import Strings, StringTarget, strings
 from dpexplore.targets.target import NATS_PER_BIT, Target, entropy_nats
 from dpexplore.targets.vanilla import vanilla_target, vanilla_targets
-from dpexplore.targets.vocabulary import FoundToken, search_tokens, token_id
+from dpexplore.targets.vocabulary import FoundToken, search_tokens, token_id, token_name
 
 __all__ = [
     "NATS_PER_BIT",
@@ -56,6 +56,7 @@ __all__ = [
     "source_models",
     "strings",
     "token_id",
+    "token_name",
     "tokens",
     "tokens_by_pos",
     "top_tokens",

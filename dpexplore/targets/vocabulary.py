@@ -71,6 +71,15 @@ def vocabulary(lm: LanguageModel) -> Vocabulary:
     return found
 
 
+def token_name(lm: LanguageModel, token: int) -> str | int:
+    """A token as a recipe names it: by its text where that names it alone, by its id elsewhere."""
+    text = lm.token_text(token)
+    try:
+        return text if token_id(lm, text) == token else token
+    except InputError:
+        return token
+
+
 def token_id(lm: LanguageModel, token: str | int) -> int:
     """The id of a token given by its text (or given as an id).
 

@@ -14,7 +14,7 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.serving.app_context import AppContext, check_single_tokens, sentence
 from dpexplore.serving.streams import RankStream
-from dpexplore.targets import Target, outlier_mass, outlier_range, pos_histogram, search_tokens, token_id, top_tokens
+from dpexplore.targets import Target, outlier_mass, outlier_range, pos_histogram, search_tokens, token_name, top_tokens
 from dpexplore.ui.components.markup import bar, message, probability, token
 from dpexplore.ui.components.recipes import mass_of, read_weights, token_value
 
@@ -105,19 +105,11 @@ def token_choices(app: AppContext, model: str, query: str, picks: list[str] | No
     lm = app.pool.get(model).lm
     kept = [(pick[1:], pick) for pick in picks or ()]
     found = [
-        (f"{item.token.replace(' ', '␣')}  (id {item.token_id})", _unique_value(lm, item.token_id, item.token))
+        (f"{item.token.replace(' ', '␣')}  (id {item.token_id})", token_value(token_name(lm, item.token_id)))
         for item in search_tokens(lm, query, MOST_MATCHES)
     ]
     label = f"No token contains “{query[:20]}”" if query and not found else PICKS_LABEL
     return gr.update(choices=[*kept, *(choice for choice in found if choice[1] not in (picks or ()))], label=label)
-
-
-def _unique_value(lm: LanguageModel, i: int, text: str) -> str:
-    """A token by its text where that names it alone, by its id elsewhere."""
-    try:
-        return token_value(text if token_id(lm, text) == i else i)
-    except InputError:
-        return token_value(i)
 
 
 def pos_bars(app: AppContext, model: str, tag: str, mode: str) -> Any:

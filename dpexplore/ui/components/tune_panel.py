@@ -208,7 +208,9 @@ def wire_tune_panel(
         app.sessions.stop(session_of(app, request))
 
     def leave(request: gr.Request) -> None:
-        app.sessions.close(session_of(app, request))
+        session = session_of(app, request)
+        app.sessions.close(session)
+        app.walks.forget(session)
 
     def run_after(event: Any) -> Any:
         return event(

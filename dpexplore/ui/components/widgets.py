@@ -17,6 +17,8 @@ _SLOTS = "window.dpxSlots(element, props, watch, (data) => trigger('input', data
 
 _MICROSCOPE = "window.dpxMicroscope(element, props, watch);"
 
+_TRIANGLE = "window.dpxTriangle(element, props, watch, (data) => trigger('input', data));"
+
 _SHOW = """
 const root = element.querySelector('.dpx-view');
 const live = root.hasAttribute('aria-live');
@@ -69,6 +71,14 @@ def microscope(empty: str, **settings: Any) -> gr.HTML:
     template = f"<div class='dpx-microscope is-empty'><p class='dpx-empty-card'>{escape(empty)}</p></div>"
     return gr.HTML(
         "", html_template=template, js_on_load=_MICROSCOPE, head=script_tags(), apply_default_css=False, **settings
+    )
+
+
+def triangle_picture(**settings: Any) -> gr.HTML:
+    """Three words in their triangle (`dpexplore.serving.words`); its `input` event tells `ids` and `shares`."""
+    template = "<div class='dpx-triangle'></div>"
+    return gr.HTML(
+        "", html_template=template, js_on_load=_TRIANGLE, head=script_tags(), apply_default_css=False, **settings
     )
 
 

@@ -11,6 +11,7 @@ import gradio as gr
 
 from dpexplore.serving.app_context import AppContext
 from dpexplore.ui.components.continuation import ContinuationPanel, build_continuation, wire_continuation
+from dpexplore.ui.components.disc_panel import build_disc_card, wire_disc_panel
 from dpexplore.ui.components.examples import build_examples, wire_examples
 from dpexplore.ui.components.floor_panel import build_floor_card, build_why_card, wire_floor_panel
 from dpexplore.ui.components.frontier_panel import build_frontier_card, wire_frontier_panel
@@ -45,6 +46,7 @@ from dpexplore.ui.components.tune_panel import (
     wire_tune_panel,
 )
 from dpexplore.ui.components.widgets import axis_switch, card_title, legend, microscope, segmented, view
+from dpexplore.ui.components.words_panel import build_words_card, wire_words_panel
 
 TITLE = "<h2><i class='is-target'></i>Target and <i class='is-achieved'></i>achieved</h2>"
 BY = [("by rank", "achieved-chart:by:rank"), ("by token", "achieved-chart:by:token")]
@@ -75,11 +77,16 @@ def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML) -> Explore:
             with gr.Column(elem_classes="dpx-card", elem_id="why-card"):
                 floor = build_why_card(told, ladder)
             with gr.Column(elem_classes="dpx-card", elem_id="reach-card"):
-                words = build_reach_card()
+                reach = build_reach_card()
         with gr.Column(elem_id="right", scale=1, min_width=320):
             with gr.Column(elem_classes="dpx-card", elem_id="tune-card"):
                 tuning = build_tune_panel()
             shown, onward, bar = _results(app)
+            with gr.Row(elem_id="geometry"):
+                with gr.Column(elem_classes="dpx-card", elem_id="disc-card", scale=3, min_width=300):
+                    states = build_disc_card()
+                with gr.Column(elem_classes="dpx-card", elem_id="words-card", scale=2, min_width=300):
+                    words = build_words_card()
             with gr.Column(elem_classes="dpx-card", elem_id="frontier-card"):
                 frontier = build_frontier_card()
     wire_target_panel(app, target, models.name)
@@ -87,7 +94,9 @@ def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML) -> Explore:
     wire_examples(app, examples, target, tuning, models.name, run_after)
     wire_continuation(app, onward, models.name, shown.result, shown.capsule)
     wire_floor_panel(app, floor, target, shown.result, models.name)
-    wire_reach_panel(app, words, target, models.name)
+    wire_disc_panel(app, states, target, models.name)
+    wire_words_panel(app, words, target, floor.sentence, shown.result, models.name)
+    wire_reach_panel(app, reach, target, models.name)
     wire_frontier_panel(app, frontier, target, models.name)
     arrivals = wire_share_bar(app, demo, bar, models.name, target, tuning)
     starts = [tuning.tune, *examples.buttons.values()]
