@@ -36,7 +36,7 @@ class HeadProducts:
         """The part of u `(… hidden)` that the head sees."""
         return u - u.mean(-1, keepdim=True) if self.zero_mean else u
 
-    def _blocks(self):
+    def blocks(self):
         buffer = torch.empty(self._block_rows, self.hidden_size, dtype=torch.float64, device=self.matrix.device)
         for start in range(0, self.vocab_size, self._block_rows):
             stop = min(start + self._block_rows, self.vocab_size)
@@ -50,7 +50,7 @@ class HeadProducts:
         if not exact or self.matrix.dtype == torch.float64:
             return (u.to(self.matrix.dtype) @ self.matrix.T).double()
         out = torch.empty(u.shape[0], self.vocab_size, dtype=torch.float64, device=u.device)
-        for start, stop, block in self._blocks():
+        for start, stop, block in self.blocks():
             out[:, start:stop] = u @ block.T
         return out
 
@@ -59,7 +59,7 @@ class HeadProducts:
         if not exact or self.matrix.dtype == torch.float64:
             return self.centre((w.to(self.matrix.dtype) @ self.matrix).double())
         out = torch.zeros(w.shape[0], self.hidden_size, dtype=torch.float64, device=w.device)
-        for start, stop, block in self._blocks():
+        for start, stop, block in self.blocks():
             out += w[:, start:stop] @ block
         return self.centre(out)
 
@@ -79,4 +79,4 @@ class HeadProducts:
     def row_norms(self) -> Tensor:
         """Upper bounds on the length of each row of A, `(vocab,)` float64."""
         # Centring only shortens a row, so the plain length bounds both cases.
-        return torch.cat([block.norm(dim=1) for _, _, block in self._blocks()])
+        return torch.cat([block.norm(dim=1) for _, _, block in self.blocks()])

@@ -64,7 +64,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluations": 10_000,
         "patience": 100,
         "restarts": 10,
-        "init": "lookup",
+        "init": "recover",
         "soft_rule": "lbfgs",
         "hard_rule": "search",
         "screen": 128,
@@ -87,7 +87,7 @@ class TuneConfig:
     seed: int = 0
     learning_rate: float = 0.1
     patience: int | None = 20
-    init: Literal["vocab", "lookup", "soft", "gaussian", "text"] = "vocab"
+    init: Literal["vocab", "lookup", "recover", "soft", "gaussian", "text"] = "vocab"
     bos: bool = True
     objective: Divergence = "kl"
     soft_rule: Literal["adamw", "lbfgs", "direct"] = "adamw"

@@ -10,7 +10,7 @@ POLICIES: tuple[TokenPolicy, ...] = get_args(TokenPolicy)
 Divergence = Literal["kl", "reverse_kl", "js", "tv"]
 DIVERGENCES: tuple[Divergence, ...] = get_args(Divergence)
 METHODS = ("soft", "hard", "hybrid")
-INITS = ("vocab", "lookup", "soft", "gaussian", "text")
+INITS = ("vocab", "lookup", "recover", "soft", "gaussian", "text")
 SOFT_RULES = ("adamw", "lbfgs", "direct")
 HARD_RULES = ("eq4", "gcg", "search")
 EPOCHS = ("token", "sweep")
@@ -70,8 +70,11 @@ _ALL = (
         "init",
         "Where restarts start. vocab: random tokens; lookup: the same, with a last hard token after which the "
         "model already comes close to the target (the first use runs the whole vocabulary through the model, a "
-        "minute or two on a CPU); soft: the hard tokens nearest, by cosine, to a soft prompt tuned first with a "
-        "tenth of the evaluations; gaussian: the embeddings' mean and spread; text: init_text.",
+        "minute or two on a CPU); recover: for a target captured from a prompt of this model, that prompt, found from "
+        "its last token to its first with at most half of the evaluations (the first use for a number of tokens "
+        "learns from random prompts, minutes on a CPU), and for other targets the same as lookup; soft: the hard "
+        "tokens nearest, by cosine, to a soft prompt tuned first with a tenth of the evaluations; gaussian: the "
+        "embeddings' mean and spread; text: init_text.",
         INITS,
         group="Initialisation",
     ),

@@ -23,6 +23,7 @@ from dpexplore.tuning.engine.fairness import Pace
 from dpexplore.tuning.engine.interruption import Interrupted, interruptible, prepare
 from dpexplore.tuning.engine.passes import Batch, Evaluation
 from dpexplore.tuning.engine.preparation import LookUp, SoftPart, preparation_of
+from dpexplore.tuning.engine.recovery import Recover
 from dpexplore.tuning.engine.rows import RowStack, Rules, rules_of
 from dpexplore.tuning.engine.scheduler import Claim, allocate, queue_positions, wanted_by_owner
 from dpexplore.tuning.init.layout import Layout, Start
@@ -125,7 +126,7 @@ class Engine:
         run = Run(self.lm, target, config, drive, starts, resumed_from, owner, layout, self._changed)
         run.on_change = self._attention.put
         run.preparation = preparation_of(run)
-        if isinstance(run.preparation, LookUp):
+        if isinstance(run.preparation, LookUp | Recover):
             self.capacity.check_table(table_bytes(self.lm))
         checked = set() if checked is None else checked
         for each in _with_parts(run):
@@ -329,6 +330,8 @@ class Engine:
             if run.parked:
                 self._stack_of(run).resume(run, run.parked)
                 run.parked = []
+            if isinstance(run.preparation, Recover) and run.error is None:
+                run.preparation.leave()
         for stack in list(self._stacks.values()):
             stack.leave(stack.places_of(ending), End.CANCELLED)
             if watched := [run for run in runs if run.watched and run not in ending]:

@@ -1,7 +1,8 @@
 """What a run does before its restarts begin, a part at a time: between two parts others move on, and it can be stopped.
 
-For `init` "lookup" the model's table of tokens is measured, for "soft" a run of soft tokens is made; for the soft rule
-`direct` the head is solved (`dpexplore.tuning.engine.direct`).
+For `init` "lookup" the model's table of tokens is measured, for "recover" the prompt behind a captured target is
+looked for (`dpexplore.tuning.engine.recovery`), for "soft" a run of soft tokens is made; for the soft rule `direct` the
+head is solved (`dpexplore.tuning.engine.direct`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor
 from dpexplore.errors import InputError
 from dpexplore.tuning.engine.capacity import Capacity, is_out_of_memory
 from dpexplore.tuning.engine.direct import DirectToken
+from dpexplore.tuning.engine.recovery import Recover, recoverable
 from dpexplore.tuning.init.layout import projected_prompt
 from dpexplore.tuning.init.lookup import BATCH, closest_tokens, last_token_context, measure_more
 from dpexplore.tuning.run import Run
@@ -89,13 +91,16 @@ class SoftPart:
         return found or run.beginning(restart)
 
 
-def preparation_of(run: Run) -> LookUp | SoftPart | DirectToken | None:
+def preparation_of(run: Run) -> LookUp | Recover | SoftPart | DirectToken | None:
     """What a new run does first; None where its restarts can begin at once. InputError as `Run`."""
     probs = run.objective.token_probs
     if run.starts is not None:
         return None
-    if run.config.init == "lookup" and probs is not None and run.layout.hard[-1]:
-        return LookUp(run, probs)
+    if run.config.init in ("lookup", "recover") and probs is not None:
+        look_up = LookUp(run, probs) if run.layout.hard[-1] else None
+        recover = run.config.init == "recover" and recoverable(run)
+        if recover or look_up:
+            return Recover(run, probs, look_up) if recover else look_up
     if run.config.rules[0] == "direct":
         return DirectToken(run)
     return SoftPart(run) if run.config.soft_steps else None

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 CLOSED_NATS = 1e-3
 """Floor and prompt this close answer the question how close any prompt can come."""
+RECOVERED_NATS = 1e-4
+"""A hard prompt this close to a captured target says what the target says; rounding leaves some 1e-6."""
+RECOVERED = "Recovered: no other prompt of this length is known to say this."
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class Bounds:
     """How far above the head's optimum a KL measured in the model's precision counts as at it."""
     note: str | None = None
     """Why the direct token did not reach the head's optimum, in a sentence."""
+    captured: bool = False
+    """The target is what the model says at a state that its final norm can bring about, as after some prompt."""
 
     @property
     def enough_nats(self) -> float:
@@ -30,6 +35,13 @@ class Bounds:
     def reached(self, kl_nats: float) -> bool:
         """Whether a prompt is at the head's optimum."""
         return kl_nats <= self.enough_nats
+
+
+def captured_sentence(kl_nats: float) -> str:
+    """What a hard prompt at this KL is to a target that was captured from some prompt."""
+    if kl_nats <= RECOVERED_NATS:
+        return RECOVERED
+    return f"Some prompt says exactly what the target says, at 0 nats; this one is at {kl_nats:.3f} nats."
 
 
 def bounds_sentence(floor_nats: float | None, kl_nats: float) -> str | None:

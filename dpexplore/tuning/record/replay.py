@@ -122,7 +122,12 @@ def _restore(lm: LanguageModel, capsule: dict[str, Any], target: Target) -> Tune
         objective=config.objective,
         distances=distances,
         top_overlap=result["top_overlap"],
-        bounds=Bounds(result.get("floor_nats"), result.get("head_optimum_nats"), note=result.get("direct_note")),
+        bounds=Bounds(
+            result.get("floor_nats"),
+            result.get("head_optimum_nats"),
+            note=result.get("direct_note"),
+            captured=result.get("captured", False),
+        ),
         steps=result["steps"],
         evaluations=result["evaluations"],
         seconds=result["seconds"],

@@ -104,6 +104,10 @@ class ResultRecord(_Record):
     floor_nats: MaybeNats = None
     head_optimum_nats: MaybeNats = None
     direct_note: str | None = None
+    captured: Annotated[
+        bool, Field(description="the target is what the model says of some prompt, as far as known")
+    ] = False
+    recovered: Annotated[bool, Field(description="the hard prompt says exactly what a captured target says")] = False
     bounds: str | None = None
     steps: Count | None = None
     evaluations: Count | None = None
@@ -133,6 +137,8 @@ class ResultRecord(_Record):
             floor_nats=result.bounds.floor_nats,
             head_optimum_nats=result.bounds.head_optimum_nats,
             direct_note=result.bounds.note,
+            captured=result.bounds.captured,
+            recovered=result.recovered,
             bounds=result.bounds_sentence,
             steps=result.steps,
             evaluations=result.evaluations,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from dpexplore.tuning.record.bounds import Bounds, bounds_sentence
+from dpexplore.tuning.record.bounds import RECOVERED_NATS, Bounds, bounds_sentence, captured_sentence
 
 PRECISION_TOLERANCE = 0.02
 """Low precision is spoken of where it moves the KL by more than this share."""
@@ -82,7 +82,7 @@ class TuneResult:
     top_overlap: float
     """Share of p's ten likeliest tokens that are among q's."""
     bounds: Bounds
-    """Floor and head optimum of the target, where the run solved its head (soft rule `direct`)."""
+    """Floor and head optimum of the target, where the run solved its head (soft rule `direct`, init `recover`)."""
     steps: int
     """Steps of the longest restart."""
     evaluations: int
@@ -100,7 +100,14 @@ class TuneResult:
     @property
     def bounds_sentence(self) -> str | None:
         """What the certified floor and this prompt say together: the question closed, or the interval that is left."""
+        if self.bounds.captured and self.prompt_ids is not None:
+            return captured_sentence(self.kl_nats)
         return bounds_sentence(self.bounds.floor_nats, self.kl_nats)
+
+    @property
+    def recovered(self) -> bool:
+        """Whether the target was captured from some prompt, and these hard tokens say what it says."""
+        return self.bounds.captured and self.prompt_ids is not None and self.kl_nats <= RECOVERED_NATS
 
     @property
     def precision_warning(self) -> str | None:
