@@ -98,16 +98,21 @@ class Worker:
             self._tune(by_kind.get("tune", []), stop),
             self._floors(by_kind.get("floor", []), stop),
         ]
-        for part in parts:
-            for event in part:
-                if isinstance(event, dict):
-                    desk.rows.append(event)
-                elif event is not None:
-                    yield event
-                if desk.due():
-                    yield desk.hand_over()
-            if stop():
-                break
+        try:
+            for part in parts:
+                for event in part:
+                    if isinstance(event, dict):
+                        desk.rows.append(event)
+                    elif event is not None:
+                        yield event
+                    if desk.due():
+                        yield desk.hand_over()
+                if stop():
+                    break
+        except Exception:  # what is finished must not go down with the rest
+            if desk.rows:
+                yield desk.hand_over()
+            raise
         if desk.rows:
             yield desk.hand_over()
 

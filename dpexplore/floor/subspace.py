@@ -25,7 +25,7 @@ def quadratic_on_ball(hessian: Tensor, linear: Tensor, radius: float, sphere: bo
 
     Newton on 1/‖w(λ)‖ = 1/R from the left of the root, where it climbs monotonically (Moré and Sorensen 1983).
     """
-    values, vectors = torch.linalg.eigh(hessian)
+    values, vectors = _eigh(hessian)
     largest = values[:, -1:].clamp_min(1e-300)
     linear = (vectors.mT @ linear[..., None])[..., 0]
     if sphere:
@@ -49,6 +49,15 @@ def quadratic_on_ball(hessian: Tensor, linear: Tensor, radius: float, sphere: bo
         length = w.norm(dim=1, keepdim=True).clamp_min(SMALLEST_LENGTH)
     w = w * (radius / length if sphere else (radius / length).clamp_max(1))
     return (vectors @ w[..., None])[..., 0]
+
+
+def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and vectors of `(rows m m)`; a card's batched solver sometimes gives up where LAPACK does not."""
+    try:
+        return torch.linalg.eigh(matrices)
+    except torch.linalg.LinAlgError:
+        values, vectors = torch.linalg.eigh(matrices.cpu())
+        return values.to(matrices.device), vectors.to(matrices.device)
 
 
 def minimise(

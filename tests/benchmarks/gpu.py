@@ -4,7 +4,7 @@
     python -m tests.benchmarks.gpu --device cpu --tiny    # the same code on a tiny model, on any machine
 
 Every time is read after the card has done its work. Each part has a time limit of its own and says what it got to;
-a part that fails says why, and the others go on. `docs/speed.md` has what one card gave.
+a part that fails says why, and the others go on. `docs/benchmarks.md` has what one card gave.
 """
 
 from __future__ import annotations

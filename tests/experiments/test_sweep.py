@@ -213,6 +213,28 @@ def test_a_problem_that_cannot_be_does_not_stop_the_others(
     assert json.loads((tmp_path / "runs" / "failed-tiny-small.json").read_text()) == failed
 
 
+def test_an_error_within_the_program_loses_nothing_that_is_finished(
+    spec_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(worker, "softmax_floor", broken)
+    spec = load_spec(str(spec_file))
+    at_work = worker.Worker(spec.models[0], "cpu")
+    problems = [problem for problem, _, _ in spec.problems(at_work.facts())]
+    rows: list[dict[str, Any]] = []
+
+    def work() -> None:
+        for event in at_work.run(problems):
+            if isinstance(event, worker.Results):
+                rows.extend(event.rows)
+
+    with pytest.raises(RuntimeError, match="broken"):
+        work()
+    assert {row["id"] for row in rows} == {problem.id for problem in problems if problem.kind != "floor"}
+
+
 def test_a_model_without_floor_says_so_in_its_results(tmp_path: Path, tiny_folders: Callable[[str], Path]) -> None:
     groups = {"vanilla": {"recipe": "entropy(bits=2, seed=0)"}}
     path = write_spec(tmp_path, [str(tiny_folders("gemma2"))], groups=groups, kinds=["floor"])

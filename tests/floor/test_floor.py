@@ -16,6 +16,7 @@ from torch import Tensor
 from dpexplore.errors import InputError
 from dpexplore.floor import FloorSolver
 from dpexplore.floor.search import sampled_hessian
+from dpexplore.floor.subspace import quadratic_on_ball
 
 FLOAT64_EXACT = 1e-9
 
@@ -299,6 +300,25 @@ def test_batches_and_starts_change_nothing_but_the_work() -> None:
         assert warm.kl_nats == pytest.approx(alone.kl_nats, abs=2e-8)
         assert warm.iterations <= 2
         assert torch.allclose(alone.log_probs.double().exp().sum(), torch.ones((), dtype=torch.float64), atol=1e-5)
+
+
+def test_where_a_cards_eigenvalue_solver_gives_up_lapack_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As cuSOLVER's batched solver did in the floors of a sweep (NVIDIA H200, torch 2.11)."""
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randn(5, 8, 3, generator=generator, dtype=torch.float64)
+    hessian, linear = factors @ factors.mT, torch.randn(5, 8, generator=generator, dtype=torch.float64)
+    expected = quadratic_on_ball(hessian, linear, 0.7, sphere=True)
+    eigh, calls = torch.linalg.eigh, [0]
+
+    def failing_first(matrices: Tensor) -> Any:
+        calls[0] += 1
+        if calls[0] == 1:
+            raise torch.linalg.LinAlgError("the algorithm failed to converge")
+        return eigh(matrices)
+
+    monkeypatch.setattr(torch.linalg, "eigh", failing_first)
+    assert torch.equal(quadratic_on_ball(hessian, linear, 0.7, sphere=True), expected)
+    assert calls == [2]
 
 
 def test_an_unfinished_search_still_certifies() -> None:
