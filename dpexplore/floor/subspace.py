@@ -55,7 +55,7 @@ def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues and vectors of `(rows m m)`; a card's batched solver sometimes gives up where LAPACK does not."""
     try:
         return torch.linalg.eigh(matrices)
-    except torch.linalg.LinAlgError:
+    except RuntimeError:  # torch calls it LinAlgError
         values, vectors = torch.linalg.eigh(matrices.cpu())
         return values.to(matrices.device), vectors.to(matrices.device)
 

@@ -30,6 +30,7 @@ PEAK_FLOPS = 989e12
 """An H100's bfloat16 products without sparsity, in operations a second."""
 LARGE = "random:llama-3-8b"
 TINY = "random:bytes-llama"
+DIE = 'tokens({"1": 1, "2": 1, "3": 1, "4": 1, "5": 1, "6": 1})'
 
 
 @dataclass(frozen=True)
@@ -89,19 +90,23 @@ def many_runs(bench: Bench) -> Iterator[dict[str, Any]]:
 
 
 def precision(bench: Bench) -> Iterator[dict[str, Any]]:
-    """`fast` in both dtypes; every KL is scored in float32."""
-    for dtype in ("float32", "bfloat16"):
-        lm = dp.load_model(bench.model, device=str(bench.device), dtype=dtype)
-        target = dp.entropy(bits=3, seed=0).build(lm)
-        config = dp.TuneConfig.preset("fast", method="soft", restarts=5, seconds=max(1, int(bench.limit / 3)))
-        result = dp.tune(lm, target, replace(config, steps=3) if bench.tiny else config).result
-        yield {
-            "dtype": dtype,
-            "kl_nats": result.kl_nats,
-            "kl_search_nats": result.kl_search_nats,
-            "seconds": result.seconds,
-            "why": lm.dtype_reason,
-        }
+    """`fast` in each precision, TF32 products among them; every KL is scored in float32."""
+    for name in ("float32", "tf32", "bfloat16"):
+        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+        lm = dp.load_model(bench.model, device=str(bench.device), dtype="bfloat16" if name == "bfloat16" else "float32")
+        for recipe in ("entropy(bits=3, seed=0)",) if bench.tiny else (DIE, "entropy(bits=3, seed=0)"):
+            target = dp.parse_recipe(recipe).build(lm)
+            config = dp.TuneConfig.preset("fast", method="soft", restarts=5, seconds=max(1, int(bench.limit / 3)))
+            result = dp.tune(lm, target, replace(config, steps=3) if bench.tiny else config).result
+            yield {
+                "precision": name,
+                "target": recipe,
+                "kl_nats": result.kl_nats,
+                "kl_search_nats": result.kl_search_nats,
+                "seconds": result.seconds,
+                "why": lm.dtype_reason,
+            }
+    torch.set_float32_matmul_precision("highest")
 
 
 def sweep(bench: Bench) -> Iterator[dict[str, Any]]:
