@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests.benchmarks import architectures, gpu, host
+from dpexplore.models import LanguageModel
+from tests.benchmarks import architectures, gpu, host, recovery
 
 
 def test_a_cards_figures_come_as_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,6 +34,35 @@ def test_what_the_host_costs(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["runs"] == 4
     assert min(found["ratio"], found["submitted_a_second"]) > 0
     assert "engine.py" in output
+
+
+def test_recovery_is_measured_once(tiny_lm: Callable[[str], LanguageModel], tmp_path: Path) -> None:
+    """A model that is saved nowhere else is loaded from its folder; a second call measures nothing again."""
+    lm = tiny_lm("gpt2")
+    out = tmp_path / "found.jsonl"
+    asked = ["--model", lm.name, "--out", str(out), "--lengths", "2", "--seeds", "3", "--kinds", "random"]
+    for methods, teraflop in ((["recover"], 3e-3), (["search", "gcg", "soda"], 2e-5)):
+        recovery.main([*asked, "--teraflop", str(teraflop), "--methods", *methods])
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["method"] for line in lines] == list(recovery.METHODS)
+    assert lines[0]["exact"]
+    assert all(line["teraflop"] < line["budget"] + 2e-5 for line in lines)
+    recovery.main([*asked, "--teraflop", str(2e-5), "--methods", "search", "gcg", "soda"])
+    assert len(out.read_text().splitlines()) == len(lines)
+
+
+def test_work_is_counted_as_documented(tiny_lm: Callable[[str], LanguageModel]) -> None:
+    """Two operations for each weight and position, three times with a gradient; the unembedding at one position."""
+    lm = tiny_lm("gpt2")
+    work = recovery.Work(lm)
+    embeds = lm.embed(lm.ordinary_ids[:6].view(2, 3)).detach()
+    body = sum(weight.numel() for name, weight in lm.model.named_parameters() if "wte" not in name)
+    with work.counted(), torch.no_grad():
+        lm.log_probs(embeds)
+    assert work.flops == 2 * (6 * body + 2 * lm.vocab_size * lm.hidden_size)
+    with work.counted():
+        lm.log_probs(embeds.requires_grad_())
+    assert work.flops == 4 * 2 * (6 * body + 2 * lm.vocab_size * lm.hidden_size)
 
 
 def test_architectures_are_tried_and_what_fails_has_a_reason(capsys: pytest.CaptureFixture[str]) -> None:

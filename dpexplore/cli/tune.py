@@ -69,7 +69,22 @@ def tune(
     config = TuneConfig.preset(preset, **asked)
     recipe = dp.parse_recipe(target)
     lm = load(model, device, dtype, accept_terms)
-    _tune_and_show(dp.tune(lm, recipe.build(lm), config), out, as_json)
+    built = recipe.build(lm)
+    if not {"length", "slots"} & set(asked):
+        config = _as_long_as_captured(lm, built, config)
+    _tune_and_show(dp.tune(lm, built, config), out, as_json)
+
+
+def _as_long_as_captured(lm: dp.LanguageModel, target: dp.Target, config: TuneConfig) -> TuneConfig:
+    """A prompt that is to be recovered has as many tokens as the one that the target was captured from."""
+    from dpexplore.tuning.captured import captured_length
+    from dpexplore.tuning.init.recovery import MOST_POSITIONS
+
+    length = captured_length(lm, target)
+    if config.init != "recover" or config.method != "hard" or length is None or length > MOST_POSITIONS:
+        return config
+    progress(f"The target was captured from {length} token{'s' * (length > 1)}, so the prompt has as many; see --length.")
+    return dataclasses.replace(config, length=length)
 
 
 def _was_given(context: typer.Context, option: str) -> bool:

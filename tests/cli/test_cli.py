@@ -268,6 +268,17 @@ def test_tune_tells_what_it_does_before_the_first_step(folder: str, init: str, t
     assert told in done.stderr
 
 
+def test_a_captured_prompt_is_recovered_at_its_own_length(folder: str) -> None:
+    task = ["tune", "--model", folder, "--target", "random_prompt(length=2, seed=3)", "--method", "hard"]
+    done = call(*task, "--preset", "thorough", "--json")
+    result = records(done)[-1]
+    assert result["kl_nats"] <= 1e-4
+    assert result["recovered"] is True
+    assert result["bounds"].startswith("Recovered")
+    assert "captured from 2 tokens" in done.stderr
+    assert "Learning how tokens move" in done.stderr
+
+
 def test_out_is_checked_before_and_a_result_that_cannot_be_written_is_shown(tmp_path: Path) -> None:
     asked = ("tune", "--model", "random:bytes-llama", "--target", "entropy(bits=2)", "--length", "1", "--steps", "1")
     (tmp_path / "folder").mkdir()

@@ -11,6 +11,7 @@ from dpexplore.floor.inverse import state_behind
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target, capture, entropy, random_prompt
 from dpexplore.tuning import Engine, TuneConfig, TuneResult, tune
+from dpexplore.tuning.captured import captured_length
 from dpexplore.tuning.engine.recovery import SHARE, Recover
 from dpexplore.tuning.init import recovery
 from dpexplore.tuning.init.policy import allowed_ids, survives
@@ -195,3 +196,11 @@ def test_natural_text_is_recovered_too(lm: LanguageModel) -> None:
     ids = lm.encode("the sea")
     hard = len(ids) - len(lm.bos_ids)
     assert recovered(lm, capture("the sea").build(lm), config(hard)).prompt_ids == ids
+
+
+def test_the_length_of_a_captured_prompt_is_known(lm: LanguageModel, tiny_lm: TinyLM) -> None:
+    target = random_prompt(length=4, seed=1).build(lm)
+    assert captured_length(lm, target) == 4
+    assert captured_length(tiny_lm("gpt2"), target) is None
+    for recipe in (random_prompt(length=4, bos=False), random_prompt(length=4).shuffle(seed=1), entropy(bits=3)):
+        assert captured_length(lm, recipe.build(lm)) is None
