@@ -83,7 +83,9 @@ def _as_long_as_captured(lm: dp.LanguageModel, target: dp.Target, config: TuneCo
     length = captured_length(lm, target)
     if config.init != "recover" or config.method != "hard" or length is None or length > MOST_POSITIONS:
         return config
-    progress(f"The target was captured from {length} token{'s' * (length > 1)}, so the prompt has as many; see --length.")
+    progress(
+        f"The target was captured from {length} token{'s' * (length > 1)}, so the prompt has as many; see --length."
+    )
     return dataclasses.replace(config, length=length)
 
 

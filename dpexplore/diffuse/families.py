@@ -24,7 +24,7 @@ SMALL_OUTCOMES = 12
 """Outcomes of a request in `small` size that are trained on, at most."""
 FULL_OUTCOMES = 200
 HELD_BACK = 0.5
-"""So many valid names and occupations, for each one trained on, are kept back."""
+"""Valid names and occupations kept back for each one trained on."""
 
 # fmt: off
 FRUITS = (

@@ -44,7 +44,7 @@ def protocol(data: SweepData) -> str:
 
 
 def counted(targets: int) -> str:
-    """So many of them, in words."""
+    """A number of targets, in words."""
     return f"{targets} target{'' if targets == 1 else 's'}"
 
 

@@ -17,9 +17,9 @@ from dpexplore.experiments.worker import Event, Failed, Progress, Results, Worke
 from dpexplore.extras import extra
 
 ATTEMPTS = 3
-"""So often a shard is begun before its problems are given up."""
+"""Times a shard is begun before its problems are given up."""
 SHARDS_A_WORKER = 4
-"""At least so many, that the last ones end together; but no shard is larger than `LARGEST_SHARD`."""
+"""At least this many shards, so that workers finish together; none is larger than `LARGEST_SHARD`."""
 LARGEST_SHARD = 512
 STORE_BYTES = 200 * 2**20
 """Ray's object store; problems and results are small, and Ray would take a third of the memory."""

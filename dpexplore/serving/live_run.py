@@ -30,7 +30,7 @@ SIGN_OF_LIFE_SECONDS = 2.5
 FRAME_SECONDS = 0.5
 """The achieved distribution is sent at most this often,"""
 FRAMES_BEFORE_SLOWING = 40
-"""and half as often after every so many: the page keeps them all."""
+"""and half as often after each this many frames, because the page keeps them all."""
 JOURNAL_SECONDS = 0.8
 """The journal follows the run this closely."""
 FIRST_LOOK_SECONDS = 15.0

@@ -17,7 +17,7 @@ SCREENED_SHARE = 0.05
 """Choosing a beginning takes at most this share of a restart's evaluations; the tuning itself needs the others more."""
 
 SOFT_STEPS = 100
-"""A soft prompt near which hard tokens begin is tuned for so many steps,"""
+"""Steps for which a soft prompt is tuned before hard tokens begin near it,"""
 SOFT_SHARE = 0.1
 """but for at most this share of the restart's own steps and evaluations."""
 

@@ -277,7 +277,7 @@ class Engine:
         return self.capacity.rows(len(runs[length][0].layout), pairs, behind)
 
     def _give(self, run: Run, rows: int) -> list[tuple[Run, int]]:
-        """Let so many of a run's rows be in the batches; the restarts that are still to begin for it."""
+        """Bring the rows of a run in the batches to this number; the restarts that must begin for it."""
         more = rows - run.active_rows
         if more < 0:
             run.parked += self._stack_of(run).park(run, -more)

@@ -26,7 +26,7 @@ Start = tuple[Tensor, Tensor]
 """Ids `(pos,)`, `NO_TOKEN` at soft positions, and embeddings `(pos hidden)` float32 at which a restart begins."""
 
 TRIES = 20
-"""Prompts begun before it is said that none survives; at each position so many times as many tokens are drawn."""
+"""Prompts begun before the search for one that survives is given up; tokens drawn for each one needed."""
 
 LEAST_WEIGHT = 1e-12  # a target may give 0 to every allowed token
 

@@ -122,7 +122,7 @@ def is_measured(lm: LanguageModel, before: Before) -> bool:
 
 
 def measure_more(lm: LanguageModel, before: Before, most: int = BATCH) -> float:
-    """Run at most so many more tokens of the vocabulary through a model; the share that is done, 1 once all are.
+    """Run up to `most` more tokens of the vocabulary through a model; the share that is done, 1 once all are.
 
     Each token is a prompt: it and the ids before it. The whole is kept in the cache folder, and read from there where
     it has been measured before.
@@ -166,7 +166,7 @@ def _empty(lm: LanguageModel, unembedding: nn.Linear) -> TokenStates:
 
 @torch.no_grad()
 def _measure(lm: LanguageModel, unembedding: nn.Linear, part: _Measuring, before: Before, most: int) -> bool:
-    """Measure at most so many more tokens; False if the model turns out to be one that has no table."""
+    """Measure up to `most` more tokens; False if the model turns out to be one that has no table."""
     owner, seen = get_ident(), []
 
     def note(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
