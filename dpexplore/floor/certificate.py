@@ -68,17 +68,34 @@ def certify(
     logits = products.forward(points) + bias
     logits = logits - logits.amax(-1, keepdim=True)
     log_probs = logits.log_softmax(-1)
+    kl = cross_entropy(probs, log_probs) - torch.special.entr(probs).sum(-1)
+    bound = bound_nats(products, bias, radius, probs, log_probs, row_norms=row_norms, rounding=rounding)
+    return Certificate(kl.clamp_min(0), bound, log_probs)
+
+
+def bound_nats(
+    products: HeadProducts,
+    bias: Tensor,
+    radius: float,
+    probs: Tensor,
+    log_probs: Tensor,
+    *,
+    row_norms: Tensor,
+    rounding: float = 0.0,
+    product: Tensor | None = None,
+) -> Tensor:
+    """What any distributions `log_probs` `(rows vocab)` prove about targets `probs`, `(rows,)`, never negative.
+
+    It does not matter where the distributions come from: an unfinished search proves a bound, too. product: Aᵀ(q − p)
+    `(rows hidden)` where it is known, off by at most `rounding` times Σ|q − p|·‖a_v‖, A's own rounding included.
+    """
     q = log_probs.exp()
-    target_entropy = torch.special.entr(probs).sum(-1)
-    kl = cross_entropy(probs, log_probs) - target_entropy
-
     difference = q - probs
-    slope = products.backward(difference).norm(dim=-1)
+    slope = (products.backward(difference) if product is None else product).norm(dim=-1)
     model_entropy = cross_entropy(q, log_probs)
-    bound = model_entropy + difference @ bias - radius * slope - target_entropy
-
+    bound = model_entropy + difference @ bias - radius * slope - torch.special.entr(probs).sum(-1)
     terms = products.vocab_size + products.hidden_size + 64
-    size = logits.abs().amax(-1) + bias.abs().max() + radius * row_norms.max() + math.log(products.vocab_size) + 1
+    size = log_probs.abs().amax(-1) + bias.abs().max() + radius * row_norms.max() + math.log(products.vocab_size) + 1
     arithmetic = CHAINED_SUMS * terms * EPSILON * size
     stored = radius * rounding * (difference.abs() @ row_norms)
-    return Certificate(kl.clamp_min(0), (bound - arithmetic - stored).clamp_min(0), log_probs)
+    return (bound - arithmetic - stored).clamp_min(0)

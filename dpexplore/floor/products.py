@@ -11,6 +11,8 @@ from torch import Tensor
 # converted, used and overwritten instead, which costs no more than reading the float32 head once.
 BLOCK_ELEMENTS = {"cpu": 2**20}
 DEFAULT_BLOCK_ELEMENTS = 2**25
+CERTIFIED_ROWS = 1024
+"""Of a block whose rounding is bounded: 1e-2 nats of a floor at the most."""
 COVARIANCE_ROWS = 8192
 COVARIANCE_WORK = 2e11
 """Multiplications: some seconds."""
@@ -62,6 +64,22 @@ class HeadProducts:
         for start, stop, block in self.blocks():
             out += w[:, start:stop] @ block
         return self.centre(out)
+
+    def backward_certified(self, w: Tensor) -> tuple[Tensor, float]:
+        """w `(rows vocab)` float64 -> Aᵀ w `(rows hidden)`, and a bound on its rounding, soon rather than exactly.
+
+        The bound is relative to Σ|w|·‖a_v‖. Blocks in A's own precision are summed up in float64, so that only a
+        block's sum is rounded coarsely: n products in any order, fused or not, are off by at most n·ε/(1 − n·ε).
+        """
+        if self.matrix.dtype == torch.float64:
+            return self.backward(w), 0.0
+        rounded = w.to(self.matrix.dtype)
+        out = torch.zeros(w.shape[0], self.hidden_size, dtype=torch.float64, device=w.device)
+        for start in range(0, self.vocab_size, CERTIFIED_ROWS):
+            rows = slice(start, start + CERTIFIED_ROWS)
+            out += rounded[:, rows] @ self.matrix[rows]
+        epsilon = torch.finfo(self.matrix.dtype).eps / 2
+        return self.centre(out), (CERTIFIED_ROWS + 8) * epsilon
 
     @cached_property
     def covariance(self) -> Tensor | None:

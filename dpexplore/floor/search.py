@@ -10,6 +10,7 @@ gradients on the ball.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -78,6 +79,10 @@ def preconditioner(products: HeadProducts, q: Tensor) -> Tensor:
     return (1 - blend) * hessian + blend * scale * products.covariance
 
 
+Watch = Callable[[Tensor, Tensor, Tensor, float], None]
+"""What is told of an iterate: points `(rows hidden)`, log q `(rows vocab)`, Aᵀ(q − p) `(rows hidden)`, its rounding."""
+
+
 def _unit(vectors: Tensor) -> Tensor:
     return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(SMALLEST)
 
@@ -89,6 +94,7 @@ class Search:
         self, products: HeadProducts, bias: Tensor, probs: Tensor, radius: float, *, sphere: bool, exact: bool = False
     ) -> None:
         self.exact = exact
+        self.watch: Watch | None = None
         self.products = products
         self.bias = bias
         self.radius = radius
@@ -98,8 +104,18 @@ class Search:
         self.dimensions = max(1, products.hidden_size - products.zero_mean)
         self.room = min(DIRECTIONS, self.dimensions)
 
-    def run(self, start: Tensor | None, gap_nats: float, max_iterations: int) -> tuple[Tensor, Tensor]:
-        """-> points `(rows hidden)` with the smallest gap (on the sphere: KL) met, and iterations `(rows,)`."""
+    def run(
+        self,
+        start: Tensor | None,
+        gap_nats: float,
+        max_iterations: int,
+        watch: Watch | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """-> points `(rows hidden)` with the smallest gap (on the sphere: KL) met, and iterations `(rows,)`.
+
+        watch: called at every iterate, for the rows that still go on.
+        """
+        self.watch = watch
         count, hidden = len(self.probs), self.products.hidden_size
         options = {"dtype": torch.float64, "device": self.probs.device}
         if start is None:
@@ -149,8 +165,13 @@ class Search:
         logits = torch.baddbmm(self.bias.expand(len(self.rows), 1, -1), self.weights[:, None], self.images)[:, 0]
         self.log_probs = logits.log_softmax(-1)
         kl = cross_entropy(self.probs, self.log_probs) - self.target_entropy
-        gradient = self.products.backward(self.log_probs.exp() - self.probs, exact=self.exact)
         points = (self.weights[:, None] @ self.directions)[:, 0]
+        difference = self.log_probs.exp() - self.probs
+        if self.watch is None:
+            gradient = self.products.backward(difference, exact=self.exact)
+        else:
+            gradient, rounding = self.products.backward_certified(difference)
+            self.watch(points, self.log_probs, gradient, rounding)
         inward = (gradient * points).sum(-1)
         if self.sphere:
             multiplier = -inward / self.radius**2

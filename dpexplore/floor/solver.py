@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from dpexplore.errors import InputError
-from dpexplore.floor.certificate import Certificate, certify, cross_entropy
+from dpexplore.floor.certificate import Certificate, bound_nats, certify, cross_entropy
 from dpexplore.floor.products import HeadProducts
-from dpexplore.floor.search import SMALLEST, Search, preconditioner
+from dpexplore.floor.search import SMALLEST, Search, Watch, preconditioner
 from dpexplore.floor.subspace import quadratic_on_ball
 
 ROWS_AT_ONCE = {"cpu": 16}
@@ -20,6 +21,10 @@ DEFAULT_ROWS_AT_ONCE = 128
 UNCONSTRAINED_RADII = 16.0
 LADDER_ITERATIONS = 40
 LADDER_GAP = 1e-3
+
+
+Report = Callable[[float, Tensor], None]
+"""A certified lower bound in nats, never lower than the last one, and the point `(hidden,)` reached."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,21 +114,24 @@ class FloorSolver:
         max_iterations: int = 200,
         start: Tensor | None = None,
         ladder: bool = True,
+        report: Report | None = None,
     ) -> list[FloorResult]:
         """Floors of targets `probs` `(rows vocab)` or `(vocab,)`.
 
         gap_nats: stop when the certified gap is at most this. start: `(rows hidden)` points to start from, for
         example `FloorResult.point` of similar targets. ladder: also estimate `unconstrained_kl_nats` and
-        `head_optimum_nats`.
+        `head_optimum_nats`. report: for one target alone, told of each bound as it rises; what it raises ends the work.
         """
         probs = self._checked(probs)
+        if report is not None and len(probs) != 1:
+            raise InputError(f"The rise of a floor can be reported for one target alone, not for {len(probs)}.")
         results: list[FloorResult] = []
         together = rows_at_once(self.device)
         for first in range(0, probs.shape[0], together):
             rows = slice(first, first + together)
             began = time.perf_counter()
             points = None if start is None else start[rows].to(self.device, torch.float64)
-            results += self._solve_rows(probs[rows], gap_nats, max_iterations, points, ladder, began)
+            results += self._solve_rows(probs[rows], gap_nats, max_iterations, points, ladder, began, report)
         return results
 
     def _checked(self, probs: Tensor) -> Tensor:
@@ -138,9 +146,10 @@ class FloorSolver:
             raise InputError("A target holds finite probabilities from 0 to 1, and not all of them are 0.")
         return probs / probs.sum(1, keepdim=True)
 
-    def _solve_rows(self, probs, gap_nats, max_iterations, start, ladder, began) -> list[FloorResult]:
+    def _solve_rows(self, probs, gap_nats, max_iterations, start, ladder, began, report) -> list[FloorResult]:
         search = Search(self.products, self.bias, probs, self.radius, sphere=False)
-        points, iterations = search.run(start, gap_nats, max_iterations)
+        watch = None if report is None else self._rising(probs, report)
+        points, iterations = search.run(start, gap_nats, max_iterations, watch)
         found = self.certify(probs, points)
         gaps = found.kl_nats - found.lower_bound_nats
         wide = (gaps > gap_nats).nonzero()[:, 0]
@@ -151,10 +160,11 @@ class FloorSolver:
             iterations[wide] += more
             found = self.certify(probs, points)
             gaps = found.kl_nats - found.lower_bound_nats
+        watch = None if report is None else self._staying(float(found.lower_bound_nats), points[0], report)
         unconstrained = sphere = sphere_points = [None] * len(points)
         if ladder:
-            unconstrained = self._unconstrained(probs, points, found)
-            sphere, sphere_points = self._head_optimum(probs, points, found)
+            unconstrained = self._unconstrained(probs, points, found, watch)
+            sphere, sphere_points = self._head_optimum(probs, points, found, watch)
         seconds = (time.perf_counter() - began) / len(points)
         return [
             FloorResult(
@@ -173,21 +183,56 @@ class FloorSolver:
             for row in range(len(points))
         ]
 
+    def _rising(self, probs: Tensor, report: Report) -> Watch:
+        """Reports what each iterate proves, from the product that the search makes anyway."""
+        highest = 0.0
+
+        def watch(points: Tensor, log_probs: Tensor, product: Tensor, rounding: float) -> None:
+            nonlocal highest
+            found = bound_nats(
+                self.products,
+                self.bias,
+                self.radius,
+                probs,
+                log_probs,
+                row_norms=self.row_norms,
+                rounding=self.rounding + rounding,
+                product=product,
+            )
+            highest = max(highest, float(found))
+            report(highest, points[0])
+
+        return watch
+
+    @staticmethod
+    def _staying(bound: float, point: Tensor, report: Report) -> Watch:
+        """Reports the floor itself, and again at every iterate of the ladder: the work may still be ended."""
+
+        def watch(*_iterate: object) -> None:
+            report(bound, point)
+
+        watch()
+        return watch
+
     def _on_sphere(self, points: Tensor) -> Tensor:
         return points.norm(dim=1) > self.radius * (1 - 1e-6)
 
-    def _unconstrained(self, probs: Tensor, points: Tensor, found: Certificate) -> list[float | None]:
+    def _unconstrained(
+        self, probs: Tensor, points: Tensor, found: Certificate, watch: Watch | None
+    ) -> list[float | None]:
         """An optimum inside the ball is the optimum everywhere; others are followed outwards."""
         values = found.kl_nats.clone()
         outside = self._on_sphere(points).nonzero()[:, 0]
         if len(outside):
             radius = self.radius * UNCONSTRAINED_RADII
             search = Search(self.products, self.bias, probs[outside], radius, sphere=False)
-            far, _ = search.run(points[outside], LADDER_GAP, LADDER_ITERATIONS)
+            far, _ = search.run(points[outside], LADDER_GAP, LADDER_ITERATIONS, watch)
             values[outside] = self._kl(probs[outside], far)
         return torch.minimum(values, found.lower_bound_nats).tolist()
 
-    def _head_optimum(self, probs: Tensor, points: Tensor, found: Certificate) -> tuple[list[float], list[Tensor]]:
+    def _head_optimum(
+        self, probs: Tensor, points: Tensor, found: Certificate, watch: Watch | None
+    ) -> tuple[list[float], list[Tensor]]:
         """The smallest KL found on the sphere, and where."""
         values = found.kl_nats.clone()
         ends = points * (self.radius / points.norm(dim=1, keepdim=True).clamp_min(SMALLEST))
@@ -195,16 +240,16 @@ class FloorSolver:
             target = probs[row : row + 1]
             starts = self._sphere_starts(points[row], found.log_probs[row].exp())
             # One after the other: on a processor the searches of a batch wait for each other's slowest step.
-            tried = [self._descend_sphere(target, start) for start in starts]
+            tried = [self._descend_sphere(target, start, watch) for start in starts]
             best = min(tried, key=lambda end: end[1])[0]
             # A search can stall in the span it has built up; a fresh one from its end costs little.
-            ends[row], values[row] = self._descend_sphere(target, best)
+            ends[row], values[row] = self._descend_sphere(target, best, watch)
         return torch.maximum(values, found.kl_nats).tolist(), list(ends)
 
-    def _descend_sphere(self, target: Tensor, start: Tensor) -> tuple[Tensor, float]:
+    def _descend_sphere(self, target: Tensor, start: Tensor, watch: Watch | None) -> tuple[Tensor, float]:
         """From a point `(hidden,)` of the sphere to one that no step betters, and the KL there; target `(1 vocab)`."""
         search = Search(self.products, self.bias, target, self.radius, sphere=True)
-        end, _ = search.run(start[None], LADDER_GAP, LADDER_ITERATIONS)
+        end, _ = search.run(start[None], LADDER_GAP, LADDER_ITERATIONS, watch)
         return end[0], float(self._kl(target, end))
 
     def _sphere_starts(self, point: Tensor, q: Tensor) -> Tensor:

@@ -82,6 +82,10 @@ class AppContext:
         """A target's floor, now or later, for a session; see `Floors.start`."""
         return self.floors.start(lm, target, session, self.sessions.address(session))
 
+    def rising_floor(self, session: str, lm: LanguageModel, target: Target) -> Generator[float | FloorResult]:
+        """A target's certified bound as it rises, then its floor, for a session that looks on; see `Floors.rising`."""
+        return self.floors.rising(lm, target, session, self.sessions.address(session))
+
     def walk(self, session: str, model: str, recipe: str) -> Frames | None:
         """What the session's run of this model towards this target has said, moving or finished; None without one."""
         live = self.sessions.current(session)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from dpexplore.errors import InputError
 from dpexplore.floor import FloorResult
@@ -21,6 +23,8 @@ KEPT_FLOORS = 64
 """Floors that are remembered."""
 WAITING_FLOORS = 8
 """Floors that one session waits for; then its oldest question is overtaken."""
+LOOK_SECONDS = 0.04
+"""Between two looks of who watches a floor rise."""
 WAITING_OF_ALL = 1024
 """Floors that everybody together waits for."""
 
@@ -30,29 +34,43 @@ Key = tuple[str, str]
 
 @dataclass(eq=False)
 class Waiting:
-    """A floor that has not begun."""
+    """A floor that is not there yet."""
 
     future: Future[FloorResult]
     lm: LanguageModel
     target: Target
     sessions: set[str]
     """Who waits for it."""
+    wanted: bool = False
+    """Whether somebody waits for its end, whatever they look at meanwhile."""
+    watchers: int = 0
+    """Who looks on as it rises; without any it is given up, unless it is wanted."""
+    given_up: bool = False
+    bound_nats: float = 0.0
+    """Certified so far."""
+
+
+class _GivenUp(InputError):
+    """Ends the work on a floor that nobody waits for any more."""
 
 
 class Floors:
     """Floors by model and recipe, shared by everybody.
 
     A floor takes about a second on two CPU cores, so they are computed one after the other in a thread of their own,
-    each from the last one's solution; the addresses that wait take turns. Nobody's question ends another's.
+    each from the last one's solution; the addresses that wait take turns. Nobody's question ends another's. Every
+    iterate is a bound: `rising` tells it long before the floor is done.
     """
 
     def __init__(self, solve: Solver = softmax_floor) -> None:
         self._solve = solve
-        self._known: OrderedDict[Key, Future[FloorResult]] = OrderedDict()
+        self._known: OrderedDict[Key, Waiting] = OrderedDict()
         self._waiting: OrderedDict[str, OrderedDict[Key, Waiting]] = OrderedDict()
         """By address; the one whose turn it is next comes first."""
-        self._latest: dict[str, FloorResult] = {}
+        self._latest: dict[str, Tensor] = {}
+        """The last point of each model's floors, finished or not: a start for the next."""
         self._gate = threading.Lock()
+        self._risen = threading.Condition(self._gate)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="floor")
 
     def start(self, lm: LanguageModel, target: Target, session: str = "", address: str = "") -> Future[FloorResult]:
@@ -61,26 +79,61 @@ class Floors:
         Its `result()` raises InputError where the model has none, with the reason, or where the session that asked
         has asked for many others since. InputError if too many are waited for.
         """
-        key = (lm.identity, target.recipe)
         with self._gate:
-            known = self._known.get(key)
-            if known is not None:
-                self._known.move_to_end(key)
-                for asked in self._waiting.values():
-                    if key in asked:
-                        asked[key].sessions.add(session)
-                return known
-            if sum(map(len, self._waiting.values())) >= WAITING_OF_ALL:
-                raise InputError("Too many floors are waited for here; please try again in a minute.")
-            future: Future[FloorResult] = Future()
-            self._waiting.setdefault(address, OrderedDict())[key] = Waiting(future, lm, target, {session})
-            self._known[key] = future
-            self._overtake(address, session)
-            done = [each for each, one in self._known.items() if one.done()]
-            for each in done[: max(len(done) - KEPT_FLOORS, 0)]:
-                del self._known[each]
+            asked = self._ask(lm, target, session, address)
+            asked.wanted = True
+        return asked.future
+
+    def rising(
+        self, lm: LanguageModel, target: Target, session: str = "", address: str = ""
+    ) -> Generator[float | FloorResult]:
+        """The certified bound in nats as it rises, then the floor; for who looks on. Errors as of `start`.
+
+        At least every `LOOK_SECONDS` it says where the bound stands. Closing the iterator looks away: a floor that
+        nobody looks at and nobody waits for is given up.
+        """
+        with self._gate:
+            asked = self._ask(lm, target, session, address)
+            asked.watchers += 1
+        try:
+            while not asked.future.done():
+                with self._risen:
+                    self._risen.wait(LOOK_SECONDS)
+                if not asked.future.done():
+                    yield asked.bound_nats
+            yield asked.future.result()
+        finally:
+            self._look_away(asked)
+
+    def _look_away(self, asked: Waiting) -> None:
+        key = (asked.lm.identity, asked.target.recipe)
+        with self._gate:
+            asked.watchers -= 1
+            if asked.watchers or asked.wanted or asked.future.done():
+                return
+            asked.given_up = True
+            self._known.pop(key, None)
+            for others in self._waiting.values():
+                others.pop(key, None)
+
+    def _ask(self, lm: LanguageModel, target: Target, session: str, address: str) -> Waiting:
+        """The question, asked now or before; under the gate."""
+        key = (lm.identity, target.recipe)
+        known = self._known.get(key)
+        if known is not None:
+            self._known.move_to_end(key)
+            known.sessions.add(session)
+            return known
+        if sum(map(len, self._waiting.values())) >= WAITING_OF_ALL:
+            raise InputError("Too many floors are waited for here; please try again in a minute.")
+        asked = Waiting(Future(), lm, target, {session})
+        self._waiting.setdefault(address, OrderedDict())[key] = self._known[key] = asked
+        self._overtake(address, session)
+        done = [each for each, one in self._known.items() if one.future.done()]
+        for each in done[: max(len(done) - KEPT_FLOORS, 0)]:
+            del self._known[each]
         self._thread.submit(self._work)
-        return future
+        return asked
 
     def _overtake(self, address: str, session: str) -> None:
         """End the session's oldest question of too many, if nobody else asks it."""
@@ -104,8 +157,10 @@ class Floors:
     def known(self, lm: LanguageModel, target: Target) -> FloorResult | None:
         """The floor if it is computed already; nobody waits for it."""
         with self._gate:
-            future = self._known.get((lm.identity, target.recipe))
-        return future.result() if future is not None and future.done() and future.exception() is None else None
+            asked = self._known.get((lm.identity, target.recipe))
+        if asked is None or not asked.future.done() or asked.future.exception() is not None:
+            return None
+        return asked.future.result()
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -128,12 +183,23 @@ class Floors:
         asked = self._next()
         if asked is None:
             return
+
+        def report(bound: float, point: Tensor) -> None:
+            self._latest[asked.lm.identity] = point
+            with self._risen:
+                if asked.given_up:
+                    raise _GivenUp("This floor was given up: nobody waits for it.")
+                asked.bound_nats = bound
+                self._risen.notify_all()
+
         try:
-            found = self._solve(asked.lm, asked.target, start=self._latest.get(asked.lm.identity))
+            found = self._solve(asked.lm, asked.target, start=self._latest.get(asked.lm.identity), report=report)
         except Exception as error:
             if not isinstance(error, InputError):
                 logger.exception("the floor of %s failed", asked.target.recipe)
             asked.future.set_exception(error)
         else:
-            self._latest[asked.lm.identity] = found
+            self._latest[asked.lm.identity] = found.point
             asked.future.set_result(found)
+        with self._risen:
+            self._risen.notify_all()

@@ -29,6 +29,7 @@ class Sessions:
         self._by_id: dict[str, LiveRun] = {}
         self._keep: dict[str, bool] = {}
         self._turns: dict[str, int] = {}
+        self._targets: dict[str, tuple[int, tuple[str, str]]] = {}
         self._finished: dict[str, dict[str, None]] = {}
         self._tuned: dict[str, dict[tuple[str, str], dict[str, float]]] = {}
         self._addresses: OrderedDict[str, str] = OrderedDict()
@@ -140,6 +141,22 @@ class Sessions:
         with self._gate:
             return self._turns.get(session) == turn
 
+    def note_target(self, session: str, model: str, recipe: str) -> None:
+        """The session's page shows another target now."""
+        with self._gate:
+            self._targets[session] = self._targets.get(session, (0, ("", "")))[0] + 1, (model, recipe)
+
+    def targets_shown(self, session: str) -> int:
+        """How many targets were noted so far."""
+        with self._gate:
+            return self._targets.get(session, (0, ("", "")))[0]
+
+    def has_left(self, session: str, model: str, recipe: str, shown: int) -> bool:
+        """Whether the page has gone on to another target than this one since `shown` targets were noted."""
+        with self._gate:
+            now, latest = self._targets.get(session, (0, ("", "")))
+        return now > shown and latest != (model, recipe)
+
     def stop(self, session: str) -> bool:
         """Ask the run that the session sees to stop within a step; whether there was one running."""
         live = self.current(session)
@@ -173,7 +190,16 @@ class Sessions:
     def close(self, session: str) -> None:
         """The page was closed: forget it. Its run has its time of grace."""
         with self._gate:
-            for kept in (self._runs, self._began, self._shown, self._keep, self._finished, self._turns, self._tuned):
+            for kept in (
+                self._runs,
+                self._began,
+                self._shown,
+                self._keep,
+                self._finished,
+                self._turns,
+                self._targets,
+                self._tuned,
+            ):
                 kept.pop(session, None)
 
 

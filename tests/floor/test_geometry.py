@@ -135,3 +135,32 @@ def test_words_with_equal_rows_are_found_and_never_told_apart() -> None:
     assert not found.can_say([0.35, 0.25, 0.4])
     with pytest.raises(InputError, match="fewer than two"):
         closest_two(HeadProducts(matrix[:1], False))
+
+
+@pytest.mark.parametrize("zero_mean", [False, True])
+def test_a_bound_from_the_quick_product_is_below_the_exact_one_by_its_rounding_alone(zero_mean: bool) -> None:
+    generator = torch.Generator().manual_seed(11)
+    matrix = torch.randn(5000, 12, generator=generator)
+    solver = FloorSolver(matrix, None, math.sqrt(12), zero_mean=zero_mean)
+    difference = torch.randn(3, 5000, generator=generator, dtype=torch.float64).softmax(1) - 1 / 5000
+    quick, rounding = solver.products.backward_certified(difference)
+    off = (quick - solver.products.backward(difference)).norm(dim=1)
+    assert (off <= rounding * (difference.abs() @ solver.row_norms)).all()
+    assert rounding < 1e-4
+    probs = torch.randn(5000, generator=generator, dtype=torch.float64).mul(3).softmax(0)
+    bounds: list[float] = []
+    (found,) = solver.solve(probs, report=lambda bound, _point: bounds.append(bound))
+    assert bounds == sorted(bounds)
+    assert 0 < bounds[-1] <= found.lower_bound_nats + 1e-12
+    assert min(bound for bound in bounds if bound) < found.lower_bound_nats
+
+
+def test_what_a_report_raises_ends_the_work() -> None:
+    def stop(_bound: float, _point: Tensor) -> None:
+        raise InputError("enough")
+
+    solver = random_solver()
+    with pytest.raises(InputError, match="enough"):
+        solver.solve(torch.full((60,), 1 / 60, dtype=torch.float64), report=stop)
+    with pytest.raises(InputError, match="one target alone"):
+        solver.solve(torch.full((2, 60), 1 / 60, dtype=torch.float64), report=stop)

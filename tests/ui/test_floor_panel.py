@@ -15,6 +15,7 @@ from dpexplore.models import LanguageModel
 from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.floors import WAITING_FLOORS, Floors
 from dpexplore.serving.model_pool import ModelPool
+from dpexplore.ui.components.floor_panel import follow_floor
 from dpexplore.ui.components.reach_panel import answer as ask_reach
 from dpexplore.ui.components.reach_panel import follow_listing
 from dpexplore.ui.components.settings import (
@@ -106,10 +107,10 @@ def test_nobodys_floors_cancel_anothers_and_addresses_take_turns(app: AppContext
     solved: list[str] = []
     hold = threading.Event()
 
-    def solve(lm: LanguageModel, target: Any, start: Any) -> str:
+    def solve(lm: LanguageModel, target: Any, start: Any, report: Any) -> Any:
         hold.wait(30)
         solved.append(target.recipe)
-        return target.recipe
+        return SimpleNamespace(recipe=target.recipe, point=None)
 
     floors: Any = Floors(solve)  # type: ignore[arg-type]
     lm = app.pool.get("tiny").lm
@@ -120,15 +121,15 @@ def test_nobodys_floors_cancel_anothers_and_addresses_take_turns(app: AppContext
     many = [ask(f"m{i}", f"page {i // 8}", "1.1.1.1") for i in range(100)]
     hers = [ask(f"h{i}", "hers", "2.2.2.2") for i in range(2)]
     hold.set()
-    assert [future.result(30) for future in hers] == ["h0", "h1"]
-    assert [future.result(30) for future in many] == [f"m{i}" for i in range(100)]
+    assert [future.result(30).recipe for future in hers] == ["h0", "h1"]
+    assert [future.result(30).recipe for future in many] == [f"m{i}" for i in range(100)]
     assert solved.index("h1") <= 5  # one for each of his, and not behind all of them
     floors.close()
 
 
 def test_a_page_that_asks_on_and_on_overtakes_its_own_floors_alone(app: AppContext) -> None:
     hold = threading.Event()
-    floors: Any = Floors(lambda _lm, target, start: hold.wait(30) and target.recipe)  # type: ignore[arg-type]
+    floors: Any = Floors(lambda _lm, target, **_: hold.wait(30) and SimpleNamespace(recipe=target.recipe, point=None))  # type: ignore[arg-type]
     lm = app.pool.get("tiny").lm
 
     def ask(name: str, session: str) -> Any:
@@ -138,7 +139,7 @@ def test_a_page_that_asks_on_and_on_overtakes_its_own_floors_alone(app: AppConte
     assert ask("shared", "hers") is shared
     own = [ask(f"m{i}", "his") for i in range(30)]
     hold.set()
-    assert (shared.result(30), hers.result(30)) == ("shared", "hers")
+    assert (shared.result(30).recipe, hers.result(30).recipe) == ("shared", "hers")
     ends = [future.exception(30) for future in (first, *own)]
     assert all(error is None or "overtaken" in str(error) for error in ends)
     assert ends[-WAITING_FLOORS:] == [None] * WAITING_FLOORS
@@ -149,7 +150,7 @@ def test_a_page_that_asks_on_and_on_overtakes_its_own_floors_alone(app: AppConte
 def test_a_floor_is_solved_once_and_a_failing_one_stays_on_the_server(app: AppContext) -> None:
     calls = []
 
-    def solve(lm: LanguageModel, target: Any, start: Any) -> Any:
+    def solve(lm: LanguageModel, target: Any, start: Any, report: Any) -> Any:
         calls.append(target.recipe)
         raise RuntimeError("secret")
 
@@ -160,3 +161,65 @@ def test_a_floor_is_solved_once_and_a_failing_one_stays_on_the_server(app: AppCo
     assert floors.marks(lm, target) == {}
     assert calls == ["entropy(bits=2, seed=0)"]
     floors.close()
+
+
+def test_a_floor_rises_in_certified_steps_to_the_floor_itself(app: AppContext) -> None:
+    lm, target = app.pool.get("tiny").lm, app.target("tiny", "entropy(bits=5, seed=7)")
+    floors = Floors()
+    *told, final = floors.rising(lm, target)
+    steps = [bound for bound in told if isinstance(bound, float)]
+    assert len(steps) == len(told)
+    assert final is floors.known(lm, target)
+    assert steps == sorted(steps)
+    assert all(bound <= final.lower_bound_nats + 1e-9 for bound in steps)  # type: ignore[union-attr]
+    floors.close()
+
+
+def test_a_rising_floor_that_nobody_looks_at_is_given_up_unless_it_is_wanted(app: AppContext) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def solve(lm: LanguageModel, target: Any, start: Any, report: Any) -> Any:
+        report(0.5, None)
+        begun.set()
+        go_on.wait(30)
+        report(0.75, None)
+        return SimpleNamespace(point=None)
+
+    floors: Any = Floors(solve)  # type: ignore[arg-type]
+    lm = app.pool.get("tiny").lm
+    looked = floors.rising(lm, SimpleNamespace(recipe="left"))
+    assert next(looked) in (0.0, 0.5)
+    assert begun.wait(30)
+    assert 0.5 in (next(looked), next(looked))
+    waiting = floors.rising(lm, SimpleNamespace(recipe="not begun"))
+    next(waiting)
+    wanted = floors.start(lm, SimpleNamespace(recipe="wanted"))
+    for one in (looked, waiting):
+        one.close()
+    go_on.set()
+    assert wanted.result(30).point is None
+    assert set(floors._known) == {(lm.identity, "wanted")}
+    floors.close()
+
+
+def test_a_page_that_has_gone_on_to_another_target_gets_no_number_of_the_one_before(app: AppContext) -> None:
+    hold = threading.Event()
+
+    def solve(lm: LanguageModel, target: Any, start: Any, report: Any) -> Any:
+        report(1.25, None)
+        while not hold.wait(0.01):
+            report(1.25, None)
+        return softmax_floor(lm, target)
+
+    held = AppContext(pool=app.pool, floors=Floors(solve), model="tiny")
+    first, other = "entropy(bits=4, seed=3)", "entropy(bits=5, seed=3)"
+    shown = follow_floor(held, "drag", "tiny", first)
+    told = next(values[0] for values in shown if "At least" in values[0])
+    assert "1.25 nats" in told
+    held.sessions.note_target("drag", "tiny", first)
+    held.sessions.note_target("drag", "tiny", other)
+    assert list(shown) == []
+    hold.set()
+    *_, final = follow_floor(held, "drag", "tiny", other)
+    assert "No prompt, of any length" in final[0]
+    held.floors.close()

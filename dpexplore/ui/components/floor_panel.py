@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -53,6 +55,16 @@ def floor_sentence(floor: FloorResult) -> str:
     return (
         f"<p class='dpx-floor' {data}>No prompt, of any length, can bring this model closer than "
         f"<b>{quantity(bound, 'kl')}</b> to this target (certified).</p>"
+    )
+
+
+def rising_sentence(bound_nats: float) -> str:
+    """What is certified so far, while the floor is still being computed."""
+    if bound_nats < NEGLIGIBLE_NATS:
+        return message("Computing the certified floor …", "busy")
+    return (
+        f"<p class='dpx-floor' data-moving data-rising='{bound_nats:.6f}'>At least <b>{quantity(bound_nats, 'kl')}</b> "
+        "from this target, whatever the prompt (certified; still rising …)</p>"
     )
 
 
@@ -123,18 +135,34 @@ def follow_floor(app: AppContext, session: str, model: str, recipe: str) -> Iter
         lm, target = app.pool.get(model).lm, app.target(model, recipe)
     except Exception:  # the target panel says what is wrong with the recipe
         return
-    future = app.floor(session, lm, target)
-    if not future.done():
-        # The rungs of the target before go at once: an old number beside a new target looks like its answer.
-        yield [message("Computing the certified floor …", "busy"), "", ""]
+    shown = app.sessions.targets_shown(session)
+    # The rungs of the target before go at once: an old number beside a new target looks like its answer.
+    rest: list[Any] = ["", ""]
     try:
-        floor = future.result()
+        with closing(app.rising_floor(session, lm, target)) as rising:
+            told = None
+            for now in rising:
+                if isinstance(now, FloorResult):
+                    break
+                if app.sessions.has_left(session, model, target.recipe, shown):
+                    return  # a page has one answer under way, and the next target waits for it
+                if now != told:
+                    yield [_of(target, rising_sentence(now)), *rest]
+                    told, rest = now, [gr.skip(), gr.skip()]
+            else:
+                return
     except Exception as error:
         yield [f"<p class='dpx-floor is-none'>No floor here: {message(sentence(error))}</p>", "", ""]
         return
+    floor = now
     tuned = app.sessions.tuned(session, model, target.recipe)
     single = best_single_token(lm, target).kl_nats if is_known(lm) else None
-    yield [floor_sentence(floor), ladder_html(floor, tuned, single), why_html(lm, target, floor)]
+    yield [_of(target, floor_sentence(floor)), ladder_html(floor, tuned, single), why_html(lm, target, floor)]
+
+
+def _of(target: Target, told: str) -> str:
+    """A sentence that says which target it is about."""
+    return f"<div data-target='{escape(target.recipe, quote=True)}'>{told}</div>"
 
 
 def draw_curve(app: AppContext, session: str, model: str, recipe: str) -> Iterator[list[Any]]:

@@ -96,6 +96,12 @@ def show_target(app: AppContext, model: str, text: str) -> Changes:
     return {"chart": shown.stream, "tokens": shown.tokens, "facts": shown.facts, "problem": ""}
 
 
+def note_shown(app: AppContext, session: str, model: str, text: str, changes: Changes) -> None:
+    """Tell that the page shows a new preview: what is still under way for the target before it may end."""
+    if "chart" in changes:
+        app.sessions.note_target(session, model, app.target(model, str(changes.get("recipe", text))).recipe)
+
+
 def set_base(app: AppContext, make: Callable[..., Recipe], model: str, text: str, *values: Any) -> Changes:
     """A panel's control moved: the recipe starts over, with the same transforms on top.
 
@@ -251,6 +257,7 @@ def wire_target_panel(app: AppContext, panel: TargetPanel, model: gr.Textbox) ->
             changes = action(*values)
             if not app.sessions.is_latest(session, turn):  # a slow capture must not undo the slider moved after it
                 changes = {}
+            note_shown(app, session, values[0], str(values[1]), changes)
             return {panel.problem: gr.skip(), **{outputs[name]: value for name, value in changes.items()}}
 
         inputs = [model, panel.recipe, *(outputs[name] for name in names)]

@@ -13,7 +13,7 @@ from dpexplore.serving.app_context import AppContext, check_single_tokens, sente
 from dpexplore.serving.words import chosen_words, inseparable_words, triangle, words_recipe
 from dpexplore.targets import Target
 from dpexplore.ui.components.markup import message, token
-from dpexplore.ui.components.target_panel import QUIET, TargetPanel, read_recipe
+from dpexplore.ui.components.target_panel import QUIET, Changes, TargetPanel, note_shown, read_recipe
 from dpexplore.ui.components.widgets import card_title, legend, triangle_picture, view
 from dpexplore.ui.visitor import session_of
 
@@ -109,12 +109,12 @@ def wire_words_panel(
     def show(request: gr.Request, model: str, recipe: str, text: str, ids: list[int]) -> list[Any]:
         return show_words(app, session_of(app, request), model, recipe, text, ids)
 
-    def take(model: str, recipe: str) -> dict[Any, Any]:
-        changes = {"recipe": recipe, **read_recipe(app, model, recipe)}
+    def named(changes: Changes) -> dict[Any, Any]:
         return {panel.told: gr.skip(), **{outputs[name]: value for name, value in changes.items()}}
 
     def drag(request: gr.Request, model: str, event: gr.EventData) -> dict[Any, Any]:
-        turn = app.sessions.take_turn(session_of(app, request))
+        session = session_of(app, request)
+        turn = app.sessions.take_turn(session)
         try:
             data = event._data
             recipe = words_recipe(
@@ -122,8 +122,11 @@ def wire_words_panel(
             )
         except Exception as error:
             return {panel.told: message(sentence(error), "error")}
-        changes = take(model, recipe)
-        return changes if app.sessions.is_latest(session_of(app, request), turn) else {panel.told: gr.skip()}
+        changes = {"recipe": recipe, **read_recipe(app, model, recipe)}
+        if not app.sessions.is_latest(session, turn):
+            return {panel.told: gr.skip()}
+        note_shown(app, session, model, recipe, changes)
+        return named(changes)
 
     def inseparable(model: str, recipe: str) -> dict[Any, Any]:
         if not model:
@@ -131,7 +134,8 @@ def wire_words_panel(
         try:
             lm = app.pool.get(model).lm
             ids = inseparable_words(lm, app.target(model, recipe))
-            return {**take(model, words_recipe(lm, ids, FIRST_SHARES)), panel.words: "", panel.ids: ids}
+            recipe = words_recipe(lm, ids, FIRST_SHARES)
+            return {**named({"recipe": recipe, **read_recipe(app, model, recipe)}), panel.words: "", panel.ids: ids}
         except Exception as error:
             return {panel.told: message(sentence(error), "error")}
 
