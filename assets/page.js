@@ -114,6 +114,21 @@
     if (!open()) waiting.observe(document.documentElement, { childList: true, subtree: true });
   }
 
+  /* A floor beside the preview of another target would look like its answer: it goes until its own one comes. */
+  function hideStale() {
+    const shown = document.querySelector("#floor [data-shape]")?.dataset.shape, preview = document.querySelector("#target-chart [data-chart]")?.dataset.run;
+    const stale = Boolean(shown && preview && shown !== preview);
+    for (const part of document.querySelectorAll("#floor, #ladder, #why")) part.classList.toggle("dpx-stale", stale);
+  }
+  const watched = new MutationObserver(() => {
+    const chart = document.querySelector("#target-chart [data-chart]"), floor = document.querySelector("#floor .dpx-view");
+    if (!chart || !floor) return;
+    watched.disconnect();
+    new MutationObserver(hideStale).observe(chart, { attributes: true, attributeFilter: ["data-run"] });
+    new MutationObserver(hideStale).observe(floor, { childList: true });
+  });
+  watched.observe(document.documentElement, { childList: true, subtree: true });
+
   const start = () => {
     arrange();
     setUnits(store.get("dpx-units") || "mixed");

@@ -20,6 +20,7 @@ from dpexplore.targets import Target
 from dpexplore.tuning.record.bounds import bounds_sentence
 from dpexplore.tuning.single_token import best_single_token, is_known, score_tokens
 from dpexplore.ui.components.markup import bar, message, probability, progress_bar, quantity, table, token
+from dpexplore.ui.components.preview import shape_name
 from dpexplore.ui.components.target_panel import QUIET, TargetPanel
 from dpexplore.ui.components.widgets import card_title, chart, view
 from dpexplore.ui.visitor import session_of
@@ -147,7 +148,7 @@ def follow_floor(app: AppContext, session: str, model: str, recipe: str) -> Iter
                 if app.sessions.has_left(session, model, target.recipe, shown):
                     return  # a page has one answer under way, and the next target waits for it
                 if now != told:
-                    yield [_of(target, rising_sentence(now)), *rest]
+                    yield [_of(lm, target, rising_sentence(now)), *rest]
                     told, rest = now, [gr.skip(), gr.skip()]
             else:
                 return
@@ -157,12 +158,13 @@ def follow_floor(app: AppContext, session: str, model: str, recipe: str) -> Iter
     floor = now
     tuned = app.sessions.tuned(session, model, target.recipe)
     single = best_single_token(lm, target).kl_nats if is_known(lm) else None
-    yield [_of(target, floor_sentence(floor)), ladder_html(floor, tuned, single), why_html(lm, target, floor)]
+    yield [_of(lm, target, floor_sentence(floor)), ladder_html(floor, tuned, single), why_html(lm, target, floor)]
 
 
-def _of(target: Target, told: str) -> str:
-    """A sentence that says which target it is about."""
-    return f"<div data-target='{escape(target.recipe, quote=True)}'>{told}</div>"
+def _of(lm: LanguageModel, target: Target, told: str) -> str:
+    """A sentence that says which target it is about; assets/page.js hides it beside the preview of another one."""
+    recipe = escape(target.recipe, quote=True)
+    return f"<div data-target='{recipe}' data-shape='{shape_name(lm, target)}'>{told}</div>"
 
 
 def draw_curve(app: AppContext, session: str, model: str, recipe: str) -> Iterator[list[Any]]:

@@ -39,9 +39,13 @@ class Preview:
 def preview(lm: LanguageModel, target: Target) -> Preview:
     """Rank against probability, the top tokens, the entropy in bits and nats. InputError for targets over strings."""
     check_single_tokens(target)
-    name = hashlib.sha256(f"{lm.identity} {target.recipe}".encode()).hexdigest()[:12]
-    stream = RankStream(name, target.probs.numpy(), lm.token_text).text
+    stream = RankStream(shape_name(lm, target), target.probs.numpy(), lm.token_text).text
     return Preview(stream, tokens_html(lm, target), facts_html(lm, target))
+
+
+def shape_name(lm: LanguageModel, target: Target) -> str:
+    """The name of a target's preview, by which a page sees whether a number is this target's."""
+    return hashlib.sha256(f"{lm.identity} {target.recipe}".encode()).hexdigest()[:12]
 
 
 def tokens_html(lm: LanguageModel, target: Target) -> str:
