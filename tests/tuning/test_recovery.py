@@ -193,9 +193,9 @@ def test_runs_beside_it_move_on(lm: LanguageModel, target: Target) -> None:
 
 
 def test_natural_text_is_recovered_too(lm: LanguageModel) -> None:
-    ids = lm.encode("the sea")
+    ids = lm.encode("the")
     hard = len(ids) - len(lm.bos_ids)
-    assert recovered(lm, capture("the sea").build(lm), config(hard)).prompt_ids == ids
+    assert recovered(lm, capture("the").build(lm), config(hard)).prompt_ids == ids
 
 
 def test_the_length_of_a_captured_prompt_is_known(lm: LanguageModel, tiny_lm: TinyLM) -> None:

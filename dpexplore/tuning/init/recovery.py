@@ -38,6 +38,8 @@ GENERAL_SAMPLES = 16
 """Random prompts per dimension of the state that a model is first learnt from, once for a layout;"""
 SUFFIX_SAMPLES = 3
 """and for every suffix that is looked into."""
+NEAREST_SHARE = 9
+"""One in as many of the random prompts is near the state that is looked for."""
 FIRST_BEAM = 2
 """Suffixes of each length at first; twice as many in every round that follows."""
 CHECKED = 256
@@ -56,6 +58,10 @@ class General:
     """`(hard features width)` float32."""
     last: Regression
     """On the last of them."""
+    tokens: Tensor
+    """`(samples,)` the last hard token of each sample,"""
+    states: Tensor
+    """and its state, `(samples width)` float16."""
 
 
 class Learning:
@@ -64,6 +70,8 @@ class Learning:
     def __init__(self, lm: LanguageModel, layout: Layout) -> None:
         self._lm, self._layout = lm, layout
         self._moments: list[Moments] = []
+        self._tokens: list[Tensor] = []
+        self._states: list[Tensor] = []
         self._rng = _generator()
         self._wanted = GENERAL_SAMPLES * lm.hidden_size
         self.general: General | None = None
@@ -83,11 +91,14 @@ class Learning:
         if not self._moments:
             sizes = self._lm.hidden_size, states.shape[1], workplace(self._lm)
             self._moments = [Moments.none(*sizes) for _ in places]
+        self._tokens.append(ids[:, places[-1]])
+        self._states.append(states.to(workplace(self._lm), torch.float16))
         for place, moments in zip(places, self._moments, strict=True):
             moments.add(features(self._lm, ids[:, place]), states)
         if self.done == 1:
             fits = [Regression.of(moments) for moments in self._moments]
-            self.general = General(torch.stack([fit.slope for fit in fits]), fits[-1])
+            slopes = torch.stack([fit.slope for fit in fits])
+            self.general = General(slopes, fits[-1], torch.cat(self._tokens), torch.cat(self._states))
 
 
 _known: WeakKeyDictionary[LanguageModel, dict[str, General]] = WeakKeyDictionary()
@@ -221,16 +232,36 @@ class Recovery:
     def _ending(self, suffix: Suffix) -> Generator[Tensor, Tensor, _Ending]:
         """What is known of prompts that end so; they are sampled when it is first asked for."""
         if suffix not in self._endings:
-            fit = self._general.last
-            if suffix:
+            if not suffix:
+                self._endings[suffix] = _Ending(*self._last_tokens())
+            else:
                 width, place = len(self._state), len(self._places) - len(suffix) - 1
                 moments = Moments.none(self._features.shape[1], width, self._state.device)
                 prompts = random_prompts(self._layout, SUFFIX_SAMPLES * width, self._rng, suffix)
                 yield from self._sample(prompts, place, moments)
                 fit = Regression.of(moments, self._general.slopes[place])
-            densities, order = fit.log_densities(self._features, self._state).sort(descending=True, stable=True)
-            self._endings[suffix] = _Ending(self._layout.allowed[order.cpu()], densities.cpu())
+                self._endings[suffix] = _Ending(*self._ranked(fit))
         return self._endings[suffix]
+
+    def _ranked(self, fit: Regression) -> tuple[Tensor, Tensor]:
+        """The allowed tokens, those of highest density first, and their densities."""
+        densities, order = fit.log_densities(self._features, self._state).sort(descending=True, stable=True)
+        return self._layout.allowed[order.cpu()], densities.cpu()
+
+    def _last_tokens(self) -> tuple[Tensor, Tensor]:
+        """The allowed tokens in turn by the regression on all samples and by that on the nearest ones.
+
+        States lie in clusters, within which tokens move them in other ways than on the whole.
+        """
+        general = self._general
+        distances = torch.linalg.vector_norm(general.states.float() - self._state, dim=1)
+        nearest = distances.nan_to_num(torch.inf).argsort()[: len(distances) // NEAREST_SHARE]
+        moments = Moments.none(self._features.shape[1], len(self._state), self._state.device)
+        moments.add(features(self._lm, general.tokens[nearest.cpu()]), general.states[nearest])
+        orders = [self._ranked(fit)[0] for fit in (Regression.of(moments), general.last)]
+        in_turn = torch.stack(orders, 1).flatten().tolist()
+        tokens = torch.tensor(list(dict.fromkeys(in_turn)))
+        return tokens, -torch.arange(len(tokens), dtype=torch.float32)
 
     def _check(self, suffix: Suffix, most: int) -> States:
         """Compare the prompts of a suffix with the state, up to the `most` most likely ones."""
@@ -299,7 +330,8 @@ def _file(key: str) -> Path:
 def _read(key: str, device: torch.device) -> General | None:
     try:
         kept = {name: tensor.to(device) for name, tensor in load_file(_file(key)).items()}
-        return General(kept.pop("slopes"), Regression(**kept))
+        slopes, tokens, states = (kept.pop(name) for name in ("slopes", "tokens", "states"))
+        return General(slopes, Regression(**kept), tokens.cpu(), states)
     except Exception:  # not there, or damaged in one of many ways: it is learnt again
         return None
 
@@ -307,7 +339,7 @@ def _read(key: str, device: torch.device) -> General | None:
 def _keep(key: str, general: General) -> None:
     """A full disk loses nothing but time."""
     file = _file(key)
-    tensors = {"slopes": general.slopes, **vars(general.last)}
+    tensors = {"slopes": general.slopes, "tokens": general.tokens, "states": general.states, **vars(general.last)}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as beside:
