@@ -65,7 +65,7 @@ def rising_sentence(bound_nats: float) -> str:
         return message("Computing the certified floor …", "busy")
     return (
         f"<p class='dpx-floor' data-moving data-rising='{bound_nats:.6f}'>At least <b>{quantity(bound_nats, 'kl')}</b> "
-        "from this target, whatever the prompt (certified; still rising …)</p>"
+        "from this target, whatever the prompt (certified so far)</p>"
     )
 
 
