@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from dpexplore.serving.model_pool import ModelPool
 from dpexplore.serving.run_view import RunView
 from dpexplore.targets import Target, entropy
 from dpexplore.tuning import Engine, EngineServer, Run, TuneConfig, tune
+from dpexplore.tuning.engine import engine as engine_module
 from dpexplore.tuning.engine.engine import INTERNAL_ERROR
 from dpexplore.tuning.engine.fairness import SHARED_STEP_SECONDS, Pace, fair_shares
 from dpexplore.tuning.engine.rows import RowStack
@@ -128,6 +130,36 @@ def test_a_run_that_stepped_back_can_be_stopped(lm: LanguageModel, target: Targe
     assert rows_of(engine, late) == [4]
     late.cancel()
     engine.step()
+
+
+def test_runs_that_prepare_themselves_take_turns(
+    lm: LanguageModel, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part takes a second here; every step makes one, of a run that has waited longest."""
+    now, advanced = [0.0], list[int]()
+
+    class Slow:
+        text = "Preparing"
+
+        def __init__(self, number: int) -> None:
+            self._number = number
+
+        def advance(self, capacity: object) -> bool:
+            assert capacity is not None
+            now[0] += 1
+            advanced.append(self._number)
+            return advanced.count(self._number) == 2
+
+    monkeypatch.setattr(engine_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    engine = Engine(lm)
+    runs = [engine.submit(target, TuneConfig(length=2, restarts=1, steps=2)) for _ in range(3)]
+    for number, run in enumerate(runs):
+        run.preparation = Slow(number)
+    for made in range(1, 7):
+        engine.step()
+        assert len(advanced) == made
+    assert advanced == [0, 1, 2, 0, 1, 2]
+    assert [run.result.steps for run in runs] == [2, 2, 2]
 
 
 def test_one_runs_failure_leaves_the_others_alone(

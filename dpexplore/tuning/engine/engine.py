@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 INTERNAL_ERROR = "The run ended on an internal error, which the server has logged; try again."
 JOINING_AT_ONCE = 256
 """Restarts that begin together; between two such parts a run that was stopped ends."""
+PREPARING_SECONDS = 0.5
+"""What runs that prepare themselves take of a step, all together; a part that has begun is made."""
 MOST_LAYOUTS = 256
 """Layouts of slots that an engine keeps."""
 
@@ -224,10 +226,17 @@ class Engine:
                 self._unsettled = True
 
     def _prepare(self) -> bool:
-        """Runs whose restarts cannot begin yet make a part of what they lack; whether there is any such run."""
+        """Runs whose restarts cannot begin yet make a part of what they lack; whether there is any such run.
+
+        At least one of them does in every step, and more while there is time: the others are first in the next one.
+        """
         lacking = [run for run in self._preparing if not run.ending]
         self._preparing = []
-        for run in lacking:
+        began = time.monotonic()
+        for place, run in enumerate(lacking):
+            if place and time.monotonic() - began > PREPARING_SECONDS:
+                self._preparing = lacking[place:] + self._preparing
+                break
             assert run.preparation is not None
             try:
                 ready = run.preparation.advance(self.capacity)
