@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -117,8 +118,8 @@ def test_fixed_text_stays_where_it_is(lm: LanguageModel) -> None:
 
 
 def test_a_prompt_that_cannot_be_recovered_is_searched_for(lm: LanguageModel) -> None:
-    """Another length: recovering uses up its share of the evaluations, and the search goes on from what it found."""
-    target, _ = planted(lm, 5, seed=0)
+    """Nobody knows its length: recovering uses up its share of the evaluations, and the search goes on from there."""
+    target = replace(planted(lm, 5, seed=0)[0], provenance={})
     run = tune(lm, target, config(2, evaluations=500, patience=None, steps=500))
     result = run.result
     assert run.bounds.captured
@@ -131,6 +132,14 @@ def test_a_prompt_that_cannot_be_recovered_is_searched_for(lm: LanguageModel) ->
     assert SHARE * 1000 <= sum(first) <= SHARE * 1000 + 250  # and the first step's candidates
     again = tune(lm, target, run.config).result
     assert (again.prompt_ids, again.kl_nats) == (result.prompt_ids, result.kl_nats)
+
+
+def test_a_prompt_of_another_length_is_not_looked_for(lm: LanguageModel) -> None:
+    target, _ = planted(lm, 3, seed=0)
+    result = tune(lm, target, config(2, steps=2)).result
+    assert result.bounds.note == "The target was captured from a prompt of 3 tokens, and this one has 2: try 3."
+    assert not result.recovered
+    assert tune(lm, target, config(3, steps=2)).result.bounds.note is None
 
 
 def test_other_targets_are_looked_up(lm: LanguageModel, target: Target) -> None:

@@ -13,9 +13,10 @@ from torch import Tensor
 from dpexplore.errors import InputError
 from dpexplore.tuning.engine.capacity import Capacity, is_out_of_memory
 from dpexplore.tuning.engine.direct import DirectToken
-from dpexplore.tuning.engine.recovery import Recover, recoverable
+from dpexplore.tuning.engine.recovery import Recover, other_length, recoverable
 from dpexplore.tuning.init.layout import projected_prompt
 from dpexplore.tuning.init.lookup import BATCH, closest_tokens, last_token_context, measure_more
+from dpexplore.tuning.record.bounds import Bounds
 from dpexplore.tuning.run import Run
 
 LAST_TOKENS = 32
@@ -99,6 +100,8 @@ def preparation_of(run: Run) -> LookUp | Recover | SoftPart | DirectToken | None
     if run.config.init in ("lookup", "recover") and probs is not None:
         look_up = LookUp(run, probs) if run.layout.hard[-1] else None
         recover = run.config.init == "recover" and recoverable(run)
+        if recover and (note := other_length(run)):
+            run.bounds, recover = Bounds(note=note), False
         if recover or look_up:
             return Recover(run, probs, look_up) if recover else look_up
     if run.config.rules[0] == "direct":

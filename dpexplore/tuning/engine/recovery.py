@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dpexplore.errors import InputError
 from dpexplore.floor.inverse import state_behind
+from dpexplore.tuning.captured import captured_length
 from dpexplore.tuning.engine.capacity import Capacity, is_out_of_memory
 from dpexplore.tuning.engine.interruption import Interrupted, interruptible
 from dpexplore.tuning.init.layout import Start
@@ -190,6 +191,18 @@ def recoverable(run: Run) -> bool:
     layout = run.layout
     hard = int(layout.hard.sum())
     return run.objective.token_probs is not None and not layout.soft.any() and 0 < hard <= MOST_POSITIONS
+
+
+def other_length(run: Run) -> str | None:
+    """What to say of a target captured from a prompt of another length than the run's, which cannot be recovered.
+
+    None where the lengths agree, or nobody knows what the target was captured from.
+    """
+    length, own = captured_length(run.lm, run.target), len(run.layout) - len(run.layout.bos_ids)
+    if length is None or length == own or length > MOST_POSITIONS:
+        return None
+    tokens = f"{length} token{'s' * (length > 1)}"
+    return f"The target was captured from a prompt of {tokens}, and this one has {own}: try {length}."
 
 
 def _beside(run: Run, probs: Tensor) -> Future[Tensor | None]:

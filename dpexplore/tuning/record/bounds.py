@@ -23,7 +23,7 @@ class Bounds:
     tolerance_nats: float = CLOSED_NATS
     """How far above the head's optimum a KL measured in the model's precision counts as at it."""
     note: str | None = None
-    """Why the direct token did not reach the head's optimum, in a sentence."""
+    """Why the direct token did not reach the head's optimum, or a captured prompt was not looked for, in a sentence."""
     captured: bool = False
     """The target is what the model says at a state that its final norm can bring about, as after some prompt."""
 
