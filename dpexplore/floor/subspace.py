@@ -26,8 +26,9 @@ def quadratic_on_ball(hessian: Tensor, linear: Tensor, radius: float, sphere: bo
     Newton on 1/‖w(λ)‖ = 1/R from the left of the root, where it climbs monotonically (Moré and Sorensen 1983).
     """
     values, vectors = _eigh(hessian)
-    largest = values[:, -1:].clamp_min(1e-300)
     linear = (vectors.mT @ linear[..., None])[..., 0]
+    # A q that is 1 on one token has no curvature left in float64; then the slope alone sets the scale.
+    largest = torch.maximum(values[:, -1:], linear.norm(dim=1, keepdim=True) / radius).clamp_min(1e-280)
     if sphere:
         # The global minimum on the sphere has λ ≥ −λ_min; starting just above it keeps w(λ) long.
         shift = -values[:, :1] + 1e-12 * largest

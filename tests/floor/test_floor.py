@@ -302,6 +302,14 @@ def test_batches_and_starts_change_nothing_but_the_work() -> None:
         assert torch.allclose(alone.log_probs.double().exp().sum(), torch.ones((), dtype=torch.float64), atol=1e-5)
 
 
+@pytest.mark.parametrize("sphere", [False, True])
+def test_without_curvature_the_slope_leads_to_the_edge(sphere: bool) -> None:
+    """Where q is 1 on one token the Hessian is 0 in float64: −R c/‖c‖ minimises c·w (targets near 0.3 bits stuck)."""
+    linear = torch.tensor([[0.3, -0.4], [1e-9, 0.0]], dtype=torch.float64)
+    found = quadratic_on_ball(torch.zeros(2, 2, 2, dtype=torch.float64), linear, 24.0, sphere)
+    assert torch.allclose(found, -24 * linear / linear.norm(dim=1, keepdim=True))
+
+
 def test_where_a_cards_eigenvalue_solver_gives_up_lapack_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """As cuSOLVER's batched solver did in the floors of a sweep (NVIDIA H200, torch 2.11)."""
     generator = torch.Generator().manual_seed(0)
