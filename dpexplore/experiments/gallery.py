@@ -13,8 +13,8 @@ from dpexplore.experiments.store import Store
 from dpexplore.plots import figure_json
 from dpexplore.shipped import ASSETS
 
-SHIPPED_FIGURES = (ASSETS / "exact", ASSETS / "gallery")
-"""Folders of `dpexplore figures`: Fig. 1 with its exact answer, and the paper's own figures."""
+SHIPPED_FIGURES = (ASSETS / "exact", ASSETS / "paper", ASSETS / "gallery")
+"""Folders of `dpexplore figures`: Fig. 1 with its exact answer, Fig. 1 at the paper's size, and all figures, small."""
 
 
 @dataclass(frozen=True)

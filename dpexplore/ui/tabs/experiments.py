@@ -220,9 +220,9 @@ def verdict_html(verdict: str) -> str:
 
 
 def _chip(figure: Shown) -> str:
-    kind, *_, last = figure.name.split("-")
-    number = _figure_number(kind)
-    return number if last in ("small", "paper") else f"{number}, {last}"
+    kind, *rest = figure.name.split("-")
+    what = ["paper size" if word == "paper" else word for word in rest if word != "small"]
+    return ", ".join([_figure_number(kind), *what])
 
 
 def _figure_number(name: str) -> str:
