@@ -80,7 +80,7 @@ def preconditioner(products: HeadProducts, q: Tensor) -> Tensor:
 
 
 Watch = Callable[[Tensor, Tensor, Tensor, float], None]
-"""What is told of an iterate: points `(rows hidden)`, log q `(rows vocab)`, Aᵀ(q − p) `(rows hidden)`, its rounding."""
+"""Called with each iterate: points `(rows hidden)`, log q `(rows vocab)`, Aᵀ(q − p) `(rows hidden)`, its rounding."""
 
 
 def _unit(vectors: Tensor) -> Tensor:

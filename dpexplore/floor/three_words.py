@@ -3,8 +3,8 @@
 Logits are Au + b with ‖u‖ ≤ R, so the two differences of three words' logits are D u + d with D `(2 hidden)` the
 differences of their rows: over the ball that is a filled ellipse with centre d and matrix R²DDᵀ, and as `hidden` is
 more than 2, the sphere, where the final norm puts u, fills it too. Softmax carries it into the triangle of the three
-probabilities, divided by their sum. Whatever the prompt, the model's three words lie in there; and every point of it
-is said by some u.
+probabilities, divided by their sum. Whatever the prompt, the model's three words lie in there; and each point
+of it comes from some u.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Walk:
 
 
 class Walks:
-    """The latest finished run of each session, as long as there is room; the least recent gives way."""
+    """The latest finished run of each session; the oldest are dropped to stay within `WALKS_BYTES`."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, Walk] = OrderedDict()

@@ -183,7 +183,7 @@ class Recovery:
         self.asked = 0
         """Prompts asked for so far."""
         self.size = 64
-        """Prompts asked for at once; whoever drives the search may change it."""
+        """Prompts asked for at once; the caller may change it between two parts."""
         self.suffix: Suffix = ()
         """The most promising ending at present."""
 
