@@ -120,7 +120,7 @@ class FloorSolver:
 
         gap_nats: stop when the certified gap is at most this. start: `(rows hidden)` points to start from, for
         example `FloorResult.point` of similar targets. ladder: also estimate `unconstrained_kl_nats` and
-        `head_optimum_nats`. report: for a single target, called with each higher bound; an exception of its ends the work.
+        `head_optimum_nats`. report: for a single target, called with each higher bound; what it raises ends the work.
         """
         probs = self._checked(probs)
         if report is not None and len(probs) != 1:
