@@ -34,6 +34,11 @@ def planted(lm: LanguageModel, length: int, seed: int) -> tuple[Target, list[int
     return target, target.provenance["prompt_ids"]
 
 
+def of_unknown_length(lm: LanguageModel, length: int, seed: int) -> Target:
+    """A captured target of which nobody says how long its prompt was."""
+    return replace(planted(lm, length, seed)[0], provenance={})
+
+
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma3", "gpt_neox", "phi3"])
 def test_a_state_is_read_off_what_it_says(tiny_lm: TinyLM, architecture: str) -> None:
     lm = tiny_lm(architecture)
@@ -119,7 +124,7 @@ def test_fixed_text_stays_where_it_is(lm: LanguageModel) -> None:
 
 def test_a_prompt_that_cannot_be_recovered_is_searched_for(lm: LanguageModel) -> None:
     """Nobody knows its length: recovering uses up its share of the evaluations, and the search goes on from there."""
-    target = replace(planted(lm, 5, seed=0)[0], provenance={})
+    target = of_unknown_length(lm, 5, seed=0)
     run = tune(lm, target, config(2, evaluations=500, patience=None, steps=500))
     result = run.result
     assert run.bounds.captured
@@ -165,11 +170,12 @@ def test_only_allowed_prompts_that_survive_are_kept(tiny_lm: TinyLM, architectur
 
 
 def test_stop_keeps_the_closest_prompt(lm: LanguageModel) -> None:
-    target, _ = planted(lm, 5, seed=0)
+    target = of_unknown_length(lm, 5, seed=0)
     engine = Engine(lm)
     run = engine.submit(target, config(4))
-    while not (isinstance(run.preparation, Recover) and "compared" in run.preparation.text):
-        engine.step()
+    assert isinstance(run.preparation, Recover)
+    while "compared" not in run.preparation.text:
+        assert engine.step()
     for _ in range(3):
         engine.step()
     run.cancel()
@@ -191,8 +197,7 @@ def test_what_was_learnt_is_kept(lm: LanguageModel, monkeypatch: pytest.MonkeyPa
 
 def test_runs_beside_it_move_on(lm: LanguageModel, target: Target) -> None:
     engine = Engine(lm)
-    captured, _ = planted(lm, 5, seed=0)
-    slow = engine.submit(captured, config(4, evaluations=100_000))
+    slow = engine.submit(of_unknown_length(lm, 5, seed=0), config(4, evaluations=100_000))
     quick = engine.submit(target, TuneConfig(method="soft", restarts=1, steps=5, patience=None))
     while not quick.finished:
         engine.step()
