@@ -9,7 +9,7 @@ from collections import OrderedDict
 from typing import Any
 
 from dpexplore.serving.live_run import LiveRun
-from dpexplore.tuning import TuneResult
+from dpexplore.tuning import TuneConfig, TuneResult
 
 ADDRESSES_KEPT = 10_000
 """Sessions of which the address is remembered."""
@@ -26,6 +26,7 @@ class Sessions:
         self._runs: dict[str, LiveRun] = {}
         self._began: dict[str, LiveRun] = {}
         self._shown: dict[str, str] = {}
+        self._told: dict[str, TuneConfig | None] = {}
         self._by_id: dict[str, LiveRun] = {}
         self._keep: dict[str, bool] = {}
         self._turns: dict[str, int] = {}
@@ -81,6 +82,18 @@ class Sessions:
         """
         with self._gate:
             return self._shown.get(session) == what
+
+    def shown(self, session: str) -> str:
+        """The run or record that the session sees; empty before the first."""
+        with self._gate:
+            return self._shown.get(session, "")
+
+    def tell_of(self, session: str, settings: TuneConfig | None) -> bool:
+        """The session's status line is to speak of these settings (None: they are wrong); False where it does."""
+        with self._gate:
+            before = self._told.get(session)
+            self._told[session] = settings
+            return settings is None or settings != before
 
     def is_moving(self, session: str) -> bool:
         """Whether there is something that Stop would stop."""
@@ -194,6 +207,7 @@ class Sessions:
                 self._runs,
                 self._began,
                 self._shown,
+                self._told,
                 self._keep,
                 self._finished,
                 self._turns,

@@ -22,7 +22,7 @@ from dpexplore.ui.components.settings import (
 from dpexplore.ui.components.target_panel import (
     show_target,
 )
-from dpexplore.ui.components.tune_panel import start_run, tune
+from dpexplore.ui.components.tune_panel import check_settings, start_run, tune
 from tests.ui.shared import (
     CAPSULE,
     HARD,
@@ -60,6 +60,14 @@ def test_a_soft_run_streams_and_ends_with_its_result(app: AppContext) -> None:
     assert final[STOP]["interactive"] is False
     with open(final[CAPSULE]["value"], encoding="utf-8") as file:
         assert json.load(file)["result"]["kl_nats"] == pytest.approx(kl, abs=1e-5)
+
+
+def test_a_late_word_of_the_settings_of_a_run_does_not_replace_its_outcome(app: AppContext) -> None:
+    """On a busy page the run may have ended before the server hears that its settings were typed."""
+    last(tune(app, "typist", "tiny", "entropy(bits=3, seed=0)", SOFT))
+    assert check_settings(app, "typist", "tiny", SOFT) is None
+    for steps in (SOFT["steps"] + 1, SOFT["steps"]):
+        assert "Ready" in (check_settings(app, "typist", "tiny", SOFT | {"steps": steps}) or "")
 
 
 def test_a_hard_run_shows_ids_text_and_both_kls(app: AppContext) -> None:

@@ -68,7 +68,8 @@ def test_settings_are_judged_as_they_are_typed_and_a_mended_one_is_ready_again(a
     values = control_values(TuneConfig())
     for change, said in (({"restarts": 0}, "restarts is 0"), ({"seed": 1.5}, "seed is 1.5"), ({}, "Ready")):
         assert said in (check_settings(app, "typing", "tiny", values | change) or "")
-    assert "prepared" in (check_settings(app, "typing", "not loaded", values) or "")
+    assert check_settings(app, "typing", "tiny", values) is None  # said before
+    assert "prepared" in (check_settings(app, "early", "not loaded", values) or "")
 
 
 def test_the_text_sets_tab_and_controls(app: AppContext) -> None:

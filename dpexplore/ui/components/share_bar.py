@@ -156,6 +156,7 @@ def arrived_views(app: AppContext, session: str, what: str) -> Generator[RunView
         return
     live = app.sessions.join(session, name)
     if live is not None:
+        app.sessions.tell_of(session, live.run.config)
         yield from app.watch(session, live)
         return
     record = app.journal.read(name)
@@ -175,6 +176,7 @@ def _capsule_views(
     """A finished run, and again with the floor's lines where they had not been recorded."""
     lm, target = app.pool.get(setup.model).lm, app.target(setup.model, setup.recipe)
     view = capsule_view(lm, target, capsule, record)
+    app.sessions.tell_of(session, setup.config)
     yield view
     if not view.marked:
         with suppress(Exception):  # the floor's own card says why there is none

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from dpexplore.errors import InputError
 from dpexplore.experiments.costs import seconds_of_run
 from dpexplore.experiments.progress import duration
 from dpexplore.serving.app_context import AppContext, sentence
@@ -63,7 +64,9 @@ class ResultPanel:
 
 def start_run(app: AppContext, session: str, model: str, recipe: str, config: TuneConfig) -> Generator[RunView]:
     """Submit a run for a session and follow it. InputError if it cannot begin."""
-    yield from app.watch(session, app.begin(session, model, recipe, config))
+    live = app.begin(session, model, recipe, config)
+    app.sessions.tell_of(session, config)
+    yield from app.watch(session, live)
 
 
 def tune(app: AppContext, session: str, model: str, recipe: str, settings: dict[str, Any]) -> Iterator[list[Any]]:
@@ -112,17 +115,31 @@ def _finished(app: AppContext, model: str, recipe: str, view: RunView) -> list[A
 
 
 def check_settings(app: AppContext, session: str, model: str, settings: dict[str, Any]) -> str | None:
-    """The status line after a setting changed (`settings_line`); None while a run has the line."""
-    live = app.sessions.current(session)
-    return settings_line(app, model, settings) if live is None or live.ended else None
+    """The status line after a setting changed (`settings_line`).
+
+    None while a run moves, and where the line speaks of these settings: a change that the page told of before Tune may
+    be heard of when the run with these very settings has ended, and its outcome stays.
+    """
+    shown = app.sessions.shown(session)
+    try:
+        config = make_config(settings)
+        line = _price_line(app, model, config)
+    except Exception as error:
+        config, line = None, message(sentence(error), "error")
+    if app.sessions.is_moving(session) or app.sessions.shown(session) != shown:
+        return None
+    return line if app.sessions.tell_of(session, config) else None
 
 
 def settings_line(app: AppContext, model: str, settings: dict[str, Any]) -> str:
     """What is wrong with the settings, else how long a run may take on this machine."""
     try:
-        config = make_config(settings)
+        return _price_line(app, model, make_config(settings))
     except Exception as error:
         return message(sentence(error), "error")
+
+
+def _price_line(app: AppContext, model: str, config: TuneConfig) -> str:
     if not app.pool.is_loaded(model):
         return message("The model is being prepared.", "info")
     most = duration(seconds_of_run(app.pool.get(model).lm, config))
@@ -136,20 +153,20 @@ def show_method(method: str) -> list[Any]:
     return [gr.update(visible=method == "hybrid"), gr.update(visible=method != "hybrid")]
 
 
-def read_slots(line: str) -> list[Any]:
-    """The line of slots was edited. Values for (chips, status)."""
+def read_slots(line: str) -> Any:
+    """The line of slots was edited. Value for the chips, which stay where the line cannot be read."""
     try:
-        return [chips_of(line), ""]
-    except Exception as error:
-        return [gr.skip(), message(sentence(error), "error")]
+        return chips_of(line)
+    except InputError:
+        return gr.skip()
 
 
 def read_chips(chips: Any) -> list[Any]:
     """The chips were edited. Values for (slots, status)."""
     try:
-        return [line_of(chips), ""]
-    except Exception as error:
-        return [gr.skip(), message(sentence(error), "error")]
+        return [line_of(chips), gr.skip()]
+    except InputError as error:
+        return [gr.skip(), message(str(error), "error")]
 
 
 def build_tune_panel() -> TunePanel:
@@ -259,5 +276,5 @@ def _wire_settings(app: AppContext, panel: TunePanel, model: gr.Textbox) -> None
         return read_chips(event._data["items"])
 
     panel.chips.input(from_chips, None, [control["slots"], panel.status], **QUIET)  # type: ignore[attr-defined]
-    control["slots"].change(read_slots, control["slots"], [panel.chips, panel.status], **QUIET)
+    control["slots"].change(read_slots, control["slots"], panel.chips, **QUIET).then(follow, *followed, **QUIET)
     panel.fig4.input(lambda line: line, panel.fig4, control["slots"], **QUIET)
