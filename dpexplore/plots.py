@@ -277,6 +277,63 @@ def floor_curve(
     return figure.update_layout(legend={"y": -0.3})
 
 
+class DialPoint(Protocol):
+    """A point of a dial curve; `dpexplore.floor.dials.Dial` is one."""
+
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def lower_bound_nats(self) -> float: ...
+    @property
+    def alike_nats(self) -> float: ...
+
+
+def dials_figure(
+    curves: Mapping[str, tuple[int, Sequence[DialPoint]]], here: DialPoint | None = None, dark: bool = False
+) -> go.Figure:
+    """Certified floor over the number of tokens: a line for each model, with an upright where its dials run out.
+
+    curves: name -> (dials, points), one at least. here: the point of the last one that is looked at.
+    """
+    figure = go.Figure(
+        layout=base_layout(
+            "Floor of random distributions",
+            "tokens that they are over",
+            "floor of KL(p‖q) (nats)",
+            dark,
+            [("y", "kl", "nats")],
+        )
+    )
+    latest = [*curves.values()][-1][1]
+    figure.add_scatter(
+        x=[point.tokens for point in latest],
+        y=[point.alike_nats for point in latest],
+        name="saying all of them alike",
+        mode="lines",
+        line={"color": colour("restart", dark), "width": 1.5, "dash": DASHES["target"]},
+    )
+    for number, (name, (dials, points)) in enumerate(curves.items()):
+        line = {"color": colour(("floor", "head", "target")[number % 3], dark), "width": 3}
+        line["dash"] = ("solid", "dash", "dot")[number % 3]
+        figure.add_scatter(
+            x=[point.tokens for point in points],
+            y=[point.lower_bound_nats for point in points],
+            name=f"{name}: {dials:,} dials",
+            mode="lines",
+            line=line,
+        )
+        figure.add_vline(x=dials, line={"color": line["color"], "width": 1, "dash": line["dash"]})
+    if here is not None:
+        figure.add_scatter(
+            x=[here.tokens],
+            y=[here.lower_bound_nats],
+            name="the tokens chosen",
+            mode="markers",
+            marker={"color": colour("achieved", dark), "size": 13, "line": {"width": 2, "color": "white"}},
+        )
+    return figure.update_layout(xaxis={"type": "log", "dtick": 1}, legend={"y": -0.3})
+
+
 class BudgetPoint(Protocol):
     """A point of a frontier; `dpexplore.experiments.frontier.FrontierPoint` is one."""
 

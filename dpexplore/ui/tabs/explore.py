@@ -11,6 +11,7 @@ import gradio as gr
 
 from dpexplore.serving.app_context import AppContext
 from dpexplore.ui.components.continuation import ContinuationPanel, build_continuation, wire_continuation
+from dpexplore.ui.components.dials_panel import build_dials_card, wire_dials_panel
 from dpexplore.ui.components.disc_panel import build_disc_card, wire_disc_panel
 from dpexplore.ui.components.examples import build_examples, wire_examples
 from dpexplore.ui.components.floor_panel import build_floor_card, build_why_card, wire_floor_panel
@@ -89,6 +90,8 @@ def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML) -> Explore:
                     words = build_words_card()
             with gr.Column(elem_classes="dpx-card", elem_id="frontier-card"):
                 frontier = build_frontier_card()
+            with gr.Column(elem_classes="dpx-card", elem_id="dials-card"):
+                dials = build_dials_card()
     wire_target_panel(app, target, models.name)
     run_after = wire_tune_panel(app, demo, tuning, shown, models.name, target.recipe)
     wire_examples(app, examples, target, tuning, models.name, run_after)
@@ -98,6 +101,7 @@ def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML) -> Explore:
     wire_words_panel(app, words, target, floor.sentence, shown.result, models.name)
     wire_reach_panel(app, reach, target, models.name)
     wire_frontier_panel(app, frontier, target, models.name)
+    wire_dials_panel(app, dials, models.name)
     arrivals = wire_share_bar(app, demo, bar, models.name, target, tuning)
     starts = [tuning.tune, *examples.buttons.values()]
     for loaded in _wire_models(app, models, target, tuning, starts, arrivals, bar):
