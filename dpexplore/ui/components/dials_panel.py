@@ -17,9 +17,9 @@ from dpexplore.ui.components.target_panel import QUIET
 from dpexplore.ui.components.widgets import card_title, chart, view
 
 INTRODUCTION = """
-The last layer of a model turns a few hundred numbers, its <b>dials</b>, into the odds of every token. Take some tokens
-and draw their odds at random: is there a setting of the dials that says just that? With fewer tokens than dials there
-is. With more there is none, whatever the prompt, and the certified floor leaves zero: the softmax bottleneck.
+The last layer of a model turns the numbers of its last state, its <b>dials</b>, into the odds of every token. Take some
+tokens and draw their odds at random: does any setting of the dials say just that? With fewer tokens than dials one
+does. With more none does, whatever the prompt, and the certified floor leaves zero: the softmax bottleneck.
 """
 LOOK_FOR = (
     "Look for where the line leaves zero: at the upright, where there are as many tokens as dials. "
