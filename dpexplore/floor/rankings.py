@@ -44,6 +44,7 @@ from dpexplore.errors import InputError
 from dpexplore.floor.certificate import EPSILON
 from dpexplore.floor.search import sampled_hessian
 from dpexplore.floor.solver import FloorSolver
+from dpexplore.wanted import check_wanted
 
 FLOAT32_ROUNDING = 2.0**-24
 ADDED_RIVALS = 64
@@ -139,6 +140,7 @@ class RankingSolver:
         bound, proof = math.inf, None
         point = self._first_points([ids])[0] if start is None else self._to_sphere(start)
         for _ in range(MAX_ROUNDS):
+            check_wanted()
             logits = self._logits(point, exact=False)
             margin = self._margin(logits, ids, others)
             if margin > best - self.float32_error:
@@ -188,6 +190,7 @@ class RankingSolver:
             self._checked([index])
         at_once = max(16, min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // self.products.vocab_size))
         for first in range(0, len(ids), at_once):
+            check_wanted()
             block = ids[first : first + at_once]
             began = time.monotonic()
             points = self._first_points([[index] for index in block])

@@ -18,6 +18,7 @@ from torch import Tensor
 from dpexplore.floor import subspace
 from dpexplore.floor.certificate import cross_entropy
 from dpexplore.floor.products import HeadProducts
+from dpexplore.wanted import check_wanted
 
 SAMPLED_TOKENS_PER_DIMENSION = 8
 """Tokens in the preconditioner for each hidden dimension: enough for a condition number of about 3."""
@@ -127,6 +128,7 @@ class Search:
         iterations = torch.zeros(count, dtype=torch.long, device=self.probs.device)
         self._begin(start)
         for step in range(max_iterations + 1):
+            check_wanted()
             gradient, points, kl, gap = self._measure()
             score = kl if self.sphere else gap
             better = score < best_scores[self.rows]

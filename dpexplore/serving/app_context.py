@@ -79,8 +79,13 @@ class AppContext:
         return capsule
 
     def floor(self, session: str, lm: LanguageModel, target: Target) -> Future[FloorResult]:
-        """A target's floor, now or later, for a session; see `Floors.start`."""
+        """A target's floor, now or later, for a session that asks again until it is there; see `Floors.start`."""
         return self.floors.start(lm, target, session, self.sessions.address(session))
+
+    def wait_for_floor(self, session: str, lm: LanguageModel, target: Target) -> FloorResult:
+        """A target's floor for a session that waits for it. InputError as from `Floors.rising`."""
+        with closing(self.rising_floor(session, lm, target)) as rising:
+            return next(now for now in rising if isinstance(now, FloorResult))
 
     def rising_floor(self, session: str, lm: LanguageModel, target: Target) -> Generator[float | FloorResult]:
         """A target's certified bound as it rises, then its floor, for a session that looks on; see `Floors.rising`."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +18,7 @@ from dpexplore.floor import FloorResult
 from dpexplore.floor.of_model import softmax_floor
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target
+from dpexplore.wanted import NotWanted, check_wanted
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +26,8 @@ KEPT_FLOORS = 64
 """Floors that are remembered."""
 WAITING_FLOORS = 8
 """Floors that one session waits for; then its oldest question is overtaken."""
+ASKED_SECONDS = 4.0
+"""A floor that was asked for and that nobody looks at is given up after this long without the question again."""
 LOOK_SECONDS = 0.04
 """Between two looks of who watches a floor rise."""
 WAITING_OF_ALL = 1024
@@ -41,17 +46,17 @@ class Waiting:
     target: Target
     sessions: set[str]
     """Who waits for it."""
-    wanted: bool = False
-    """Whether somebody waits for its end, whatever they look at meanwhile."""
+    asked: float = -math.inf
+    """When somebody last asked for it who does not look on (`time.monotonic`)."""
     watchers: int = 0
-    """Who looks on as it rises; without any it is given up, unless it is wanted."""
-    given_up: bool = False
+    """Who looks on as it rises."""
     bound_nats: float = 0.0
     """Certified so far."""
 
-
-class _GivenUp(InputError):
-    """Ends the work on a floor that nobody waits for any more."""
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody looks on, or may ask again."""
+        return self.watchers > 0 or time.monotonic() - self.asked < ASKED_SECONDS
 
 
 class Floors:
@@ -74,14 +79,15 @@ class Floors:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="floor")
 
     def start(self, lm: LanguageModel, target: Target, session: str = "", address: str = "") -> Future[FloorResult]:
-        """The floor, now or later.
+        """The floor, now or later; for who asks again every second or two until it is there, and else gives it up.
 
         Its `result()` raises InputError where the model has none, with the reason, or where the session that asked
-        has asked for many others since. InputError if too many are waited for.
+        has asked for many others since; NotWanted, which is one too, if it was given up. InputError if too many are
+        waited for.
         """
         with self._gate:
             asked = self._ask(lm, target, session, address)
-            asked.wanted = True
+            asked.asked = time.monotonic()
         return asked.future
 
     def rising(
@@ -89,8 +95,9 @@ class Floors:
     ) -> Generator[float | FloorResult]:
         """The certified bound in nats as it rises, then the floor; for who looks on. Errors as of `start`.
 
-        At least every `LOOK_SECONDS` it says where the bound stands. Closing the iterator looks away: a floor that
-        nobody looks at and nobody waits for is given up.
+        At least every `LOOK_SECONDS` it says where the bound stands, or ends with NotWanted if who looks on has left
+        (`dpexplore.wanted`). Closing the iterator looks away: a floor that nobody looks at and nobody asks for is
+        given up.
         """
         with self._gate:
             asked = self._ask(lm, target, session, address)
@@ -99,6 +106,7 @@ class Floors:
             while not asked.future.done():
                 with self._risen:
                     self._risen.wait(LOOK_SECONDS)
+                check_wanted()
                 if not asked.future.done():
                     yield asked.bound_nats
             yield asked.future.result()
@@ -106,15 +114,17 @@ class Floors:
             self._look_away(asked)
 
     def _look_away(self, asked: Waiting) -> None:
-        key = (asked.lm.identity, asked.target.recipe)
         with self._gate:
             asked.watchers -= 1
-            if asked.watchers or asked.wanted or asked.future.done():
-                return
-            asked.given_up = True
-            self._known.pop(key, None)
-            for others in self._waiting.values():
-                others.pop(key, None)
+            if not asked.wanted and not asked.future.done():
+                self._forget(asked)
+
+    def _forget(self, asked: Waiting) -> None:
+        """Who asks for it from now on asks anew; under the gate."""
+        key = (asked.lm.identity, asked.target.recipe)
+        for known in (self._known, *self._waiting.values()):
+            if known.get(key) is asked:
+                del known[key]
 
     def _ask(self, lm: LanguageModel, target: Target, session: str, address: str) -> Waiting:
         """The question, asked now or before; under the gate."""
@@ -176,7 +186,10 @@ class Floors:
                     _, first = asked.popitem(last=False)
                     if asked:
                         self._waiting[address] = asked
-                    return first
+                    if first.wanted:
+                        return first
+                    self._forget(first)
+                    first.future.set_exception(NotWanted())
         return None
 
     def _work(self) -> None:
@@ -187,8 +200,9 @@ class Floors:
         def report(bound: float, point: Tensor) -> None:
             self._latest[asked.lm.identity] = point
             with self._risen:
-                if asked.given_up:
-                    raise _GivenUp("This floor was given up: nobody waits for it.")
+                if not asked.wanted:
+                    self._forget(asked)
+                    raise NotWanted
                 asked.bound_nats = bound
                 self._risen.notify_all()
 

@@ -19,6 +19,7 @@ from dpexplore.models.registry import default_device, memory_present
 from dpexplore.space.zero import SlicedServer
 from dpexplore.targets import Recipe, Target
 from dpexplore.tuning import EngineServer
+from dpexplore.wanted import check_wanted
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ SPARED_SECONDS = 60.0
 """A model used so lately is not let go: somebody may be about to press Tune."""
 MEMORY_FOR_ANY = 4 * 2**30
 """Free bytes that are made before a model of unknown size is loaded; loading itself measures what it needs."""
+LOOK_SECONDS = 0.2
+"""How soon who waits for a model notices that nobody waits for the answer any more."""
 INTERNAL_ERROR = "Something went wrong on the server, which has logged it; please try again."
 
 Loader = Callable[..., LanguageModel]
@@ -131,7 +134,8 @@ class ModelPool:
     def load(self, name: str) -> LoadedModel:
         """Load and wait. InputError with the one sentence that says why it failed."""
         loading = self.start_loading(name)
-        loading.done.wait()
+        while not loading.done.wait(LOOK_SECONDS):
+            check_wanted()
         if loading.error:
             raise InputError(loading.error)
         return self.get(name)

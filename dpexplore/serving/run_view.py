@@ -11,6 +11,7 @@ from dpexplore.serving.journal import Record
 from dpexplore.serving.streams import LiveStream, RankStream, mark_line
 from dpexplore.targets import Target
 from dpexplore.tuning import Run, TuneResult, TuneStep, restore
+from dpexplore.wanted import while_asking
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _drawn_again(lm: LanguageModel, target: Target, capsule: dict[str, Any], res
     history, name = capsule["history"], f"capsule {capsule.get('created', '')}"
     rows = list(zip(history["kl_nats"], history["entropy_nats"], strict=True))
     live = LiveStream(name, _restarts_of(capsule), capsule["config"]["steps"], target.entropy_nats)
-    for step, (kl, entropy) in enumerate(rows, start=1):
+    for step, (kl, entropy) in enumerate(while_asking(rows), start=1):
         live.add_step(step, kl, entropy, result.best_restart)
     live.mark(end=result.status)
     ranks = RankStream(name, target.probs.numpy(), lm.token_text)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dpexplore.errors import InputError
 from dpexplore.models.chat import chat_text
+from dpexplore.models.interruption import interruptible
 from dpexplore.targets.recipe import BuildContext, Provenance
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def capture_ids(lm: LanguageModel, ids: list[int], recorded: list[int] | None = 
     """
     changed = {} if recorded in (None, ids) else {"prompt_changed": True}
     ids = recorded or ids
-    log_probs = lm.log_probs_of_ids(torch.tensor([ids], device=lm.device))[0]
+    with interruptible():
+        log_probs = lm.log_probs_of_ids(torch.tensor([ids], device=lm.device))[0]
     probs = log_probs.double().cpu().softmax(0)  # float32 rounding leaves a sum of 1 ± 1e-6
     if not torch.isfinite(probs).all():
         raise InputError(f"{lm.name} answered this prompt with NaN; try another prompt or another precision.")

@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dpexplore.wanted import check_wanted
+
 Row = NDArray[np.float64]
 """One number a token, `(vocab,)`."""
 
@@ -90,6 +92,7 @@ def follow_entropy(
     for step in range(1, max(MAX_STEPS, math.ceil(MAX_STEPS * STEP_SIZE / step_size)) + 1):
         if not remaining:
             return
+        check_wanted()
         ascent = here.entropy_gradient()
         ascent *= direction
         moment *= MOMENT_DECAY
@@ -135,6 +138,7 @@ def scale_to_entropy(logits: Row, entropy: float, groups: Groups = WHOLE) -> Row
 
     def miss(log_scale: float) -> float:
         nonlocal best
+        check_wanted()
         best = Point(logits * math.exp(log_scale), groups)
         return best.entropy - entropy
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpexplore.errors import InputError
+from dpexplore.wanted import while_asking
 
 if TYPE_CHECKING:
     from spacy.language import Language
@@ -102,7 +103,7 @@ class Tagger:
         place = parts.index("{}")
         docs = (
             Doc(self.nlp.vocab, words=[word if part == "{}" else part for part in parts], spaces=list(spaces))
-            for word in words
+            for word in while_asking(words)
         )
         return [doc[place].pos_ for doc in self.nlp.pipe(docs, batch_size=512)]
 

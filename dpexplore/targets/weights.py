@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dpexplore.errors import InputError
 from dpexplore.targets.vocabulary import token_id
+from dpexplore.wanted import while_asking
 
 if TYPE_CHECKING:
     from dpexplore.models.language_model import LanguageModel
@@ -22,7 +23,7 @@ def spread_weights(lm: LanguageModel, weights: Iterable[tuple[str | int, float]]
     given twice, and for a `rest` when no other token is left to take it.
     """
     chosen: dict[int, float] = {}
-    for token, weight in weights:
+    for token, weight in while_asking(weights):
         i = token_id(lm, token)
         if i in chosen:
             raise InputError(f"The token {lm.token_text(i)!r} (id {i}) is given twice; each token takes one weight.")

@@ -25,6 +25,7 @@ from dpexplore.tuning.init.lookup import (
     tolerance,
     unembedding_of,
 )
+from dpexplore.wanted import check_wanted, while_asking
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def score_tokens(lm: LanguageModel) -> Iterator[Scoring]:
         return
     began, first = time.monotonic(), None
     while (share := measure_more(lm, before)) < 1:
+        check_wanted()
         now = time.monotonic()
         # The first batch also wakes the model up, and another table may have been begun by somebody else.
         if first is None:
@@ -89,7 +91,7 @@ def best_single_token(lm: LanguageModel, target: Target) -> SingleToken:
         losses = table.losses(weight, probs)
         errors = table.half_errors(weight, probs) + tolerance(lm)
         candidates = (~(losses - errors > (losses + errors).min())).nonzero()[:, 0]
-    kls = torch.cat([_kl(lm, probs, prompts(before, ids)) for ids in candidates.split(BATCH)])
+    kls = torch.cat([_kl(lm, probs, prompts(before, ids)) for ids in while_asking(candidates.split(BATCH), 1)])
     place = int(kls.argmin())
     token_id = int(candidates[place])
     return SingleToken(float(kls[place]), token_id, lm.token_text(token_id), [*before, token_id])

@@ -68,7 +68,7 @@ def target_endpoint(app: AppContext, model: str, recipe: str) -> dict[str, Any]:
 def floor_endpoint(app: AppContext, model: str, recipe: str, session: str = "") -> dict[str, Any]:
     name = _name(app, model)
     lm = app.pool.load(name).lm
-    floor = app.floor(session, lm, app.target(name, _text("recipe", recipe))).result()
+    floor = app.wait_for_floor(session, lm, app.target(name, _text("recipe", recipe)))
     return {
         "lower_bound_nats": floor.lower_bound_nats,
         "kl_nats": floor.kl_nats,

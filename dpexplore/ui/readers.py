@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs
 
+from gradio.context import LocalContext
 from starlette.types import Scope
 
 LOOK_SECONDS = 1.0
@@ -47,6 +48,15 @@ def _stream_of(scope: Scope) -> str | None:
     if parts[-2:] == ["queue", "data"]:
         return (parse_qs(scope.get("query_string", b"").decode(errors="replace")).get("session_hash") or [None])[0]
     return parts[-1] if "call" in parts[:-2] else None
+
+
+def somebody_reads() -> bool:
+    """Whether the client whose question this thread works on still waits for the answer; True for all other work."""
+    blocks, name = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
+    if blocks is None or name is None:
+        return True
+    event = blocks._queue.event_ids_to_events.get(name)
+    return event is None or event.alive  # Gradio's own mark of a client that has left
 
 
 def end_unread_questions(

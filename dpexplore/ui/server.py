@@ -25,7 +25,8 @@ from starlette.routing import Route
 from dpexplore.serving.app_context import AppContext
 from dpexplore.ui.gate import Gate, GateRules, end_silent_connections
 from dpexplore.ui.page import build, launch_settings
-from dpexplore.ui.readers import Readers, end_unread_questions
+from dpexplore.ui.readers import Readers, end_unread_questions, somebody_reads
+from dpexplore.wanted import ask_everywhere
 
 UPLOAD_MEGABYTES = 20
 """Largest file where no manifest says otherwise."""
@@ -111,6 +112,7 @@ def start(app: AppContext, host: str, port: int, names: Collection[str] | None =
         **dict.fromkeys((KeyError, TypeError, ValueError), _no_such_arguments),
     }
     arguments["max_file_size"] = f"{megabytes}mb"
+    ask_everywhere(somebody_reads)
     demo = build(app)
     demo.launch(server_name=host, server_port=port, prevent_thread_lock=True, **arguments | settings)
     end_silent_connections(demo.server)

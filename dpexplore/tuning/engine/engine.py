@@ -15,12 +15,12 @@ import torch
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
+from dpexplore.models.interruption import interruptible, prepare, unless
 from dpexplore.targets import Target
 from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.engine.capacity import Capacity, is_out_of_memory
 from dpexplore.tuning.engine.capture import CapturedPasses, recorder_for
 from dpexplore.tuning.engine.fairness import Pace
-from dpexplore.tuning.engine.interruption import Interrupted, interruptible, prepare
 from dpexplore.tuning.engine.passes import Batch, Evaluation
 from dpexplore.tuning.engine.preparation import LookUp, SoftPart, preparation_of
 from dpexplore.tuning.engine.recovery import Recover
@@ -31,6 +31,7 @@ from dpexplore.tuning.init.lookup import table_bytes
 from dpexplore.tuning.objectives.next_token import entropy_of
 from dpexplore.tuning.rules.state import End
 from dpexplore.tuning.run import Run
+from dpexplore.wanted import NotWanted
 
 logger = logging.getLogger(__name__)
 
@@ -379,7 +380,7 @@ class Engine:
         while batch is not None:
             try:
                 found = self._evaluate(stack, batch)
-            except Interrupted:
+            except NotWanted:
                 work.close()
                 if stack.prompts.step is not steps:  # it had taken the prompts' numbers
                     stack.report()
@@ -400,7 +401,7 @@ class Engine:
             size = min(self.capacity.rows(length, behind=behind), len(batch) - start, most)
             try:
                 evaluated = self._try_pass(stack, batch, start, start + size)
-            except Interrupted:
+            except NotWanted:
                 raise
             except Exception:
                 if not self._served:
@@ -430,7 +431,7 @@ class Engine:
         owners = batch.owners[start:stop]
         objectives = stack.objectives(None if batch.grad and len(owners) == len(stack) else owners)
         try:
-            with torch.set_grad_enabled(batch.grad), interruptible(stack.unwanted):
+            with torch.set_grad_enabled(batch.grad), interruptible(unless(stack.unwanted)):
                 embeds, prefix = batch.part(self.lm, start, stop), batch.prefix(start, stop)
                 if batch.grad or not prefix.pays:
                     replayed = self.passes.evaluate(embeds, objectives, grad=batch.grad, keep_log_q=stack.watches)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dpexplore.errors import InputError
 from dpexplore.floor.inverse import state_behind
+from dpexplore.models.interruption import interruptible, unless
 from dpexplore.tuning.captured import captured_length
 from dpexplore.tuning.engine.capacity import Capacity, is_out_of_memory
-from dpexplore.tuning.engine.interruption import Interrupted, interruptible
 from dpexplore.tuning.init.layout import Start
 from dpexplore.tuning.init.recovery import MOST_POSITIONS, General, Learning, Recovery, States, general_of
 from dpexplore.tuning.objectives.next_token import entropy_of
@@ -21,6 +21,7 @@ from dpexplore.tuning.objectives.states import last_states, reads_states
 from dpexplore.tuning.record.bounds import RECOVERED_NATS, Bounds
 from dpexplore.tuning.record.outcome import RowOutcome
 from dpexplore.tuning.run import Preparation, Run
+from dpexplore.wanted import NotWanted
 
 SHARE = 0.5
 """Recovering takes at most this share of what the restarts may score together."""
@@ -171,9 +172,9 @@ class Recover:
         while ids.numel():
             size = min(len(ids), capacity.rows(ids.shape[1]))
             try:
-                with torch.no_grad(), interruptible(lambda: self._run.ending):
+                with torch.no_grad(), interruptible(unless(lambda: self._run.ending)):
                     parts.append(last_states(lm, lm.embed(ids[:size])))
-            except Interrupted:
+            except NotWanted:
                 return None
             except RuntimeError as error:
                 if not is_out_of_memory(error):

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from dpexplore.models import LanguageModel
+from dpexplore.wanted import NotWanted
 
 PAYS_FROM = 8
 """Positions in common from which a pass is cheaper with a cache than without (`tests/benchmarks/tuners.py cache`),"""
@@ -80,6 +81,8 @@ def _sharing_agrees(lm: LanguageModel) -> bool:
     embeds = lm.embed(ids)
     try:
         shared = shared_log_probs(lm, embeds, Prefix(torch.tensor([0, 0, 1], device=lm.device), TRIED // 2))
+    except NotWanted:
+        raise
     except Exception:  # as many kinds as there are models that keep no such cache
         return False
     return bool((shared - lm.log_probs(embeds)).abs().max() < AGREEMENT.get(lm.dtype, COARSE_AGREEMENT))

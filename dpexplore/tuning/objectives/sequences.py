@@ -26,6 +26,7 @@ from dpexplore.tuning.objectives.next_token import (
     log_probs_of,
 )
 from dpexplore.tuning.objectives.prefix import Prefix
+from dpexplore.wanted import NotWanted
 
 AGREEMENT = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Nats by which the packed pass may differ from the plain one where a model is tried; half precision is coarser."""
@@ -172,6 +173,8 @@ def _packing_agrees(lm: LanguageModel) -> bool:
         prompt = lm.embed(torch.tensor([ids[9:]]))
         try:
             packed = packed_log_probs(lm, prompt, tree)
+        except NotWanted:
+            raise
         except Exception:  # as many kinds as there are models that take no such mask
             return False
         apart = (packed - plain_log_probs(lm, prompt, tree)).abs().max()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dpexplore.models import LanguageModel
+from dpexplore.wanted import NotWanted
 
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Nats by which log q of any one token may differ when it is computed from the last state; rounding aside."""
@@ -41,6 +42,8 @@ def _product_agrees(lm: LanguageModel) -> bool:
     embeds = lm.embed(lm.ordinary_ids[torch.linspace(0, len(lm.ordinary_ids) - 1, TRIED**2).long()].view(TRIED, TRIED))
     try:
         log_q = unembedding(last_states(lm, embeds).to(lm.dtype)).float().log_softmax(-1)
+    except NotWanted:
+        raise
     except Exception:  # as many kinds as there are models that have no such states
         return False
     if log_q.shape[-1] != lm.vocab_size:

@@ -25,6 +25,7 @@ from dpexplore.tuning.record.precision import final_scores, final_scores_of_ids
 from dpexplore.tuning.record.schema import finite
 from dpexplore.tuning.record.steps import TuneResult
 from dpexplore.tuning.run import Run
+from dpexplore.wanted import check_wanted
 
 REPLAY_TOLERANCE_NATS = 1e-3
 
@@ -88,10 +89,12 @@ def _restore(lm: LanguageModel, capsule: dict[str, Any], target: Target) -> Tune
         torch.tensor(best["ids"]),
         record["prompt_ids"],
     )
+    check_wanted()
     prompt = _prompt(lm, record)
     log_q = final_scores(lm, [objective], [prompt]).log_q[0]
     distances = all_divergences(target.probs, log_q)
     text = None if ids is None else lm.decode(ids[len(Layout.of(lm, config).bos_ids) :])
+    check_wanted()
     again = None if text is None else encode_again(lm, text, config.bos)
     measured = {
         "entropy_nats": float(entropy_of(log_q)),
@@ -101,6 +104,7 @@ def _restore(lm: LanguageModel, capsule: dict[str, Any], target: Target) -> Tune
         "distances": {kind: finite(value) for kind, value in distances.items()},
         "top_overlap": top_overlap(target.probs, log_q),
     }
+    check_wanted()
     result = {**record, **{key: value for key, value in measured.items() if key not in record}}
     return TuneResult(
         status=result["status"],

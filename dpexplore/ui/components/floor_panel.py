@@ -202,7 +202,7 @@ def follow_scoring(app: AppContext, session: str, model: str, recipe: str) -> It
                 gr.skip(),
             ]
         best = best_single_token(lm, target)
-        floor = app.floor(session, lm, target).result()
+        floor = app.wait_for_floor(session, lm, target)
     except Exception as error:
         yield [message(sentence(error), "error"), gr.skip()]
         return
@@ -217,7 +217,7 @@ def follow_scoring(app: AppContext, session: str, model: str, recipe: str) -> It
 def _here(app: AppContext, session: str, lm: LanguageModel, model: str, recipe: str) -> FloorPoint | None:
     try:
         target = app.target(model, recipe)
-        return FloorPoint(target.entropy_bits, app.floor(session, lm, target).result().lower_bound_nats)
+        return FloorPoint(target.entropy_bits, app.wait_for_floor(session, lm, target).lower_bound_nats)
     except Exception:  # the curve does not need a target
         return None
 

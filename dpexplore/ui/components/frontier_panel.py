@@ -98,7 +98,7 @@ def follow_frontier(app: AppContext, drawing: Drawing, session: str, model: str,
         work = frontier_of(app, session, model, recipe)
         drawing.begin(session, work)
         yield [message("Computing the certified floor …", "busy"), "", ""]
-        floor = app.floor(session, work.lm, work.target).result()
+        floor = app.wait_for_floor(session, work.lm, work.target)
         points: list[FrontierPoint] = []
         yield [progress_bar("A hard prompt", 0.0), "", ""]
         for point in work:

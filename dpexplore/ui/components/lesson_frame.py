@@ -28,7 +28,7 @@ class Desk:
         return self.app.pool.load(self.model).lm
 
     def floor_nats(self, target: Target) -> float:
-        return max(0.0, self.app.floor(self.session, self.lm, target).result().lower_bound_nats)
+        return max(0.0, self.app.wait_for_floor(self.session, self.lm, target).lower_bound_nats)
 
 
 def say_directly(desk: Desk, targets: Sequence[Target], doing: str) -> Generator[str, None, list[TuneResult]]:

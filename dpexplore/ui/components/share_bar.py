@@ -180,7 +180,7 @@ def _capsule_views(
     yield view
     if not view.marked:
         with suppress(Exception):  # the floor's own card says why there is none
-            app.floor(session, lm, target).result()
+            app.wait_for_floor(session, lm, target)
         if app.sessions.shows(session, what):
             yield view.with_marks(app.floors.marks(lm, target) or {})
 

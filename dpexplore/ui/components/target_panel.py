@@ -20,6 +20,7 @@ from dpexplore.ui.components.preview import hand_bars, outlier_line, pos_bars, p
 from dpexplore.ui.components.target_tabs import Limit, Tab, build_tabs
 from dpexplore.ui.components.widgets import card_title, chart, view
 from dpexplore.ui.visitor import session_of
+from dpexplore.wanted import while_wanted
 
 QUIET: dict[str, Any] = {
     "show_progress": "hidden",
@@ -94,6 +95,17 @@ def show_target(app: AppContext, model: str, text: str) -> Changes:
     except Exception as error:
         return _trouble(error)
     return {"chart": shown.stream, "tokens": shown.tokens, "facts": shown.facts, "problem": ""}
+
+
+def latest_changes(app: AppContext, session: str, action: Callable[[], Changes]) -> Changes:
+    """What an action changes; nothing, and its work ends, if the session asks for something else meanwhile.
+
+    A slow capture must not undo the slider moved after it.
+    """
+    turn = app.sessions.take_turn(session)
+    with while_wanted(lambda: app.sessions.is_latest(session, turn)):
+        changes = action()
+    return changes if app.sessions.is_latest(session, turn) else {}
 
 
 def note_shown(app: AppContext, session: str, model: str, text: str, changes: Changes) -> None:
@@ -253,10 +265,7 @@ def wire_target_panel(app: AppContext, panel: TargetPanel, model: gr.Textbox) ->
 
         def follow(request: gr.Request, *values: Any) -> dict[Component, Any]:
             session = session_of(app, request)
-            turn = app.sessions.take_turn(session)
-            changes = action(*values)
-            if not app.sessions.is_latest(session, turn):  # a slow capture must not undo the slider moved after it
-                changes = {}
+            changes = latest_changes(app, session, partial(action, *values))
             note_shown(app, session, values[0], str(values[1]), changes)
             return {panel.problem: gr.skip(), **{outputs[name]: value for name, value in changes.items()}}
 

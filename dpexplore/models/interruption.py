@@ -1,4 +1,4 @@
-"""Giving up a pass in the middle: on a processor a pass of hundreds of rows takes longer than Stop may."""
+"""Giving up a pass in the middle: on a processor a long one, or one of hundreds of rows, takes longer than Stop may."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from weakref import WeakSet
 
 from torch import Tensor, nn
 
-from dpexplore.models import LanguageModel
+from dpexplore.models.language_model import LanguageModel
+from dpexplore.wanted import NotWanted, check_wanted
 
 _pass = threading.local()
-"""`unwanted`, in a thread that makes an interruptible pass: whether nobody wants its answer any more."""
+"""`check`, in a thread that makes an interruptible pass: raises NotWanted once nobody wants its answer any more."""
 _prepared: WeakSet[nn.Module] = WeakSet()
-
-
-class Interrupted(Exception):
-    """Nobody wants the pass any more."""
 
 
 def prepare(lm: LanguageModel) -> None:
@@ -34,19 +31,29 @@ def prepare(lm: LanguageModel) -> None:
 
 
 @contextmanager
-def interruptible(unwanted: Callable[[], bool]) -> Generator[None]:
-    """Passes of this thread in here raise `Interrupted` between two layers once they are unwanted."""
-    _pass.unwanted = unwanted
+def interruptible(check: Callable[[], None] = check_wanted) -> Generator[None]:
+    """Between two layers of this thread's passes in here `check` may raise NotWanted, which ends them."""
+    _pass.check = check
     try:
         yield
     finally:
-        del _pass.unwanted
+        del _pass.check
+
+
+def unless(unwanted: Callable[[], bool]) -> Callable[[], None]:
+    """A check that raises NotWanted once `unwanted` says so."""
+
+    def check() -> None:
+        if unwanted():
+            raise NotWanted
+
+    return check
 
 
 def _look(_gradient: Tensor | None = None) -> None:
-    unwanted = getattr(_pass, "unwanted", None)
-    if unwanted is not None and unwanted():
-        raise Interrupted
+    check = getattr(_pass, "check", None)
+    if check is not None:
+        check()
 
 
 def _before_layer(_layer: nn.Module, args: tuple[Any, ...]) -> None:
