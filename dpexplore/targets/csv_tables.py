@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from dpexplore.errors import InputError
 from dpexplore.targets.listed import Kind, Listed, Token
+from dpexplore.wanted import while_asking
 
 SEPARATORS = (";", "\t", "|", ",")  # in order of trust: a decimal comma may make commas look like separators
 ID_NAMES = frozenset({"id", "ids", "token_id", "token_ids", "tokenid", "token id"})
@@ -33,6 +34,8 @@ _COMMA_NUMBER = re.compile(r"[+-]?\d*,\d+(?:e[+-]?\d+)?", re.IGNORECASE)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+")
 _WHOLE = re.compile(r"\d+(?:\.0*)?")
 _SHOWN = 40
+MOST_LINES = 500_000
+"""Twice as many as the largest vocabularies have tokens; a line takes several microseconds and 600 bytes."""
 
 Row = tuple[int, list[str]]
 """A line's number, from 1, and its cells."""
@@ -55,7 +58,9 @@ class _Unreadable(Exception):
 def read_table(name: str, data: bytes) -> Listed:
     """The tokens and numbers of a CSV file. InputError for what is no table or reads in two ways."""
     text = decoded(name, data)
-    separators = SEPARATORS
+    if (lines := max(text.count("\n"), text.count("\r"))) > MOST_LINES:
+        raise InputError(f"{name!r} has {lines:,} lines; use at most {MOST_LINES:,}, one for each token.")
+    separators = tuple(each for each in SEPARATORS if each in text) or SEPARATORS[-1:]
     first, _, behind = text.partition("\n")
     if (marked := re.fullmatch(r"sep=(.)\r?", first)) is not None:  # Excel's own line
         separators, text = (marked[1],), behind
@@ -100,7 +105,7 @@ def _rows(text: str, separator: str) -> list[Row]:
 
 def _split(text: str, separator: str, quoting: int) -> list[Row]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, quoting=quoting)  # type: ignore[arg-type]
-    return [(reader.line_num, cells) for cells in reader]
+    return [(reader.line_num, cells) for cells in while_asking(reader)]
 
 
 def _split_unquoted(text: str, separator: str, error: csv.Error) -> list[Row]:

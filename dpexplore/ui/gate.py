@@ -131,26 +131,26 @@ class Gate:
                 scope, receive, send
             )
 
-        json_parts: list[bytes] | None = [] if _is_json(scope, headers) else None
+        held: list[Message] = []
 
         async def bounded() -> Message:
-            message = await part()
-            while json_parts is not None and message["type"] == "http.request" and not whole:
-                json_parts.append(message.get("body", b""))
-                message = await part()
-            return message if json_parts is None else priced(message, json_parts)
+            return held.pop() if held else await part()
 
-        def priced(message: Message, parts: list[bytes]) -> Message:
+        async def whole_json() -> Message:
             """A whole message, once its text has shown what it holds; no parser sees it before."""
             nonlocal refused
-            if message["type"] != "http.request" or not (body := b"".join([*parts, message.get("body", b"")])):
-                return message
-            parts.clear()
+            parts: list[bytes] = []
+            while not whole:
+                message = await part()
+                if message["type"] != "http.request":
+                    return message
+                parts.append(message.get("body", b""))
+            body = b"".join(parts)
             try:
-                read_json(body, MESSAGE_JSON)
+                if body:
+                    read_json(body, MESSAGE_JSON)
             except JsonRefused as error:
                 refused = _refuse(400, str(error))
-                return {"type": "http.disconnect"}
             return {"type": "http.request", "body": body, "more_body": False}
 
         async def part() -> Message:
@@ -182,6 +182,12 @@ class Gate:
             if refused is None or answered:
                 await send(message)
 
+        if _is_json(scope, headers):
+            held.append(await whole_json())
+            if refused is not None:  # the page has not heard of it
+                return await refused(scope, receive, send)
+            if held[0]["type"] == "http.disconnect":
+                return None
         try:
             await self.app(scope, bounded, told)
         except Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -14,7 +15,9 @@ from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.journal import Journal
 from dpexplore.serving.model_pool import ModelPool
 from dpexplore.space import VisitorRules, load_manifest
+from dpexplore.targets import sources
 from dpexplore.ui.server import start
+from dpexplore.wanted import NotWanted, check_wanted
 from tests.live_server import free_port
 
 ENDLESS = ["entropy(bits=3)", "soft", 2, 1, 1000, 0, "", "", "paper", {"patience": None}]
@@ -34,7 +37,7 @@ def app(tiny_lm: Callable[[str], LanguageModel], tmp_path_factory: pytest.TempPa
 @pytest.fixture(scope="module")
 def client(app: AppContext) -> Iterator[httpx.Client]:
     port = free_port()
-    demo = start(app, "127.0.0.1", port)
+    demo = start(app, "127.0.0.1", port, mcp_server=True)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}/gradio_api", timeout=60) as http:
         yield http
     demo.close(verbose=False)
@@ -86,6 +89,52 @@ def test_runs_whose_replies_nobody_reads_end_by_the_time_of_grace(client: httpx.
             next(lines)
         assert len(app.pool.owners) == 1
     wait_until(lambda: not app.pool.owners)
+
+
+@pytest.mark.parametrize("endpoint", ["target", "floor"])
+@pytest.mark.parametrize("reads", [True, False])
+def test_work_ends_when_its_client_leaves(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, endpoint: str, reads: bool
+) -> None:
+    """Whether the client breaks off in the middle of the answer, or never fetches one."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def endless(*_: object) -> None:
+        begun.set()
+        try:
+            while True:
+                check_wanted()
+                time.sleep(0.005)
+        except NotWanted:
+            ended.set()
+            raise
+
+    monkeypatch.setattr(sources, "vanilla_target", endless)
+    event = client.post(f"/call/{endpoint}", json={"data": ["entropy(bits=2.5)", ""]}).json()["event_id"]
+    if reads:
+        with client.stream("GET", f"/call/{endpoint}/{event}"):
+            assert begun.wait(60)
+            assert not ended.is_set()
+    assert ended.wait(60)
+
+
+@pytest.mark.parametrize("depth", [40, 60, 30_000])
+@pytest.mark.parametrize("called", ["target", "tune", "no such tool"])
+def test_deep_json_over_mcp_gets_a_sentence(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture, depth: int, called: str
+) -> None:
+    """Within the gate's limit the endpoint refuses it, beyond the gate; in both cases without a 5xx or a traceback."""
+    value = "[" * depth + "]" * depth
+    call = f'{{"name": "{called}", "arguments": {{"recipe": {value}, "settings": {value}}}}}'
+    body = f'{{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {call}}}'
+    kinds = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+    with caplog.at_level(logging.WARNING):
+        answer = client.post("/mcp/", content=body, headers=kinds)
+    assert answer.status_code == (200 if depth < 50 else 400)
+    assert "Traceback" not in answer.text
+    assert 'File "' not in answer.text
+    assert not [record for record in caplog.records if record.exc_info], caplog.text
+    assert ("isError" if depth < 50 else "deep") in answer.text
 
 
 def wait_until(reached: Callable[[], bool], read: Callable[[], object] = lambda: None) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from dpexplore.ui.components.settings import (
 )
 from dpexplore.ui.components.target_panel import (
     add_transform,
+    latest_changes,
     nudge,
     open_tab,
     read_recipe,
@@ -22,10 +26,40 @@ from dpexplore.ui.components.target_panel import (
     set_tab,
 )
 from dpexplore.ui.components.tune_panel import check_settings
+from dpexplore.wanted import NotWanted, check_wanted
 from tests.ui.shared import (
     lines,
     tab_of,
 )
+
+
+def test_a_target_that_the_hand_has_left_is_given_up(app: AppContext) -> None:
+    """Its work ends when the session asks for another one; another session's does not."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def endless() -> dict[str, Any]:
+        begun.set()
+        try:
+            while not ended.wait(0.005):
+                check_wanted()
+        except NotWanted:
+            ended.set()
+            raise
+        return {}
+
+    def first() -> dict[str, Any]:
+        with suppress(NotWanted):
+            endless()
+        return {"facts": "old"}
+
+    with ThreadPoolExecutor(1) as pool:
+        left = pool.submit(latest_changes, app, "hand", first)
+        assert begun.wait(30)
+        assert latest_changes(app, "another", lambda: {"facts": "hers"}) == {"facts": "hers"}
+        assert not ended.is_set()
+        assert latest_changes(app, "hand", lambda: {"facts": "new"}) == {"facts": "new"}
+        assert ended.wait(30)
+        assert left.result(30) == {}
 
 
 def test_a_control_writes_the_recipe_and_the_preview(app: AppContext) -> None:

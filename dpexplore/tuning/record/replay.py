@@ -25,7 +25,7 @@ from dpexplore.tuning.record.precision import final_scores, final_scores_of_ids
 from dpexplore.tuning.record.schema import finite
 from dpexplore.tuning.record.steps import TuneResult
 from dpexplore.tuning.run import Run
-from dpexplore.wanted import check_wanted
+from dpexplore.wanted import NotWanted, check_wanted
 
 REPLAY_TOLERANCE_NATS = 1e-3
 
@@ -77,6 +77,8 @@ def restore(lm: LanguageModel, capsule: dict[str, Any], target: Target | None = 
     """
     try:
         return _restore(lm, capsule, target or target_of(lm, capsule))
+    except NotWanted:
+        raise
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"The capsule is damaged ({type(error).__name__}: {error}); use an unchanged one.") from error
 
