@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -30,19 +31,22 @@ class PublicServer:
 
 
 @contextmanager
-def public_server(folder: Path, **environment: str) -> Iterator[PublicServer]:
-    """Start it, wait until its model is there, and end it."""
+def public_server(
+    folder: Path, *arguments: str, data_bytes: int = resource.RLIM_INFINITY, **environment: str
+) -> Iterator[PublicServer]:
+    """Start it, wait until its model is there, and end it. `data_bytes` is its limit of memory (`ulimit -d`)."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = folder / "server.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "app.py", "--public", "--port", str(port)],
+            [sys.executable, "app.py", "--public", "--port", str(port), *arguments],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=stream,
             env=os.environ | {"GRADIO_TEMP_DIR": str(folder / "uploads")} | environment,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (data_bytes, data_bytes)),
         )
     server = PublicServer(f"http://127.0.0.1:{port}", process, log)
     try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import psutil
 import torch
 
+from dpexplore.models.memory import free_memory
 from dpexplore.models.names import DEFAULT_MODEL
 from dpexplore.models.precision import choose_precision
 
@@ -93,12 +93,12 @@ def memory_needed(parameters: int, dtype: torch.dtype) -> int:
 
 
 def memory_present(device: torch.device) -> int:
-    """Free bytes of the device, of the machine for the CPU."""
+    """Free bytes of the device, of the machine or what this process may have of it for the CPU."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         # What PyTorch holds without using it is free to us.
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return psutil.virtual_memory().available
+    return free_memory()
 
 
 def describe_models(device: str | None = None) -> list[ModelInfo]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import platform
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from dpexplore.models.memory import HEAPS, give_back_memory
+from dpexplore.models import memory
+from dpexplore.models.memory import HEAPS, free_memory, give_back_memory
 
 BLOCK, BLOCKS = 100_000, 3_000  # bytes; smaller than what the C library asks the system for one by one
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
@@ -47,3 +50,21 @@ def test_what_lies_free_below_something_used_is_given_back() -> None:
 def test_many_threads_share_a_few_heaps() -> None:
     told = subprocess.run([sys.executable, "-c", _THREADS], capture_output=True, text=True, check=True).stdout
     assert 1 <= told.count("<heap nr=") <= HEAPS
+
+
+def test_free_memory_is_what_a_container_or_a_limit_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path)
+    machine = free_memory()
+    for limit, used, statistics, droppable in memory._GROUP_FILES:
+        for name, text in ((limit, "3000"), (used, "2000"), (statistics, f"anon 7\n{droppable} 500")):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(text + "\n")
+        assert free_memory() == 1500
+        (tmp_path / used).write_text("9000")
+        assert free_memory() == 0
+        (tmp_path / limit).write_text("max")  # without a limit
+        assert free_memory() > machine // 2
+    monkeypatch.setattr(resource, "getrlimit", lambda _kind: (2**40, 2**40))
+    assert free_memory() > machine // 2
+    monkeypatch.setattr(resource, "getrlimit", lambda _kind: (2**20, 2**20))
+    assert free_memory() == 0
