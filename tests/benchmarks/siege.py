@@ -127,7 +127,7 @@ def honest(url: str, number: int, log: Log, end: threading.Event) -> None:
             phase, began = log.phase, time.monotonic()
             try:
                 told = HONEST[kind][0](client, draw)
-            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            except (httpx.HTTPError, LookupError, ValueError, TypeError) as error:
                 told = f"!{kind}: {type(error).__name__}: {error}"
             if end.is_set():
                 return
@@ -337,7 +337,7 @@ def hostile(url: str, number: int, weapons: Weapons, log: Log, end: threading.Ev
                 attack(client, draw, weapons)
             except AssertionError as error:
                 log.problem(f"{attack.__name__}: {error}")
-            except (httpx.HTTPError, OSError, ValueError, KeyError, TypeError):  # the server may hang up on it
+            except (httpx.HTTPError, OSError, LookupError, ValueError, TypeError):  # the server may hang up on it
                 pass
 
 

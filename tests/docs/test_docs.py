@@ -90,3 +90,19 @@ def test_every_public_name_explains_itself() -> None:
             }
             silent += [key for key, value in {name: thing, **own}.items() if not inspect.getdoc(value)]
     assert silent == []
+
+
+def test_every_line_of_what_is_trusted_names_tests_that_there_are() -> None:
+    """The table of what is enforced against visitors, in `docs/deploying.md`: no line without a test of its own."""
+    table = (DOCS / "deploying.md").read_text(encoding="utf-8").split("| from a visitor |")[1].split("\n\n")[0]
+    lines = table.splitlines()[2:]
+    assert len(lines) >= 10
+    for line in lines:
+        *_, tests, _ = line.split("|")
+        named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", tests)
+        assert named, line
+        for file, name in named:
+            source = (ROOT / "tests" / file).read_text(encoding="utf-8")
+            assert re.search(rf"^def {name}\(", source, re.MULTILINE), f"{file} has no {name}"
+        for module in re.findall(r"`([\w/]+\.py)`", line.split("|")[3]):
+            assert (ROOT / "dpexplore" / module).is_file(), module
