@@ -51,6 +51,8 @@ ADDED_RIVALS = 64
 """Tokens that join the pairs after each point tried: enough for three or four rounds in all."""
 MAX_ROUNDS = 200
 TOKENS_AT_ONCE = 512
+ROUNDS_TOGETHER = 16
+"""Of many tokens at once; a token that is not seen to be first after them mostly never can be."""
 RIDGE = 1e-6
 """Added to the covariance's eigenvalues, as a share of their mean: rows may not span every direction."""
 LOGITS_AT_ONCE = 2**25
@@ -190,34 +192,44 @@ class RankingSolver:
             self._checked([index])
         at_once = max(16, min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // self.products.vocab_size))
         for first in range(0, len(ids), at_once):
-            check_wanted()
-            block = ids[first : first + at_once]
+            block = [int(index) for index in ids[first : first + at_once]]
             began = time.monotonic()
-            points = self._first_points([[index] for index in block])
-            logits = self._logits(points, exact=False)
-            rows = torch.arange(len(block), device=self.device)
-            own_ids = torch.tensor(block, device=self.device)
-            own = logits[rows, own_ids].clone()
-            logits[rows, own_ids] = -torch.inf
-            margins = (own - logits.amax(1)).double() - self.float32_error - self._costs(own_ids)
-            del logits
+            points, margins = self._easy(block)
             share = (time.monotonic() - began) / len(block)
-            for row, index in enumerate(block):
-                if margins[row] > self.resolution_nats:
-                    yield Ranking(
-                        [index],
-                        True,
-                        "sphere",
-                        float(margins[row]),
-                        None,
-                        self.resolution_nats,
-                        points[row],
-                        None,
-                        None,
-                        share,
-                    )
+            for index, point, margin in zip(block, points, margins, strict=True):
+                if margin > self.resolution_nats:
+                    yield Ranking([index], True, "sphere", margin, None, self.resolution_nats, point, None, None, share)
                 else:
                     yield self.decide([index], seconds=seconds)
+
+    def _easy(self, block: list[int]) -> tuple[Tensor, list[float]]:
+        """Points of the sphere for many tokens `(rows hidden)` and the margins proved there, in float32 products.
+
+        Rounds of `decide` for all of them together, as far as they go without a bias; a token that is not seen to be
+        first after them needs `decide` itself.
+        """
+        points, margins = self._first_points([[index] for index in block]), [-math.inf] * len(block)
+        rivals: list[set[int]] = [set() for _ in block]
+        left = list(range(len(block)))
+        for round_ in range(1 if self.biased else ROUNDS_TOGETHER):
+            check_wanted()
+            for row in left if round_ else ():
+                others = list(rivals[row])
+                weights, points[row] = self._largest_margin([(block[row], j) for j in others])
+                rivals[row] = {others[place] for place in np.flatnonzero(weights)}  # the rest does not bind it
+            logits = self._logits(points[left], exact=False)
+            own_ids = torch.tensor([block[row] for row in left], device=self.device)[:, None]
+            own = logits.gather(1, own_ids)
+            logits.scatter_(1, own_ids, -torch.inf)
+            found = (own[:, 0] - logits.amax(1)).double() - self.float32_error - self._costs(own_ids[:, 0])
+            highest = torch.topk(logits, min(ADDED_RIVALS, logits.shape[1] - 1)).indices.tolist()
+            for row, margin, others in zip(left, found.tolist(), highest, strict=True):
+                margins[row] = margin
+                rivals[row].update(others)
+            left = [row for row in left if margins[row] <= self.resolution_nats]
+            if not left:
+                break
+        return points, margins
 
     def bound(self, proof: Proof) -> float:
         """What a proof proves: no u of the ball has a larger margin, in nats, rounding included."""

@@ -193,6 +193,20 @@ def test_a_row_between_others_and_a_twin_can_never_be_first() -> None:
     assert {one.ids[0] for one in solver.decide_each(range(20)) if one.can is False} >= {3, 6, 7}
 
 
+def test_many_tokens_together_are_decided_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rivals join at a time, so that it takes rounds."""
+    monkeypatch.setattr("dpexplore.floor.rankings.ADDED_RIVALS", 4)
+    solver = random_solver(8, vocab=300, hidden=7)
+    together = {one.ids[0]: one for one in solver.decide_each(range(300))}
+    later = [index for index, one in together.items() if one.can]
+    for index in later[::6]:
+        check(solver, together[index])
+        assert solver.decide([index]).can is True
+    refused = [index for index, one in together.items() if not one.can]
+    assert all(solver.decide([index]).can is False for index in refused[::6])
+    assert min(len(later), len(refused)) > 30
+
+
 def test_a_word_sayable_only_inside_the_ball_is_left_open() -> None:
     """Its bias leads at u = 0; on the sphere one of the others always stands above it."""
     matrix = torch.tensor([[0.0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64)
