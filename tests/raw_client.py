@@ -8,6 +8,7 @@ import resource
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -79,6 +80,7 @@ class RawClient:
         limits = httpx.Limits(keepalive_expiry=2)
         self.http = httpx.Client(base_url=f"{url}/gradio_api", timeout=120, limits=limits)
         self.config: dict[str, Any] = httpx.get(f"{url}/config", timeout=60).json()
+        self._local = threading.local()
 
     def __enter__(self) -> RawClient:
         return self
@@ -111,7 +113,7 @@ class RawClient:
 
     def handler(self, number: int, data: list[Any], most: int = 50) -> str:
         """Everything that a handler of the page answers, as text: raw messages of the queue."""
-        session = uuid.uuid4().hex
+        session = self._session()
         asked = {"fn_index": number, "data": data, "session_hash": session, "event_data": None, "trigger_id": None}
         answer = self.http.post("/queue/join", json=asked)
         if answer.status_code != 200:
@@ -119,13 +121,18 @@ class RawClient:
         told: list[str] = []
         with self.http.stream("GET", "/queue/data", params={"session_hash": session}) as stream:
             for line in stream.iter_lines():
-                if not line.startswith("data:"):
-                    continue
-                told.append(line)
-                kind = json.loads(line[5:])["msg"]
-                if kind in ("process_completed", "close_stream") or len(told) >= most:
+                if line.startswith("data:"):
+                    told.append(line)
+                if len(told) >= most:
+                    del self._local.session  # the server ends what a session that hangs up has asked for
                     break
         return "\n".join(told)
+
+    def _session(self) -> str:
+        """One session a thread: for a new one Gradio writes the whole page's configuration, a tenth of a second."""
+        if not hasattr(self._local, "session"):
+            self._local.session = uuid.uuid4().hex
+        return self._local.session
 
     def upload(self, name: str, data: bytes) -> str:
         """Path of an uploaded file on the server; of a refusal its status and body."""
