@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import gradio as gr
@@ -59,17 +60,33 @@ def address(lm: LanguageModel) -> Iterator[str]:
 
 
 def open_page(browser: Browser, address: str, width: int, height: int) -> Page:
-    page = browser.new_page(viewport={"width": width, "height": height})
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme="light")
     page.set_default_timeout(PATIENCE)
     page.goto(address)
     return page
 
 
+def assert_fits(page: Page, height: int | None) -> None:
+    """Nothing to scroll sideways, no label cut; down to `height`, controls and live charts on one screen."""
+    # Gradio measures its row of tabs, then folds what does not fit: wait until that has settled.
+    page.wait_for_function("document.documentElement.scrollWidth <= innerWidth", timeout=PATIENCE // 4)
+    for part in ("#recipe", "#tune", "#live-chart", "#achieved-chart") if height else ():
+        box = page.locator(part).bounding_box()
+        assert box is not None
+        assert box["y"] + box["height"] <= height
+    assert page.evaluate(CUT) == []
+
+
 @pytest.mark.parametrize(("width", "height"), [(390, 844), (768, 1024), (1024, 768), (1440, 900), (1920, 1080)])
-def test_no_label_is_cut(browser: Browser, address: str, width: int, height: int) -> None:
+def test_the_page_fits_its_window_and_no_label_is_cut(browser: Browser, address: str, width: int, height: int) -> None:
     page = open_page(browser, address, width, height)
     expect(page.locator("#floor [data-floor]")).to_be_visible()
-    assert page.evaluate(CUT) == []
+    assert page.locator("h1").count() == 1
+    one_screen = height if width >= 1440 else None
+    assert_fits(page, one_screen)
+    page.click("[data-dark]")
+    expect(page.locator("body")).to_have_class(re.compile("dark"))
+    assert_fits(page, one_screen)
     page.get_by_role("tab", name="Lessons").click()
     expect(page.locator("#lesson-softmax .dpx-bars")).to_be_visible()
     assert page.evaluate(CUT) == []

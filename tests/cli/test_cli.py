@@ -126,7 +126,7 @@ def test_soft_tuning_reaches_a_one_bit_target_on_the_default_model(default_lm: L
     *_, result = records(
         call(
             *("tune", "--target", "entropy(bits=1, seed=0)", "--method", "soft"),
-            *("--restarts", "2", "--steps", "300", "--seed", "0", "--json"),
+            *("--restarts", "1", "--steps", "120", "--seed", "0", "--json"),
         )
     )
     assert result["kl_nats"] <= 0.05
