@@ -88,10 +88,11 @@ def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML) -> Explore:
                     states = build_disc_card()
                 with gr.Column(elem_classes="dpx-card", elem_id="words-card", scale=2, min_width=300):
                     words = build_words_card()
-            with gr.Column(elem_classes="dpx-card", elem_id="frontier-card"):
-                frontier = build_frontier_card()
-            with gr.Column(elem_classes="dpx-card", elem_id="dials-card"):
-                dials = build_dials_card()
+            with gr.Row(elem_id="limits"):
+                with gr.Column(elem_classes="dpx-card", elem_id="frontier-card", min_width=300):
+                    frontier = build_frontier_card()
+                with gr.Column(elem_classes="dpx-card", elem_id="dials-card", min_width=300):
+                    dials = build_dials_card()
     wire_target_panel(app, target, models.name)
     run_after = wire_tune_panel(app, demo, tuning, shown, models.name, target.recipe)
     wire_examples(app, examples, target, tuning, models.name, run_after)
