@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import resource
 import socket
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +31,9 @@ class PublicServer:
 
 @contextmanager
 def public_server(
-    folder: Path, *arguments: str, data_bytes: int = resource.RLIM_INFINITY, **environment: str
+    folder: Path, *arguments: str, prepare: Callable[[], object] | None = None, **environment: str
 ) -> Iterator[PublicServer]:
-    """Start it, wait until its model is there, and end it. `data_bytes` is its limit of memory (`ulimit -d`)."""
+    """Start it, wait until its model is there, and end it. `prepare` is called in its process before it begins."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -46,7 +45,7 @@ def public_server(
             stdout=subprocess.DEVNULL,
             stderr=stream,
             env=os.environ | {"GRADIO_TEMP_DIR": str(folder / "uploads")} | environment,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (data_bytes, data_bytes)),
+            preexec_fn=prepare,
         )
     server = PublicServer(f"http://127.0.0.1:{port}", process, log)
     try:

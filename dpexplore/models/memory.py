@@ -16,11 +16,13 @@ _M_ARENA_MAX = -8
 
 
 _GROUPS = Path("/sys/fs/cgroup")
-_GROUP_FILES = (
-    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
-)
-"""Limit and use of a container, and what of the use is files that it can drop: of cgroup v2, and of v1."""
+_OWN_GROUPS = Path("/proc/self/cgroup")
+_GROUP_FILES = {
+    "": ("", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""Controller, as a process's own list has it -> its folder, a group's limit and use, and what of the use is files that
+it can drop; cgroup v2 has one hierarchy without a controller's name."""
 _OWN_STATUS = Path("/proc/self/status")
 
 
@@ -33,14 +35,24 @@ def free_memory() -> int:
 
 
 def _left_by_groups() -> list[int]:
+    """What the process's groups, and the groups that they are in, have left; a container sees its own as the root."""
+    try:
+        listed = [line.split(":", 2) for line in _OWN_GROUPS.read_text().splitlines()]
+    except OSError:  # no Linux
+        return []
     found: list[int] = []
-    for limit, used, statistics, droppable in _GROUP_FILES:
-        try:
-            told = dict(line.split() for line in (_GROUPS / statistics).read_text().splitlines())
-            left = int((_GROUPS / limit).read_text()) - int((_GROUPS / used).read_text()) + int(told[droppable])
-        except (OSError, ValueError, KeyError):  # not there, or "max": no limit
+    for _, controller, path in listed:
+        if controller not in _GROUP_FILES:
             continue
-        found.append(left)
+        folder, limit, used, droppable = _GROUP_FILES[controller]
+        own = Path(path.lstrip("/"))
+        for group in dict.fromkeys(_GROUPS / folder / each for each in (own, *own.parents)):
+            try:
+                told = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                left = int((group / limit).read_text()) - int((group / used).read_text()) + int(told[droppable])
+            except (OSError, ValueError, KeyError):  # not there, or "max": no limit
+                continue
+            found.append(left)
     return found
 
 

@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.siege --minutes 5
 
-The server is a process of its own (`app.py --public`) under `ulimit -d` (RLIMIT_DATA), whatever the machine has. Each
+The server is a process of its own (`app.py --public`) in a cgroup of so much memory, as a container would be; where
+none can be made (that takes root), under RLIMIT_DATA, which also counts the weights that lie in a mapped file. Each
 visitor has an address of its own, which the server takes from the header of a trusted proxy. For a fifth of the time
 the honest ones are alone, then the hostile ones come. Printed are the honest ones' waiting times, how fast a run moves
 that goes on beside them, and the server's memory, threads and open files before, during and after. Ends with exit
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import socket
 import statistics
 import sys
@@ -22,7 +24,8 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -146,8 +149,9 @@ def ask_health(url: str, log: Log, end: threading.Event) -> None:
             try:
                 client.get(f"{url}/health", timeout=60).raise_for_status()
             except httpx.HTTPError as error:
-                log.problem(f"/health: {type(error).__name__}")
-            log.wait("/health", time.monotonic() - began)
+                log.problem(f"/health: {type(error).__name__}: {error}")
+            else:
+                log.wait("/health", time.monotonic() - began)
 
 
 def tune_on(url: str, log: Log, end: threading.Event) -> None:
@@ -350,6 +354,25 @@ def visitor(url: str, address: str) -> RawClient:
 # The server.
 
 
+@contextmanager
+def bounded(most: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    """How a process's memory is bounded, and what it calls first for that."""
+    own = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
+    kind, limit = ("memory", "memory.limit_in_bytes") if "memory" in own else ("", "memory.max")
+    group = Path("/sys/fs/cgroup") / kind / own[kind].lstrip("/") / f"siege-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / limit).write_text(str(most))
+    except OSError:
+        yield "RLIMIT_DATA", lambda: resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+        return
+    try:
+        yield f"cgroup, {limit}", lambda: (group / "cgroup.procs").write_text(str(os.getpid()))
+    finally:
+        with suppress(OSError):
+            group.rmdir()
+
+
 def held(server: PublicServer) -> dict[str, float]:
     process = psutil.Process(server.process.pid)
     with process.oneshot():
@@ -385,8 +408,22 @@ def siege(server: PublicServer, visitors: int, enemies: int, seconds: float, wea
         part.join(120)
     time.sleep(SETTLING_SECONDS)
     after = held(server)
-    runs = httpx.get(f"{server.url}/health", timeout=60).json()["runs"]
+    runs = runs_of(server, log)
     return report(log, before, dict(at_most), after, runs, server.log.read_text(encoding="utf-8"))
+
+
+def runs_of(server: PublicServer, log: Log) -> int:
+    """Runs that still move; -1 if the server does not say."""
+    try:
+        return httpx.get(f"{server.url}/health", timeout=60).json()["runs"]
+    except (httpx.HTTPError, ValueError) as error:
+        log.problem(f"/health at the end: {type(error).__name__}: {error}")
+        return -1
+
+
+def error_of(line: dict[str, Any]) -> str:
+    """An error of the server's log: what happened, and where."""
+    return f"logged: {line['event'].splitlines()[0]} ({line.get('error', '')} at {line.get('at', [''])[-1]})"
 
 
 def report(
@@ -400,7 +437,8 @@ def report(
         print(f"{name}: {before[name]:,.0f} before, {at_most[name]:,.0f} at most, {after[name]:,.0f} after")
     print(f"runs that still move: {runs}")
     print(", ".join(f"{name} {count}" for name, count in sorted(log.counts.items())))
-    logged = Counter(json.loads(line)["event"] for line in text.splitlines() if '"level": "error"' in line)
+    lines = [json.loads(line) for line in text.splitlines()]
+    logged = Counter(error_of(line) for line in lines if line["level"] == "error")
     for name, count in (log.problems + logged).items():
         print(f"{count} times: {name}")
     kept = after["memory MiB"] <= KEPT * before["memory MiB"]
@@ -415,14 +453,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--visitors", type=int, default=30)
     parser.add_argument("--enemies", type=int, default=5)
-    parser.add_argument("--gigabytes", type=float, default=LIMIT_GIB, help="the server's `ulimit -d`")
+    parser.add_argument("--gigabytes", type=float, default=LIMIT_GIB, help="of memory, for the server")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         weapons, most = Weapons(), round(options.gigabytes * 2**30)
         trusted = ("--trusted-proxies", "127.0.0.1")
-        with public_server(Path(name), *trusted, data_bytes=most) as server:
-            load = os.getloadavg()[0]
-            print(f"{os.cpu_count()} cores, load {load:.1f}, {options.gigabytes:g} GiB of data (RLIMIT_DATA)")
+        with bounded(most) as (how, prepare), public_server(Path(name), *trusted, prepare=prepare) as server:
+            print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {options.gigabytes:g} GiB ({how})")
             print(f"{options.visitors} honest visitors, {options.enemies} hostile ones, {options.minutes:g} minutes")
             return siege(server, options.visitors, options.enemies, 60 * options.minutes, weapons)
 

@@ -54,15 +54,19 @@ def test_many_threads_share_a_few_heaps() -> None:
 
 def test_free_memory_is_what_a_container_or_a_limit_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_GROUPS", tmp_path)
+    own = tmp_path / "own"
+    monkeypatch.setattr(memory, "_OWN_GROUPS", own)
     machine = free_memory()
-    for limit, used, statistics, droppable in memory._GROUP_FILES:
-        for name, text in ((limit, "3000"), (used, "2000"), (statistics, f"anon 7\n{droppable} 500")):
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).write_text(text + "\n")
+    for controller, (folder, limit, used, droppable) in memory._GROUP_FILES.items():
+        own.write_text(f"1:cpu:/elsewhere\n0:{controller}:/outer/inner\n")
+        group = tmp_path / folder / "outer"  # a limit of a group around the process's own counts too
+        group.mkdir(parents=True)
+        for name, text in ((limit, "3000"), (used, "2000"), ("memory.stat", f"anon 7\n{droppable} 500")):
+            (group / name).write_text(text + "\n")
         assert free_memory() == 1500
-        (tmp_path / used).write_text("9000")
+        (group / used).write_text("9000")
         assert free_memory() == 0
-        (tmp_path / limit).write_text("max")  # without a limit
+        (group / limit).write_text("max")  # without a limit
         assert free_memory() > machine // 2
     monkeypatch.setattr(resource, "getrlimit", lambda _kind: (2**40, 2**40))
     assert free_memory() > machine // 2
