@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import resource
 import socket
-import statistics
 import sys
 import tempfile
 import threading
@@ -431,7 +431,8 @@ def report(
 ) -> int:
     print(f"{'seconds':<18}{'phase':<10}{'answers':>8}{'median':>8}{'90 %':>8}{'99 %':>8}{'worst':>8}")
     for (phase, kind), waits in sorted(log.waits.items(), key=lambda item: (item[0][1], item[0][0])):
-        shares = [statistics.median(waits), *(sorted(waits)[int(part * (len(waits) - 1))] for part in (0.9, 0.99, 1))]
+        inorder = sorted(waits)
+        shares = [inorder[math.ceil(part * len(waits)) - 1] for part in (0.5, 0.9, 0.99, 1)]
         print(f"{kind:<18}{phase:<10}{len(waits):>8}" + "".join(f"{wait:>8.2f}" for wait in shares))
     for name in before:
         print(f"{name}: {before[name]:,.0f} before, {at_most[name]:,.0f} at most, {after[name]:,.0f} after")
