@@ -1,7 +1,7 @@
 """The documents' pictures, taken from the page itself after a real run: `python -m tests.benchmarks.screenshots`.
 
 Writes assets/screenshot.png (light), screenshot-dark.png, screenshot-hard.png, screenshot-microscope.png,
-screenshot-compare.png, screenshot-lessons.png and screenshot-phone.png.
+screenshot-geometry.png, screenshot-dials.png, screenshot-compare.png, screenshot-lessons.png and screenshot-phone.png.
 """
 
 from __future__ import annotations
@@ -71,6 +71,23 @@ def picture(page: Page, name: str) -> None:
     print(f"assets/{name}", flush=True)
 
 
+def part(page: Page, selector: str, name: str) -> None:
+    page.mouse.move(5, 5)
+    page.wait_for_timeout(800)
+    page.locator(selector).screenshot(path=ASSETS / name, animations="disabled")
+    print(f"assets/{name}", flush=True)
+
+
+def geometry(page: Page) -> None:
+    """Where the run's states ended up, beside three words; and the dials."""
+    page.click("#disc-draw")
+    expect(page.locator(".dpx-disc .main-svg").first).to_be_visible()
+    part(page, "#geometry", "screenshot-geometry.png")
+    page.click("#dials-draw")
+    expect(page.locator("#dials-told [data-tokens]")).to_be_visible()
+    part(page, "#dials-card", "screenshot-dials.png")
+
+
 def lessons(page: Page) -> None:
     """The lesson on the head, with its answer."""
     page.get_by_role("tab", name="Lessons").click()
@@ -115,8 +132,8 @@ def main() -> None:
         page.click("[data-dark]")
         page.locator("#microscope-card").scroll_into_view_if_needed()
         page.locator("#microscope [data-follow]").nth(2).click()
-        page.wait_for_timeout(800)
-        page.locator("#microscope-card").screenshot(path=ASSETS / "screenshot-microscope.png", animations="disabled")
+        part(page, "#microscope-card", "screenshot-microscope.png")
+        geometry(page)
         page.evaluate("scrollTo(0, 0)")
         run(page, 'capture("I love")', method="hard", steps=min(15, options.steps), restarts=2)
         page.click("#continue")
