@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 PATIENCE = 120_000
 """Milliseconds for what a busy machine of two cores may take."""
@@ -22,3 +26,13 @@ def chromium_path() -> str:
     if path is None:
         raise RuntimeError("No Chromium was found: install one, or name it in DPEXPLORE_CHROMIUM.")
     return path
+
+
+def never_ending(page: Page) -> None:
+    """Set the page to runs that end only when they are stopped."""
+    fold = page.locator("#advanced > button")
+    fold.click()
+    for selector, number in (("#knob-patience input", "0"), ("#steps input", "100000")):
+        page.fill(selector, number)
+        page.keyboard.press("Tab")
+    fold.click()

@@ -21,7 +21,7 @@ from dpexplore.serving.journal import Journal
 from dpexplore.serving.model_pool import ModelPool
 from dpexplore.ui.components.lesson_steps import LESSONS
 from dpexplore.ui.page import build, launch_settings
-from tests.browser.driver import PATIENCE
+from tests.browser.driver import PATIENCE, never_ending
 
 pytestmark = [
     pytest.mark.browser,
@@ -342,7 +342,8 @@ def test_the_floor_follows_the_slider_and_its_curve_is_one_click(page: Page, def
 
 
 def test_a_closed_tab_stops_its_run(page: Page, app: AppContext) -> None:
-    settings(page, restarts=1, steps=100_000)
+    never_ending(page)
+    settings(page, restarts=1)
     page.click("#tune")
     expect(page.locator("#status")).to_contain_text("Running")
     (live,) = app.sessions._runs.values()

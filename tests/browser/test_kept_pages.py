@@ -21,7 +21,7 @@ from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.journal import Journal
 from dpexplore.serving.model_pool import ModelPool
 from dpexplore.ui.page import build, launch_settings
-from tests.browser.driver import PATIENCE
+from tests.browser.driver import PATIENCE, never_ending
 
 pytestmark = [
     pytest.mark.browser,
@@ -134,7 +134,8 @@ def zoom_into(page: Page, plot: str) -> None:
 
 
 def test_what_is_zoomed_into_stays_while_the_run_goes_on(page: Page) -> None:
-    begin(page, RECIPE, restarts=1, steps=100_000)
+    never_ending(page)
+    begin(page, RECIPE, restarts=1)
     chart = page.locator("#live-chart [data-chart]")
     expect(chart).to_have_attribute("data-points", re.compile(r"^([5-9]|\d\d+)$"))
     zoom_into(page, KL)
@@ -205,7 +206,8 @@ def test_a_link_restores_model_target_and_settings(page: Page, browser: Browser,
 
 
 def test_a_reloaded_page_picks_its_run_up_and_its_link_shows_the_result(page: Page, browser: Browser) -> None:
-    begin(page, RECIPE, restarts=1, steps=100_000, length=2)
+    never_ending(page)
+    begin(page, RECIPE, restarts=1, length=2)
     chart = page.locator("#live-chart [data-chart]")
     expect(chart).to_have_attribute("data-points", re.compile(r"^([3-9]|\d\d+)$"))
     run = chart.get_attribute("data-run") or ""
