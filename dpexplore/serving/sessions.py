@@ -29,7 +29,7 @@ class Sessions:
         self._told: dict[str, TuneConfig | None] = {}
         self._by_id: dict[str, LiveRun] = {}
         self._keep: dict[str, bool] = {}
-        self._turns: dict[str, int] = {}
+        self._turns: dict[str, dict[str, int]] = {}
         self._targets: dict[str, tuple[int, tuple[str, str]]] = {}
         self._finished: dict[str, dict[str, None]] = {}
         self._tuned: dict[str, dict[tuple[str, str], dict[str, float]]] = {}
@@ -143,16 +143,17 @@ class Sessions:
         with self._gate:
             return dict(self._tuned.get(session, {}).get((model, recipe), {}))
 
-    def take_turn(self, session: str) -> int:
+    def take_turn(self, session: str, about: str = "target") -> int:
         """The number of a question that the session asks now."""
         with self._gate:
-            self._turns[session] = self._turns.get(session, 0) + 1
-            return self._turns[session]
+            turns = self._turns.setdefault(session, {})
+            turns[about] = turns.get(about, 0) + 1
+            return turns[about]
 
-    def is_latest(self, session: str, turn: int) -> bool:
-        """Whether the session has asked nothing since."""
+    def is_latest(self, session: str, turn: int, about: str = "target") -> bool:
+        """Whether the session has asked nothing about this since."""
         with self._gate:
-            return self._turns.get(session) == turn
+            return self._turns.get(session, {}).get(about) == turn
 
     def note_target(self, session: str, model: str, recipe: str) -> None:
         """The session's page shows another target now."""

@@ -38,6 +38,8 @@ from dpexplore.ui.visitor import session_of
 DEFAULT_SLOTS = "soft*3 hard*2"
 FIG4 = "Fig. 4"
 TUNE, STOP = "Tune", "Stop"
+SETTINGS = "settings"
+"""What `Sessions.take_turn` counts the questions about."""
 
 
 @dataclass(frozen=True)
@@ -259,8 +261,11 @@ def _wire_settings(app: AppContext, panel: TunePanel, model: gr.Textbox) -> None
 
     def follow(request: gr.Request, model: str, *values: Any) -> list[Any]:
         """Values for (preset, status)."""
-        named = dict(zip(names, values, strict=True))
-        told = check_settings(app, session_of(app, request), model, named)
+        named, session = dict(zip(names, values, strict=True)), session_of(app, request)
+        turn = app.sessions.take_turn(session, SETTINGS)
+        told = check_settings(app, session, model, named)
+        if not app.sessions.is_latest(session, turn, SETTINGS):  # what was set since has an answer of its own
+            return [gr.skip(), gr.skip()]
         return [preset_of(named), gr.skip() if told is None else told]
 
     followed = [model, *control.values()], [panel.preset, panel.status]
