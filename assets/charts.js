@@ -289,6 +289,7 @@
   }
 
   const KINDS = { live, ranks, figure };
+  const LONGEST_DRAG = 10_000;
 
   function mount(element, props, watch) {
     const root = element.querySelector("[data-chart]");
@@ -296,9 +297,12 @@
     const schedule = () => {
       if (pending) return;
       pending = true;
+      const since = performance.now();
       requestAnimationFrame(function draw() {
-        // What somebody drags is not torn out of their hand: Plotly covers the page meanwhile.
-        if (document.querySelector(".dragcover")) { setTimeout(() => requestAnimationFrame(draw), 100); return; }
+        // What somebody drags is not torn out of their hand: Plotly covers the page meanwhile. A cover that is left
+        // behind by a lost end of a drag must not hold the chart up for ever.
+        const held = document.querySelector(".dragcover") && performance.now() - since < LONGEST_DRAG;
+        if (held) { setTimeout(() => requestAnimationFrame(draw), 100); return; }
         pending = false;
         if (root.isConnected && P()) chart.draw();
       });
