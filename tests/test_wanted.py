@@ -29,7 +29,7 @@ TinyLM = Callable[[str], LanguageModel]
 
 
 class Client:
-    """One that leaves after it has been asked so many times whether it is still there."""
+    """A client that disconnects after `patience` questions."""
 
     def __init__(self, patience: int) -> None:
         self.patience, self.asked = patience, 0
@@ -143,7 +143,7 @@ def test_a_model_that_nobody_waits_for_any_more_takes_no_thread(
 
 
 def test_a_floor_ends_with_its_last_reader(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who looks on ends with a no, and with the last of them the work, at its next bound; who comes anew begins it."""
+    """The work stops at its next bound once the last reader has left; a later reader starts it again."""
     begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
 
     def solve(_lm: LanguageModel, target: Target, start: Any, report: Any) -> Any:

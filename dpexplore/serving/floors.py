@@ -120,7 +120,7 @@ class Floors:
                 self._forget(asked)
 
     def _forget(self, asked: Waiting) -> None:
-        """Who asks for it from now on asks anew; under the gate."""
+        """Drop it, so that the next question starts it again; under the gate."""
         key = (asked.lm.identity, asked.target.recipe)
         for known in (self._known, *self._waiting.values()):
             if known.get(key) is asked:

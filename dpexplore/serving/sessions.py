@@ -89,7 +89,7 @@ class Sessions:
             return self._shown.get(session, "")
 
     def tell_of(self, session: str, settings: TuneConfig | None) -> bool:
-        """The session's status line is to speak of these settings (None: they are wrong); False where it does."""
+        """Whether the session's status line must change to be about these settings (None: invalid ones, always)."""
         with self._gate:
             before = self._told.get(session)
             self._told[session] = settings

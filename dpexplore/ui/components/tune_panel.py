@@ -119,8 +119,9 @@ def _finished(app: AppContext, model: str, recipe: str, view: RunView) -> list[A
 def check_settings(app: AppContext, session: str, model: str, settings: dict[str, Any]) -> str | None:
     """The status line after a setting changed (`settings_line`).
 
-    None while a run moves, and where the line speaks of these settings: a change that the page told of before Tune may
-    be heard of when the run with these very settings has ended, and its outcome stays.
+    None while a run is in progress, and where the line is already about these settings: on a busy server the event of
+    a change made before Tune may be handled after the run with these very settings has ended, and must not replace
+    its outcome.
     """
     shown = app.sessions.shown(session)
     try:
