@@ -51,7 +51,7 @@ def demo(default_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("here"))  # where sweeps that are started from the page write
         journal = Journal(tmp_path_factory.mktemp("runs"))
-        app = AppContext(pool=ModelPool(lambda _name, progress: default_lm), journal=journal)
+        app = AppContext(pool=ModelPool(lambda _name, progress: default_lm), journal=journal, grace_seconds=120.0)
         demo = build(app)
         demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, **launch_settings())
         yield demo
