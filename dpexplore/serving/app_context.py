@@ -22,11 +22,12 @@ from dpexplore.serving.journal import Journal, new_run_id
 from dpexplore.serving.live_run import LiveRun
 from dpexplore.serving.model_pool import INTERNAL_ERROR, ModelPool
 from dpexplore.serving.run_view import RunView
-from dpexplore.serving.sessions import Sessions
+from dpexplore.serving.sessions import PROGRAM, Sessions
 from dpexplore.serving.uploads import check_files, upload_folder
 from dpexplore.space import VisitorRules
 from dpexplore.targets import StringTarget, Target, parse_recipe
 from dpexplore.tuning import TuneConfig, load_capsule
+from dpexplore.tuning.engine.fairness import Owner
 from dpexplore.tuning.record.capsule import describe_run
 from dpexplore.tuning.single_token import is_known
 
@@ -108,10 +109,20 @@ class AppContext:
         if self.rules is None:
             return
         self.pool.make_room(self.rules.spare_bytes)
-        sessions = [owner_session(owner) for owner in self.pool.owners]
+        asks, owners = self.owner(session), self.pool.owners
+        of_address = [owner for owner in owners if owner.group == asks.group]
+        of_page = 0 if session.startswith(PROGRAM) else sum(owner.session == asks.session for owner in owners)
+        self.rules.check_room(self.pool.running, of_page, len(of_address))
+
+    def owner(self, session: str, part: str = "") -> Owner:
+        """Whose a session's run is, or that of a part of its page; an address's programs are one owner together."""
+        name = PROGRAM if session.startswith(PROGRAM) else f"{session} {part}".strip()
         address = self.sessions.address(session)
-        behind = sum(self.sessions.address(each) == address for each in sessions)
-        self.rules.check_room(self.pool.running, sessions.count(session), behind)
+        return (
+            Owner(name, address, self.rules.manifest.server.visitors_per_address)
+            if self.rules
+            else Owner(name, address)
+        )
 
     def admit(self, session: str, lm: LanguageModel, config: TuneConfig, target: Target | None = None) -> TuneConfig:
         """The config that a session's run may have here. InputError if it asks for too much, or there is no room."""
@@ -139,7 +150,7 @@ class AppContext:
             self.rules.check_run(config)
         entry, target = self.pool.get(model), self.target(model, recipe_text)
         check_single_tokens(target)
-        run = entry.server.submit(target, self.admit(session, entry.lm, config, target), owner=session)
+        run = entry.server.submit(target, self.admit(session, entry.lm, config, target), owner=self.owner(session))
         run_id, address = new_run_id(), self.sessions.address(session)
         live = LiveRun(
             run_id,
@@ -176,11 +187,6 @@ class AppContext:
         self.floors.close()
         self.pool.close()
         self.sessions.settle(SETTLE_SECONDS)
-
-
-def owner_session(owner: str) -> str:
-    """The session in an owner's name, which may add a part of the page after a blank."""
-    return owner.partition(" ")[0]
 
 
 def check_single_tokens(target: Target) -> None:

@@ -19,6 +19,7 @@ from dpexplore.models.registry import default_device, memory_present
 from dpexplore.space.zero import SlicedServer
 from dpexplore.targets import Recipe, Target
 from dpexplore.tuning import EngineServer
+from dpexplore.tuning.engine.fairness import Owner
 from dpexplore.wanted import check_wanted
 
 logger = logging.getLogger(__name__)
@@ -185,7 +186,7 @@ class ModelPool:
             return sum(entry.server.running for entry in self._loaded.values())
 
     @property
-    def owners(self) -> list[str]:
+    def owners(self) -> list[Owner]:
         """Whose these runs are, one entry a run."""
         with self._gate:
             return [owner for entry in self._loaded.values() for owner in entry.server.owners]

@@ -11,6 +11,8 @@ from typing import Any
 from dpexplore.serving.live_run import LiveRun
 from dpexplore.tuning import TuneConfig, TuneResult
 
+PROGRAM = "program"
+"""A session that begins so is one question of a program, which has no page."""
 ADDRESSES_KEPT = 10_000
 """Sessions of which the address is remembered."""
 

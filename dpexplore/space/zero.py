@@ -25,6 +25,7 @@ from dpexplore.models.registry import default_device
 from dpexplore.targets import Target
 from dpexplore.tuning import Engine, Run, TuneConfig, TuneStep
 from dpexplore.tuning.engine.checkpoint import Checkpoint, carry_on, checkpoint, pack, taken_up, unpack
+from dpexplore.tuning.engine.fairness import NOBODY, Owner
 from dpexplore.tuning.init.layout import Start
 from dpexplore.tuning.objectives.next_token import entropy_of
 from dpexplore.tuning.record.outcome import BestPrompt, RowOutcome
@@ -105,7 +106,7 @@ class SlicedServer:
             return len(self._runs)
 
     @property
-    def owners(self) -> list[str]:
+    def owners(self) -> list[Owner]:
         """Whose these runs are, one entry a run."""
         with self._gate:
             return [run.owner for run in self._runs if not run.finished]
@@ -116,7 +117,7 @@ class SlicedServer:
         config: TuneConfig,
         starts: Sequence[Start] | None = None,
         resumed_from: dict[str, Any] | None = None,
-        owner: str = "",
+        owner: Owner = NOBODY,
     ) -> Run:
         """As `EngineServer.submit`. The slices are charged to the account that made the request."""
         if self._closing:

@@ -18,6 +18,7 @@ from dpexplore.models import LanguageModel
 from dpexplore.targets import Target
 from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.engine.capacity import Capacity, is_out_of_memory
+from dpexplore.tuning.engine.fairness import NOBODY, Owner
 from dpexplore.tuning.engine.log import BEST_KL, BEST_LOSS, ENTROPY, EVALUATIONS, KL, WIDTH, Bests, LogView
 from dpexplore.tuning.engine.parked import ParkedRow
 from dpexplore.tuning.init.layout import NO_TOKEN, Layout, Start, initial_prompt
@@ -60,7 +61,7 @@ class Run:
         drive: Callable[[], object] | None,
         starts: Sequence[Start] | None = None,
         resumed_from: dict[str, Any] | None = None,
-        owner: str = "",
+        owner: Owner = NOBODY,
         layout: Layout | None = None,
         changed: threading.Condition | None = None,
     ) -> None:

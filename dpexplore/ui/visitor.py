@@ -7,6 +7,7 @@ import uuid
 import gradio as gr
 
 from dpexplore.serving.app_context import AppContext
+from dpexplore.serving.sessions import PROGRAM
 
 
 def session_of(app: AppContext, request: gr.Request) -> str:
@@ -22,7 +23,7 @@ def address_of(request: gr.Request) -> str:
 
 
 def program_session(app: AppContext, request: gr.Request) -> str:
-    """A session for one question of a program, which is known by its address alone."""
-    session = f"program-{uuid.uuid4().hex}"
+    """A session for one question of a program; programs are known by their address alone, and share what a page has."""
+    session = PROGRAM + uuid.uuid4().hex
     app.sessions.note_address(session, address_of(request))
     return session

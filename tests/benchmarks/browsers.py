@@ -32,6 +32,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from dpexplore.models import DEFAULT_MODEL, load_model
 from dpexplore.targets import entropy
 from dpexplore.tuning import Engine, TuneConfig
+from dpexplore.tuning.engine.fairness import Owner
 from tests.browser.driver import chromium_path
 from tests.live_server import free_port, start_server
 
@@ -68,7 +69,7 @@ def engine_alone(rows: int, steps: int = 10) -> float:
     engine = Engine(lm)
     for seed in range(rows):
         config = TuneConfig(restarts=1, steps=10**6, seed=seed, patience=None)
-        engine.submit(entropy(bits=7, seed=seed).build(lm), config, owner=str(seed))
+        engine.submit(entropy(bits=7, seed=seed).build(lm), config, owner=Owner(str(seed)))
     engine.step()
     begin = time.perf_counter()
     for _ in range(steps):

@@ -106,26 +106,25 @@ def test_requests_of_the_paper_and_long_prompts_are_within_the_limits(app: AppCo
 
 def test_one_address_does_not_hold_all_runs(app: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
     server = app.pool.get("tiny").server
-    owners = [f"program-{i}" for i in range(31)] + ["hers strings"]
-    for owner in owners:
-        app.sessions.note_address(owner, "1.1.1.1")
+    for session, address in (("hers", "2.2.2.2"), ("program-new", "1.1.1.1")):
+        app.sessions.note_address(session, address)
+    owners = [app.owner("program-new")] * 31 + [app.owner("hers", "strings")]
+    assert len({owner.group for owner in owners}) == 2
     monkeypatch.setattr(type(server), "owners", property(lambda _server: owners))
-    app.sessions.note_address("hers", "2.2.2.2")
-    app.sessions.note_address("program-new", "1.1.1.1")
     app.check_room("hers")
     app.check_room("program-new")
-    owners.append("program-new")
+    owners.append(app.owner("program-new"))
     with pytest.raises(InputError, match="32 of your runs"):
         app.check_room("program-new")
     app.check_room("hers")
-    owners += ["hers frontier"] * 7
+    owners += [app.owner("hers", "frontier")] * 7
     with pytest.raises(InputError, match="8 of your runs"):
         app.check_room("hers")
 
 
 def test_an_engine_knows_whose_its_runs_are(app: AppContext) -> None:
     live = app.begin("s", "tiny", "entropy(bits=3, seed=0)", TuneConfig(steps=1000, patience=None))
-    assert app.pool.owners == ["s"]
+    assert [owner.name for owner in app.pool.owners] == ["s"]
     live.cancel()
     list(live.views())
     assert app.pool.owners == []

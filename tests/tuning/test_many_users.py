@@ -23,7 +23,7 @@ from dpexplore.targets import Target, entropy
 from dpexplore.tuning import Engine, EngineServer, Run, TuneConfig, tune
 from dpexplore.tuning.engine import engine as engine_module
 from dpexplore.tuning.engine.engine import INTERNAL_ERROR
-from dpexplore.tuning.engine.fairness import SHARED_STEP_SECONDS, Pace, fair_shares
+from dpexplore.tuning.engine.fairness import SHARED_STEP_SECONDS, Owner, Pace, fair_shares, shares_of_owners
 from dpexplore.tuning.engine.rows import RowStack
 from dpexplore.tuning.objectives.next_token import NextTokenObjective, Scores
 from dpexplore.ui.components.run_status import status_line
@@ -44,22 +44,40 @@ def target(lm: LanguageModel) -> Target:
 # Shares.
 
 
-@given(st.lists(st.integers(0, 40), max_size=12), st.integers(0, 200))
-def test_shares_are_fair(wants: list[int], room: int) -> None:
-    shares = fair_shares(wants, room)
+PARTIES = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 5)), max_size=12)
+
+
+@given(PARTIES, st.integers(0, 200))
+def test_shares_are_fair(parties: list[tuple[int, int]], room: int) -> None:
+    wants, weights = [want for want, _ in parties], [weight for _, weight in parties]
+    shares = fair_shares(wants, room, weights)
     assert sum(shares) == min(room, sum(wants))
     assert all(0 <= share <= want for share, want in zip(shares, wants, strict=True))
-    unmet = [share for share, want in zip(shares, wants, strict=True) if share < want]
-    if unmet:
-        assert max(shares) <= min(unmet) + 1
+    for share, want, weight in zip(shares, wants, weights, strict=True):
+        if share < want:  # nobody's last row was due to this one
+            assert all((other - 1) * weight <= share * each for other, each in zip(shares, weights, strict=True))
+    without = fair_shares(wants, room)
+    if unmet := [share for share, want in zip(without, wants, strict=True) if share < want]:
+        assert max(without) <= min(unmet) + 1
 
 
-def test_a_shared_step_holds_as_many_rows_as_its_time_allows_and_one_for_everybody() -> None:
+def test_an_address_gets_what_its_pages_get_and_no_more_than_it_may() -> None:
+    def shares(owners: list[Owner], room: int) -> list[int]:
+        return [*shares_of_owners(dict.fromkeys(owners, 10), room).values()]
+
+    hers = Owner("hers", "1.1.1.1", 3)
+    assert shares([*(Owner(f"page {part}", "2.2.2.2", 3) for part in "abc"), hers], 12) == [2, 2, 2, 6]  # one page
+    assert shares([*(Owner(f"page-{i}", "2.2.2.2", 3) for i in range(2)), hers], 12) == [4, 4, 4]
+    assert shares([*(Owner(f"page-{i}", "2.2.2.2", 3) for i in range(9)), hers], 12) == [1] * 9 + [3]
+    assert shares([Owner("a"), Owner("b"), Owner("c")], 5) == [2, 2, 1]  # of one group without a bound
+
+
+def test_a_shared_step_holds_as_many_rows_as_its_time_allows_and_one_for_every_share() -> None:
     pace = Pace()
     for _ in range(50):
         pace.note(seconds=0.04 * 10, rows=10)
-    assert pace.room(owners=2) == pytest.approx(SHARED_STEP_SECONDS / 0.04, abs=1)
-    assert pace.room(owners=70) == 70
+    assert pace.room(shares=2) == pytest.approx(SHARED_STEP_SECONDS / 0.04, abs=1)
+    assert pace.room(shares=70) == 70
 
 
 # The engine.
@@ -74,7 +92,7 @@ def rows_of(engine: Engine, *runs: Run) -> list[int]:
 @pytest.fixture
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory alone bounds a step, however slow the machine is."""
-    monkeypatch.setattr(Pace, "room", lambda _self, _owners: 1000)
+    monkeypatch.setattr(Pace, "room", lambda _self, _shares: 1000)
 
 
 @pytest.mark.usefixtures("no_clock")
@@ -85,11 +103,13 @@ def test_a_full_machine_makes_room_for_whoever_comes(lm: LanguageModel, target: 
     config = TuneConfig(length=3, restarts=6, steps=8, patience=None, seed=2, **settings)
     alone = tune(lm, target, config).result
     engine = Engine(lm, max_rows=4)
-    early = engine.submit(target, config, owner="early")
+    early = engine.submit(target, config, owner=Owner("early"))
     for _ in range(3):
         engine.step()
     assert rows_of(engine, early) == [4]
-    late = engine.submit(target, TuneConfig(length=3, restarts=2, steps=5, patience=None, **settings), owner="late")
+    late = engine.submit(
+        target, TuneConfig(length=3, restarts=2, steps=5, patience=None, **settings), owner=Owner("late")
+    )
     engine.step()
     assert rows_of(engine, early, late) == [2, 2]
     assert len(late.steps) == 1
@@ -104,7 +124,7 @@ def test_a_full_machine_makes_room_for_whoever_comes(lm: LanguageModel, target: 
 def test_the_queue_is_told_and_served_by_turns(lm: LanguageModel, target: Target) -> None:
     config = TuneConfig(length=3, restarts=3, steps=4, patience=None)
     engine = Engine(lm, max_rows=1)
-    runs = [engine.submit(target, config, owner=owner) for owner in ("a", "b", "c")]
+    runs = [engine.submit(target, config, owner=Owner(owner)) for owner in ("a", "b", "c")]
     engine.step()
     assert [run.begun for run in runs] == [1, 0, 0]
     assert [run.queue_position for run in runs] == [0, 1, 2]
@@ -113,13 +133,28 @@ def test_the_queue_is_told_and_served_by_turns(lm: LanguageModel, target: Target
     assert [run.result.status for run in runs] == ["max_steps"] * 3
 
 
+def test_programs_of_one_address_never_take_a_visitors_half(
+    lm: LanguageModel, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thirty runs of programs from elsewhere: her step holds one row of theirs, however slow a row is."""
+    monkeypatch.setattr(Pace, "room", lambda _self, shares: shares)
+    engine, config = Engine(lm), TuneConfig(length=2, restarts=1, steps=20, patience=None)
+    theirs = [engine.submit(target, config, owner=Owner("program", "2.2.2.2", 30)) for _ in range(30)]
+    hers = engine.submit(target, config, owner=Owner("hers", "1.1.1.1", 30))
+    for _ in range(3):
+        engine.step()
+        assert rows_of(engine, hers) == [1]
+        assert sum(rows_of(engine, *theirs)) == 1
+    assert len(hers.steps) == 3
+
+
 @pytest.mark.usefixtures("no_clock")
 def test_a_run_that_stepped_back_can_be_stopped(lm: LanguageModel, target: Target) -> None:
     config = TuneConfig(length=3, restarts=4, steps=50, patience=None)
     engine = Engine(lm, max_rows=4)
-    early = engine.submit(target, config, owner="early")
+    early = engine.submit(target, config, owner=Owner("early"))
     engine.step()
-    late = engine.submit(target, config, owner="late")
+    late = engine.submit(target, config, owner=Owner("late"))
     engine.step()
     assert len(early.parked) == 2
     early.cancel()
@@ -179,8 +214,8 @@ def test_one_runs_failure_leaves_the_others_alone(
     alone = tune(lm, target, config).result
     monkeypatch.setattr(NextTokenObjective, "score", staticmethod(score))
     server = EngineServer(lm)
-    bad = server.submit(target, TuneConfig(length=3, restarts=3, steps=10**6, patience=None), owner="bad")
-    good = [server.submit(target, config, owner=f"good {i}") for i in range(3)]
+    bad = server.submit(target, TuneConfig(length=3, restarts=3, steps=10**6, patience=None), owner=Owner("bad"))
+    good = [server.submit(target, config, owner=Owner(f"good {i}")) for i in range(3)]
     poisoned.add(id(bad.objective))
     with pytest.raises(InputError, match="internal error"):
         _ = bad.result

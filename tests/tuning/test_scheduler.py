@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -13,11 +14,14 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target, entropy
 from dpexplore.tuning import Engine, Run, TuneConfig, tune
+from dpexplore.tuning.engine.fairness import Owner
 from dpexplore.tuning.engine.log import STEPS_PER_CHUNK, WIDTH, StepLog
 from dpexplore.tuning.engine.scheduler import Claim, allocate, queue_positions
 
+OWNERS = [Owner("a", "x", 2), Owner("b", "x", 2), Owner("c", "x", 2), Owner("d", "y", 2)]
 CLAIMS = st.lists(
-    st.builds(Claim, st.sampled_from("abc"), st.sampled_from([3, 5]), st.integers(0, 9), st.integers(0, 9)), max_size=12
+    st.builds(Claim, st.sampled_from(OWNERS), st.sampled_from([3, 5]), st.integers(0, 9), st.integers(0, 9)),
+    max_size=12,
 )
 
 
@@ -31,7 +35,7 @@ def test_rows_are_allocated_within_what_fits_and_what_is_wanted(claims: list[Cla
         active = sum(claims[i].active for i in places)
         owners = {claims[i].owner for i in places if claims[i].wanted}
         assert sum(given_rows[i] for i in places) <= (fits if len(owners) > 1 else max(fits, active))
-        for owner in "abc":  # in order of arrival: nobody gets a row before an earlier run has all of its own
+        for owner in OWNERS:  # in order of arrival: nobody gets a row before an earlier run has all of its own
             mine = [i for i in places if claims[i].owner == owner]
             short = [i for i in mine if given_rows[i] < claims[i].wanted]
             assert all(given_rows[i] == 0 for i in mine if short and i > short[0])
@@ -39,13 +43,18 @@ def test_rows_are_allocated_within_what_fits_and_what_is_wanted(claims: list[Cla
 
 @given(CLAIMS)
 def test_the_queue_is_what_dealing_one_row_at_a_time_gives(claims: list[Claim]) -> None:
-    """Independently: row after row goes to the owner with the fewest, the earlier one among equals."""
+    """Independently: row after row goes to the group with fewest for its weight, there to the owner with fewest."""
     owners = list(dict.fromkeys(claim.owner for claim in claims))
     held = {owner: sum(claim.active for claim in claims if claim.owner == owner) for owner in owners}
     lines = {owner: [i for i, c in enumerate(claims) if c.owner == owner for _ in range(c.waiting)] for owner in owners}
-    first: dict[int, int] = {}
+    groups, first = list(dict.fromkeys(owner.group for owner in owners)), dict[int, int]()
+
+    def level(group: str) -> tuple[Fraction, int]:
+        own = [owner for owner in owners if owner.group == group]
+        return Fraction(sum(held[owner] for owner in own), min(len(own), 2)), groups.index(group)
+
     for place in range(1, 1 + sum(map(len, lines.values()))):
-        owner = min((o for o in owners if lines[o]), key=lambda o: (held[o], owners.index(o)))
+        owner = min((o for o in owners if lines[o]), key=lambda o: (level(o.group), held[o], owners.index(o)))
         first.setdefault(lines[owner].pop(0), place)
         held[owner] += 1
     positions = queue_positions(claims)

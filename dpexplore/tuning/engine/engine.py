@@ -20,7 +20,7 @@ from dpexplore.targets import Target
 from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.engine.capacity import Capacity, is_out_of_memory
 from dpexplore.tuning.engine.capture import CapturedPasses, recorder_for
-from dpexplore.tuning.engine.fairness import Pace
+from dpexplore.tuning.engine.fairness import NOBODY, Owner, Pace, group_weights
 from dpexplore.tuning.engine.passes import Batch, Evaluation
 from dpexplore.tuning.engine.preparation import LookUp, SoftPart, preparation_of
 from dpexplore.tuning.engine.recovery import Recover
@@ -82,7 +82,7 @@ class Engine:
         config: TuneConfig,
         starts: Sequence[Start] | None = None,
         resumed_from: dict[str, Any] | None = None,
-        owner: str = "",
+        owner: Owner = NOBODY,
     ) -> Run:
         """Queue a run. InputError if the target, the prompt's length, the policy or the memory do not allow it.
 
@@ -94,7 +94,9 @@ class Engine:
         self.queue(run)
         return run
 
-    def submit_many(self, problems: Iterable[tuple[Target, TuneConfig]], owner: str = "") -> list[Run | InputError]:
+    def submit_many(
+        self, problems: Iterable[tuple[Target, TuneConfig]], owner: Owner = NOBODY
+    ) -> list[Run | InputError]:
         """Queue many runs at once, for each its run or the sentence why there is none.
 
         They join together at the next step.
@@ -117,7 +119,7 @@ class Engine:
         config: TuneConfig,
         starts: Sequence[Start] | None = None,
         resumed_from: dict[str, Any] | None = None,
-        owner: str = "",
+        owner: Owner = NOBODY,
         checked: set[tuple[int, ...]] | None = None,
     ) -> Run:
         """A run that is checked as `submit` checks it, and waits to be queued.
@@ -265,7 +267,7 @@ class Engine:
         runs = [run for run in self._runs if run.preparation is None and not run.ending and run.wanted_rows]
         claims = [Claim(run.owner, len(run.layout), run.waiting_rows, run.active_rows) for run in runs]
         wanted = wanted_by_owner(claims)
-        room = self._pace.room(len(wanted)) if len(wanted) > 1 else wanted.total()
+        room = self._pace.room(sum(group_weights(wanted).values())) if len(wanted) > 1 else wanted.total()
         joining: dict[RowStack, list[tuple[Run, int]]] = {}
         if any(claim.waiting for claim in claims) or wanted.total() > room:
             given = allocate(claims, room, partial(self._fitting, _by_length(runs)))

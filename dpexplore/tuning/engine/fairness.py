@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 SHARED_STEP_SECONDS = 0.8
 """A step that several owners share takes about this long at most, so that each sees an update a second."""
@@ -10,21 +11,68 @@ SMOOTHING = 0.2
 """Share of the newest step in the running mean of a row's cost."""
 
 
-def fair_shares(wants: Sequence[int], room: int) -> list[int]:
-    """Rows for each owner as turns would deal them: one each in order, again and again, to those who want more.
+class Owner(NamedTuple):
+    """Whose a run is, for its share of the rows."""
 
-    Nobody gets more than wanted, no more than `room` are dealt, and each that gets less than wanted has at most one row
-    less than anybody else.
+    name: str = ""
+    """Owners of one group have equal shares; a page may be several owners, told apart by what stands behind a blank."""
+    group: str = ""
+    """Such as a network address: groups share first, and then the owners within each."""
+    most_shares: int = 2**31
+    """A group has a share for each of its sessions, up to this many."""
+
+    @property
+    def session(self) -> str:
+        """The owner's name without the part of its page."""
+        return self.name.partition(" ")[0]
+
+
+NOBODY = Owner()
+"""Whose a run is where nobody is told apart."""
+
+
+def group_weights(owners: Iterable[Owner]) -> dict[str, int]:
+    """Shares of each group, in order of arrival: one for each of its sessions, as far as it may have so many."""
+    sessions: dict[str, set[str]] = {}
+    most: dict[str, int] = {}
+    for owner in owners:
+        sessions.setdefault(owner.group, set()).add(owner.session)
+        most[owner.group] = owner.most_shares
+    return {group: max(1, min(len(names), most[group])) for group, names in sessions.items()}
+
+
+def fair_shares(wants: Sequence[int], room: int, weights: Sequence[int] | None = None) -> list[int]:
+    """Rows for each as turns would deal them: the next row goes to whoever has fewest for its weight and wants more.
+
+    Nobody gets more than wanted, and no more than `room` are dealt. With weights of 1 (None), each that gets less than
+    wanted has at most one row less than anybody else. Among equals the earlier one is first.
     """
+    weights = weights or [1] * len(wants)
     shares = [0] * len(wants)
     hungry = [i for i, want in enumerate(wants) if want > 0]
-    while room > 0 and hungry:
-        each = max(1, room // len(hungry))
+    while hungry and room >= (turn := sum(weights[i] for i in hungry)):
+        turns = max(1, min(room // turn, *(-(-(wants[i] - shares[i]) // weights[i]) for i in hungry)))
         for i in hungry:
-            dealt = min(each, wants[i] - shares[i], room)
+            dealt = min(turns * weights[i], wants[i] - shares[i])
             shares[i] += dealt
             room -= dealt
         hungry = [i for i in hungry if shares[i] < wants[i]]
+    while hungry and room > 0:
+        shares[min(hungry, key=lambda i: (shares[i] / weights[i], i))] += 1
+        room -= 1
+        hungry = [i for i in hungry if shares[i] < wants[i]]
+    return shares
+
+
+def shares_of_owners(wanted: Mapping[Owner, int], room: int) -> dict[Owner, int]:
+    """Rows for each owner: dealt to the groups by their weights, and by each group to its owners equally."""
+    shares: dict[Owner, int] = {}
+    weights = group_weights(wanted)
+    members = {group: [owner for owner in wanted if owner.group == group] for group in weights}
+    wants = [sum(wanted[owner] for owner in owners) for owners in members.values()]
+    dealt = fair_shares(wants, room, [*weights.values()])
+    for owners, rows in zip(members.values(), dealt, strict=True):
+        shares |= zip(owners, fair_shares([wanted[owner] for owner in owners], rows), strict=True)
     return shares
 
 
@@ -39,8 +87,8 @@ class Pace:
         cost, before = seconds / max(rows, 1), self._seconds_per_row
         self._seconds_per_row = cost if before is None else before + SMOOTHING * (cost - before)
 
-    def room(self, owners: int) -> int:
-        """Rows of a step that this many owners share; each of them has one at least."""
+    def room(self, shares: int) -> int:
+        """Rows of a step in which this many shares are had; each is one row at least."""
         if self._seconds_per_row is None:
-            return owners
-        return max(owners, int(SHARED_STEP_SECONDS / max(self._seconds_per_row, 1e-9)))
+            return shares
+        return max(shares, int(SHARED_STEP_SECONDS / max(self._seconds_per_row, 1e-9)))

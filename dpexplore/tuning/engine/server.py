@@ -14,6 +14,7 @@ from dpexplore.models.memory import give_back_memory
 from dpexplore.targets import Target
 from dpexplore.tuning.config import TuneConfig
 from dpexplore.tuning.engine.engine import INTERNAL_ERROR, Engine
+from dpexplore.tuning.engine.fairness import NOBODY, Owner
 from dpexplore.tuning.init.layout import Start
 from dpexplore.tuning.run import Run
 
@@ -43,7 +44,7 @@ class EngineServer:
         return self.engine.running
 
     @property
-    def owners(self) -> list[str]:
+    def owners(self) -> list[Owner]:
         """Whose these runs are, one entry a run."""
         with self._gate:
             self._runs = [run for run in self._runs if not run.finished]
@@ -55,7 +56,7 @@ class EngineServer:
         config: TuneConfig,
         starts: Sequence[Start] | None = None,
         resumed_from: dict[str, Any] | None = None,
-        owner: str = "",
+        owner: Owner = NOBODY,
     ) -> Run:
         """Queue a run; it moves by itself. InputError as `Engine.submit`, or if the server is closed."""
         with self._gate:

@@ -82,7 +82,7 @@ def frontier_of(app: AppContext, session: str, model: str, recipe: str) -> Front
         multiples=MULTIPLES,
         steps=STEPS,
         submit=lambda target, config, starts: entry.server.submit(
-            target, app.admit(session, entry.lm, config), starts, owner=f"{session} frontier"
+            target, app.admit(session, entry.lm, config), starts, owner=app.owner(session, "frontier")
         ),
         keep=app.rules is None,  # strangers' points do not fill the disk
     )

@@ -35,7 +35,7 @@ def say_directly(desk: Desk, targets: Sequence[Target], doing: str) -> Generator
     """HTML while it works, then for each target the result of the direct token: one free vector, computed."""
     config = desk.app.admit(desk.session, desk.lm, TuneConfig.preset("direct", method="soft"))
     server = desk.app.pool.get(desk.model).server
-    runs = [server.submit(target, config, owner=desk.session) for target in targets]
+    runs = [server.submit(target, config, owner=desk.app.owner(desk.session)) for target in targets]
     try:
         for number, run in enumerate(runs):
             while not run.finished:

@@ -216,7 +216,9 @@ def _follow_prompt(app: AppContext, running: Running, plan: Plan, course: Course
     """Tune the prompt and measure it."""
     entry = app.pool.get(plan.model)
     run = entry.server.submit(
-        plan.target, app.admit(plan.session, entry.lm, plan.prompt, plan.target), owner=f"{plan.session} strings"
+        plan.target,
+        app.admit(plan.session, entry.lm, plan.prompt, plan.target),
+        owner=app.owner(plan.session, "strings"),
     )
     running.now(plan.session, run.cancel)
     way = course.ways["prompt"] = Way()
