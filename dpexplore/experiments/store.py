@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import uuid
@@ -14,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from dpexplore.errors import InputError
 from dpexplore.experiments.problems import Problem, content_id
@@ -80,16 +80,14 @@ class Store:
         try:
             for folder in (self.results, self.sweeps):
                 folder.mkdir(parents=True, exist_ok=True)
-            file = (self.folder / "lock").open("w")
+            lock = FileLock(self.folder / "lock").acquire(blocking=False)
+        except Timeout:
+            raise InputError(
+                f"Another sweep is writing to {self.folder}; wait for it, or give another --store."
+            ) from None
         except OSError as error:
             raise InputError(f"The store {self.folder} cannot be written to ({error.strerror}).") from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise InputError(
-                    f"Another sweep is writing to {self.folder}; wait for it, or give another --store."
-                ) from error
+        with lock:
             for folder in (self.results, self.sweeps):
                 remove_leftovers(folder)
             yield

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from dpexplore.errors import InputError
+from dpexplore.files import reason, replacing
 from dpexplore.floor.prepared import ranking_solver
 from dpexplore.floor.rankings import Ranking
 from dpexplore.models.language_model import LanguageModel
@@ -124,15 +125,19 @@ def words_of(text: str) -> list[str]:
 
 
 def save_head(lm: LanguageModel, path: Path) -> None:
-    """Write what proofs are checked against (`dpexplore.floor.proof`) as an .npz file."""
+    """Write what proofs are checked against (`dpexplore.floor.proof`) as an .npz file. InputError if it cannot be."""
     solver = ranking_solver(lm)
-    np.savez(
-        path,
-        matrix=solver.products.matrix.cpu().numpy(),
-        bias=solver.bias.cpu().numpy(),
-        radius=solver.radius,
-        zero_mean=solver.products.zero_mean,
-    )
+    try:
+        with replacing(path) as beside, beside.open("wb") as stream:
+            np.savez(
+                stream,
+                matrix=solver.products.matrix.cpu().numpy(),
+                bias=solver.bias.cpu().numpy(),
+                radius=solver.radius,
+                zero_mean=solver.products.zero_mean,
+            )
+    except OSError as error:
+        raise InputError(f"{path.name!r} cannot be written ({reason(error)}).") from error
 
 
 @torch.no_grad()

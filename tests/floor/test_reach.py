@@ -48,13 +48,20 @@ def test_a_yes_holds_on_the_model_and_a_no_is_proved_by_its_record(
     assert found.can
     assert found.on_model is not None
     assert found.on_model.margin_nats >= 0.98 * found.ranking.margin_nats - 1e-3
-    save_head(lm, tmp_path / "head.npz")
-    head = np.load(tmp_path / "head.npz")
+    save_head(lm, tmp_path / "head")  # under the name that was given, whatever its ending
+    head = np.load(tmp_path / "head")
     for one in reach_each(lm, range(lm.vocab_size)):
         if one.can is False:
             record = json.loads(json.dumps(one.record(), allow_nan=False))
             assert margin_bound(record, head) <= record["resolution"]
             assert one.above
+
+
+def test_a_head_that_cannot_be_written_costs_one_sentence_and_no_file(lm: LanguageModel, tmp_path: Path) -> None:
+    (tmp_path / "head.npz").mkdir()
+    with pytest.raises(InputError, match=r"'head\.npz' cannot be written"):
+        save_head(lm, tmp_path / "head.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["head.npz"]
 
 
 def test_padded_rows_that_are_equal_can_never_be_first(tiny_lm: Callable[[str], LanguageModel]) -> None:
