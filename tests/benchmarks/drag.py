@@ -22,13 +22,11 @@ from playwright.sync_api import Page, sync_playwright
 
 import dpexplore as dp
 from dpexplore.floor import FloorResult
-from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.floors import Floors
-from dpexplore.serving.model_pool import ModelPool
 from dpexplore.targets import parse_recipe
 from dpexplore.ui.components.floor_panel import NEGLIGIBLE_NATS
-from dpexplore.ui.page import build, launch_settings
 from tests.browser.driver import chromium_path
+from tests.served import context_of, served
 
 WATCH = """
 () => { const seen = () => {
@@ -107,10 +105,7 @@ def main() -> None:
     tell("first certified number", measured(places, lambda bits: first_bound(lm, floors, bits), options.pause))
     floors.close()
     if options.browser:
-        app = AppContext(pool=ModelPool(lambda _name, progress: lm))
-        demo = build(app)
-        _, address, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, **launch_settings())
-        with sync_playwright() as playwright:
+        with context_of(lm) as app, served(app) as (_, address), sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium_path(), args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 1440, "height": 900})
             page.goto(address)
@@ -118,8 +113,6 @@ def main() -> None:
             page.evaluate(WATCH)
             tell("on the page", measured(places, lambda bits: on_page(page, bits), options.pause))
             browser.close()
-        demo.close()
-        app.close()
 
 
 if __name__ == "__main__":

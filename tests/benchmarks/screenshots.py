@@ -14,8 +14,8 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from dpexplore.serving.app_context import AppContext
-from dpexplore.ui.page import build, launch_settings
 from tests.browser.driver import chromium_path
+from tests.served import served
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 PATIENCE = 600_000
@@ -25,13 +25,11 @@ DESKTOP, PHONE = (1440, 900), (390, 844)
 @contextmanager
 def serve() -> Iterator[str]:
     app = AppContext()
-    app.pool.load(app.model)
-    demo = build(app)
-    _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, **launch_settings())
     try:
-        yield url
+        app.pool.load(app.model)
+        with served(app) as (_, address):
+            yield address
     finally:
-        demo.close()
         app.close()
 
 

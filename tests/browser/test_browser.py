@@ -18,35 +18,25 @@ import dpexplore
 from dpexplore.models import LanguageModel
 from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.journal import Journal
-from dpexplore.serving.model_pool import ModelPool
 from dpexplore.ui.components.lesson_steps import LESSONS
-from dpexplore.ui.page import build, launch_settings
 from tests.browser.driver import PATIENCE, never_ending
+from tests.served import GRADIO_LEAVES_OPEN, context_of, served
 
-pytestmark = [
-    pytest.mark.browser,
-    # Gradio and its client leave sockets and event loops to the garbage collector.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = [pytest.mark.browser, *GRADIO_LEAVES_OPEN]
 GRAVE = ("serious", "critical")
 
 
 @pytest.fixture(scope="module")
 def app(default_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppContext]:
     journal = Journal(tmp_path_factory.mktemp("runs"))
-    context = AppContext(pool=ModelPool(lambda _name, progress: default_lm), journal=journal, grace_seconds=1.0)
-    yield context
-    context.close()
+    with context_of(default_lm, journal=journal, grace_seconds=1.0) as context:
+        yield context
 
 
 @pytest.fixture(scope="module")
 def address(app: AppContext) -> Iterator[str]:
-    demo = build(app)
-    _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, **launch_settings())
-    yield url
-    demo.close()
+    with served(app) as (_, address):
+        yield address
 
 
 @pytest.fixture

@@ -17,19 +17,11 @@ from playwright.sync_api import Browser, Page, TimeoutError, expect
 
 import dpexplore
 from dpexplore.models import LanguageModel
-from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.journal import Journal
-from dpexplore.serving.model_pool import ModelPool
-from dpexplore.ui.page import build, launch_settings
 from tests.browser.driver import PATIENCE, never_ending
+from tests.served import GRADIO_LEAVES_OPEN, context_of, served
 
-pytestmark = [
-    pytest.mark.browser,
-    # Gradio and its client leave sockets and event loops to the garbage collector.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = [pytest.mark.browser, *GRADIO_LEAVES_OPEN]
 SPEC = """
 title: Mine
 sizes:
@@ -51,12 +43,8 @@ def demo(default_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("here"))  # where sweeps that are started from the page write
         journal = Journal(tmp_path_factory.mktemp("runs"))
-        app = AppContext(pool=ModelPool(lambda _name, progress: default_lm), journal=journal, grace_seconds=120.0)
-        demo = build(app)
-        demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, **launch_settings())
-        yield demo
-        demo.close()
-        app.close()
+        with context_of(default_lm, journal=journal, grace_seconds=120.0) as app, served(app) as (demo, _):
+            yield demo
 
 
 @pytest.fixture(scope="module")

@@ -5,23 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-import gradio as gr
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from dpexplore.models import LanguageModel
-from dpexplore.serving.app_context import AppContext
-from dpexplore.serving.model_pool import ModelPool
-from dpexplore.ui.page import build, launch_settings
 from tests.browser.driver import PATIENCE
+from tests.served import GRADIO_LEAVES_OPEN, context_of, served
 
-pytestmark = [
-    pytest.mark.browser,
-    # Gradio and its client leave sockets and event loops to the garbage collector.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = [pytest.mark.browser, *GRADIO_LEAVES_OPEN]
 
 CUT = """() => {
   const seen = (e) => e.checkVisibility({ visibilityProperty: true }) && e.getBoundingClientRect().width > 0;
@@ -51,12 +42,8 @@ CUT = """() => {
 
 @pytest.fixture(scope="module")
 def address(lm: LanguageModel) -> Iterator[str]:
-    app = AppContext(pool=ModelPool(lambda _name, progress: lm), model="tiny")
-    demo: gr.Blocks = build(app)
-    _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, **launch_settings())
-    yield url
-    demo.close()
-    app.close()
+    with context_of(lm, model="tiny") as app, served(app) as (_, address):
+        yield address
 
 
 def open_page(browser: Browser, address: str, width: int, height: int) -> Page:

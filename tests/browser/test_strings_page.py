@@ -13,34 +13,25 @@ from playwright.sync_api import Browser, Page, expect
 
 from dpexplore.models import LanguageModel
 from dpexplore.serving.app_context import AppContext
-from dpexplore.serving.model_pool import ModelPool
-from dpexplore.ui.page import build, launch_settings
 from dpexplore.ui.tabs.strings import FIRST
 from tests.browser.driver import PATIENCE
-from tests.ui.test_strings_tab import MODEL, RECORD, write_files
+from tests.served import GRADIO_LEAVES_OPEN, context_of, served
+from tests.ui.shared import MODEL, STRINGS_RECORD, write_files
 
-pytestmark = [
-    # Gradio and its client leave sockets and event loops to the garbage collector.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = GRADIO_LEAVES_OPEN
 
 
 @pytest.fixture(scope="module")
 def app(tiny_lm: Callable[[str], LanguageModel]) -> Iterator[AppContext]:
-    context = AppContext(pool=ModelPool(lambda _name, progress: tiny_lm("llama")), model=MODEL)
-    context.pool.load(MODEL)
-    yield context
-    context.close()
+    with context_of(tiny_lm("llama"), model=MODEL) as context:
+        context.pool.load(MODEL)
+        yield context
 
 
 @pytest.fixture(scope="module")
 def address(app: AppContext) -> Iterator[str]:
-    demo = build(app)
-    _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, **launch_settings())
-    yield url
-    demo.close()
+    with served(app) as (_, address):
+        yield address
 
 
 def open_tab(browser: Browser, address: str, width: int, height: int, scheme: str = "light") -> Page:
@@ -103,9 +94,9 @@ def test_files_and_folders_are_given_and_chosen_in_the_browser(browser: Browser,
     page = open_tab(browser, address, 1440, 900)
     folder = tmp_path / "prompts"
     (folder / "more").mkdir(parents=True)
-    paths = write_files(tmp_path, a__json=json.dumps(RECORD), b__json="{", c__txt="q\nr\ns")
-    write_files(folder, d__json=json.dumps({**RECORD, "request": "You love the"}), readme__md="no target")
-    write_files(folder / "more", e__json=json.dumps({**RECORD, "request": "They love the"}))
+    paths = write_files(tmp_path, a__json=json.dumps(STRINGS_RECORD), b__json="{", c__txt="q\nr\ns")
+    write_files(folder, d__json=json.dumps({**STRINGS_RECORD, "request": "You love the"}), readme__md="no target")
+    write_files(folder / "more", e__json=json.dumps({**STRINGS_RECORD, "request": "They love the"}))
     request, lines, example = (page.locator(f"#strings-{name}") for name in ("request", "lines", "example"))
 
     def give(button: str, files: list[str] | Path) -> None:

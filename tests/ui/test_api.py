@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import subprocess
 import sys
@@ -17,31 +16,19 @@ from gradio_client import Client
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
-from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.journal import Journal
-from dpexplore.serving.model_pool import ModelPool
 from dpexplore.tuning import TuneConfig
 from dpexplore.ui.api import tune_config
-from dpexplore.ui.page import build, launch_settings
+from tests.served import GRADIO_LEAVES_OPEN, context_of, served
 
-pytestmark = [
-    # Gradio and its client leave sockets and event loops to the garbage collector.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = GRADIO_LEAVES_OPEN
 
 
 @pytest.fixture(scope="module")
 def address(tiny_lm: Callable[[str], LanguageModel], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     lm, folder = tiny_lm("llama"), tmp_path_factory.mktemp("runs")
-    app = AppContext(pool=ModelPool(lambda _name, progress: lm), model="tiny", journal=Journal(folder))
-    demo = build(app)
-    _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, **launch_settings())
-    yield url.rstrip("/")
-    demo.close()
-    app.close()
-    gc.collect()  # what Gradio and its client left open is closed here, where it may be
+    with context_of(lm, model="tiny", journal=Journal(folder)) as app, served(app) as (_, address):
+        yield address.rstrip("/")
 
 
 REST = (0, "", "", "paper", None)

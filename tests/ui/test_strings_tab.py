@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +13,7 @@ import torch
 
 from dpexplore.diffuse.families import FAMILIES
 from dpexplore.errors import InputError
-from dpexplore.models import LanguageModel
 from dpexplore.serving.app_context import AppContext
-from dpexplore.serving.model_pool import ModelPool
 from dpexplore.targets import strings
 from dpexplore.tuning import TuneConfig
 from dpexplore.ui.components.string_runs import Running, reach
@@ -33,17 +30,9 @@ from dpexplore.ui.components.string_view import (
 )
 from dpexplore.ui.components.target_panel import show_target
 from dpexplore.ui.tabs.strings import FIRST, examples, from_controls, from_files, from_recipe, in_braces, mark_earlier
+from tests.ui.shared import MODEL, STRINGS_RECORD, write_files
 
-MODEL = "tiny"
 RECIPE = str(strings({"sea": 1, "shore": 3}, request="I love the"))
-
-
-@pytest.fixture(scope="module")
-def app(tiny_lm: Callable[[str], LanguageModel]) -> Iterator[AppContext]:
-    context = AppContext(pool=ModelPool(lambda _name, progress: tiny_lm("llama")), model=MODEL)
-    context.pool.load(MODEL)
-    yield context
-    context.close()
 
 
 def settings(**changes: object) -> list[object]:
@@ -118,18 +107,8 @@ def test_mistakes_are_answered_in_one_sentence(app: AppContext, lines: str, told
     assert "is-error" in facts
 
 
-def write_files(folder: Path, **texts: str) -> list[str]:
-    """Files by their names, with `__` for the dot; their paths."""
-    for name, text in texts.items():
-        (folder / name.replace("__", ".")).write_text(text, encoding="utf-8")
-    return [str(folder / name.replace("__", ".")) for name in texts]
-
-
-RECORD = {"request": "I love the", "response": [""], "targets": ["sea", "shore"], "weights": [1, 3]}
-
-
 def test_a_file_of_either_kind_loads(app: AppContext, tmp_path: Path) -> None:
-    paths = write_files(tmp_path, a__json=json.dumps(RECORD), b__txt="sea\nshore\n")
+    paths = write_files(tmp_path, a__json=json.dumps(STRINGS_RECORD), b__txt="sea\nshore\n")
     loaded, example, request, _, lines, _, recipe, facts, _ = from_files(app, MODEL, ["known"], {}, paths[:1])
     assert list(loaded) == ["a.json"]
     assert example["choices"] == ["a.json", "known"]
@@ -147,12 +126,12 @@ def test_several_files_are_offered_and_bad_ones_told(app: AppContext, tmp_path: 
     other.mkdir()
     paths = write_files(
         tmp_path,
-        c__json=json.dumps(RECORD),
+        c__json=json.dumps(STRINGS_RECORD),
         a__json="{",
         b__txt="a\na",
-        d__json=json.dumps({**RECORD, "weights": [-1, 1]}),
+        d__json=json.dumps({**STRINGS_RECORD, "weights": [-1, 1]}),
     )
-    paths += write_files(other, c__json=json.dumps({**RECORD, "request": "You love the"}))
+    paths += write_files(other, c__json=json.dumps({**STRINGS_RECORD, "request": "You love the"}))
     (other / "e.txt").write_bytes(b"\xff\xfe\x00")
     before = {"old.json": strings(["x"], request="I")}
     loaded, example, request, *_, facts, _ = from_files(app, MODEL, ["known"], before, [*paths, str(other / "e.txt")])
