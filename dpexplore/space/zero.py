@@ -24,7 +24,7 @@ from dpexplore.models.precision import choose_precision
 from dpexplore.models.registry import default_device
 from dpexplore.targets import Target
 from dpexplore.tuning import Engine, Run, TuneConfig, TuneStep
-from dpexplore.tuning.engine.checkpoint import Checkpoint, carry_on, checkpoint, pack, taken_up, unpack
+from dpexplore.tuning.engine.checkpoint import Checkpoint, checkpoint, pack, restore, resume, unpack
 from dpexplore.tuning.engine.fairness import NOBODY, Owner
 from dpexplore.tuning.init.layout import Start
 from dpexplore.tuning.objectives.next_token import entropy_of
@@ -65,7 +65,7 @@ def run_slice(model: str, saved: Checkpoint, seconds: float) -> Iterator[News]:
     """Go on with a run for `seconds`; runs where the GPU is."""
     began = time.monotonic()
     engine = Engine(_placed(_MODELS[model]), capture=False)  # a slice is too short for it to pay
-    run = carry_on(engine, saved)
+    run = resume(engine, saved)
     seen, best, told, kept = run.step_count, _best(run), began, began
     while not run.finished and time.monotonic() - began < seconds:
         engine.step()
@@ -146,8 +146,8 @@ class SlicedServer:
                 before = len(run.steps)
                 saved, ended = self._one_slice(run, saved)
                 if ended:
-                    there = taken_up(self.engine, saved)
-                    run.told = there.told
+                    there = restore(self.engine, saved)
+                    run.snapshot = there.snapshot
                     return run.finish(run.error)
                 fruitless = 0 if len(run.steps) > before else fruitless + 1
             if not run.ending and not run.steps:
@@ -174,7 +174,7 @@ class SlicedServer:
     def _wind_up(self, run: Run, saved: Checkpoint) -> None:
         """End a run that was stopped, or got no further: what the last checkpoint holds, and the best since."""
         engine = Engine(self.lm)
-        there = carry_on(engine, saved)
+        there = resume(engine, saved)
         there.cancel()
         engine.step()
         run.begun, run.outcomes = there.begun, there.outcomes

@@ -325,10 +325,10 @@ class Run:
     # What carries a run from one engine to another.
 
     @property
-    def told(self) -> Told:
-        """What the run has to tell so far."""
+    def snapshot(self) -> RunSnapshot:
+        """What the run has reported so far."""
         elapsed = time.monotonic() - self.started
-        return Told(
+        return RunSnapshot(
             self.begun,
             dict(self.outcomes),
             self.steps,
@@ -339,12 +339,12 @@ class Run:
             self.bounds,
         )
 
-    @told.setter
-    def told(self, told: Told) -> None:
-        self.begun, self.outcomes, self._latest = told.begun, told.outcomes, told.latest
-        self.cancel_requested, self.error, self.bounds = told.cancelled, told.error, told.bounds
-        self.started = time.monotonic() - told.seconds
-        self.follow(told.steps[len(self._steps) :], self._elsewhere)
+    @snapshot.setter
+    def snapshot(self, snapshot: RunSnapshot) -> None:
+        self.begun, self.outcomes, self._latest = snapshot.begun, snapshot.outcomes, snapshot.latest
+        self.cancel_requested, self.error, self.bounds = snapshot.cancelled, snapshot.error, snapshot.bounds
+        self.started = time.monotonic() - snapshot.seconds
+        self.follow(snapshot.steps[len(self._steps) :], self._elsewhere)
 
     def follow(self, steps: Sequence[TuneStep], best: BestPrompt | None) -> None:
         """Steps that were made elsewhere, and the best prompt after them; those known already are passed over."""
@@ -406,7 +406,7 @@ class Run:
             self.wait(seen=seen)
 
 
-class Told(NamedTuple):
+class RunSnapshot(NamedTuple):
     """What a run has reported between two steps."""
 
     begun: int

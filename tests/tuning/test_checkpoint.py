@@ -10,7 +10,7 @@ import torch
 from dpexplore.models import LanguageModel
 from dpexplore.targets import entropy
 from dpexplore.tuning import Engine, TuneConfig
-from dpexplore.tuning.engine.checkpoint import carry_on, checkpoint
+from dpexplore.tuning.engine.checkpoint import checkpoint, resume
 
 TinyLM = Callable[[str], LanguageModel]
 
@@ -44,7 +44,7 @@ def test_a_run_in_slices_is_the_run(tiny_lm: TinyLM, config: TuneConfig) -> None
         if not run.finished:
             saved = checkpoint(engine, run)
             engine = Engine(lm)
-            run = carry_on(engine, saved)
+            run = resume(engine, saved)
             slices += 1
     assert slices >= 3
     for mine, plain in zip(run.steps, whole.steps, strict=True):

@@ -12,7 +12,7 @@ from dpexplore.targets import parse_recipe
 from dpexplore.tuning.continuation import continue_prompt
 from dpexplore.ui.components.continuation import continuations
 from dpexplore.ui.components.examples import EXAMPLES, settings_of
-from dpexplore.ui.components.lesson_frame import Desk, Lesson
+from dpexplore.ui.components.lesson_frame import Lesson, LessonContext
 from dpexplore.ui.components.lesson_steps import LESSONS
 from dpexplore.ui.components.settings import (
     make_config,
@@ -29,9 +29,9 @@ from tests.ui.shared import (
 
 def test_a_class_sees_what_it_guessed_before_the_answer(app: AppContext) -> None:
     lesson = next(lesson for lesson in LESSONS if lesson.key == "kl")
-    first = list(answer(Desk(app, "one pupil", "tiny"), lesson, lesson.options[0], 0.2))
+    first = list(answer(LessonContext(app, "one pupil", "tiny"), lesson, lesson.options[0], 0.2))
     assert not any("data-guesses" in told for told in first)  # one guess is nobody else's business
-    second = list(answer(Desk(app, "another pupil", "tiny"), lesson, lesson.options[1], 0.2))
+    second = list(answer(LessonContext(app, "another pupil", "tiny"), lesson, lesson.options[1], 0.2))
     assert "data-guesses='2'" in second[0]  # before the answer
     assert "dpx-answer" not in second[0]
     assert "dpx-answer" in second[-1]
@@ -61,13 +61,13 @@ VALUES: dict[str, tuple] = {
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.key)
 def test_a_lesson_shows_asks_and_answers_by_numbers(app: AppContext, lesson: Lesson) -> None:
-    desk, values = Desk(app, "pupil", "tiny"), VALUES[lesson.key]
-    assert "is-error" not in look(desk, lesson, *values)
-    (first,) = answer(desk, lesson, None, *values)
+    context, values = LessonContext(app, "pupil", "tiny"), VALUES[lesson.key]
+    assert "is-error" not in look(context, lesson, *values)
+    (first,) = answer(context, lesson, None, *values)
     assert "Choose an answer first" in first
     verdicts = []
     for option in lesson.options:
-        *_, last = answer(desk, lesson, option, *values)
+        *_, last = answer(context, lesson, option, *values)
         assert "dpx-answer" in last
         verdicts.append("is-right" in last)
     assert sum(verdicts) == 1
@@ -75,8 +75,8 @@ def test_a_lesson_shows_asks_and_answers_by_numbers(app: AppContext, lesson: Les
 
 def test_what_a_lesson_cannot_show_is_one_sentence(app: AppContext) -> None:
     lesson = next(lesson for lesson in LESSONS if lesson.key == "model")
-    assert "is-error" in look(Desk(app, "pupil", "tiny"), lesson, "")
-    assert "There is no model" in look(Desk(app, "pupil", "missing"), lesson, "I love")
+    assert "is-error" in look(LessonContext(app, "pupil", "tiny"), lesson, "")
+    assert "There is no model" in look(LessonContext(app, "pupil", "missing"), lesson, "I love")
 
 
 @pytest.mark.parametrize("settings", [SOFT, HARD])

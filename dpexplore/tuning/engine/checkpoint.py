@@ -17,13 +17,13 @@ class Checkpoint(NamedTuple):
     """All that a run knows between two steps; for processes that trust each other, being pickled."""
 
     record: bytes
-    """What it was asked and what it has told."""
+    """Its settings and its `RunSnapshot`."""
     rows: bytes
-    """The state of its rows, which belongs onto the model's device."""
+    """The state of its rows, on the model's device."""
 
 
 def checkpoint(engine: Engine, run: Run) -> Checkpoint:
-    """Of a run that `engine` steps. Call between two steps; the run goes on at the next one."""
+    """Save a run that `engine` steps. Call between two steps; the run goes on at the next one."""
     engine.pause(run)
     record = {
         "target": run.target,
@@ -31,27 +31,27 @@ def checkpoint(engine: Engine, run: Run) -> Checkpoint:
         "starts": run.starts,
         "resumed_from": run.resumed_from,
         "owner": run.owner,
-        "told": run.told,
+        "snapshot": run.snapshot,
         "soft": checkpoint(engine, run.preparation.soft) if isinstance(run.preparation, SoftPart) else None,
     }
     return Checkpoint(pack(record), pack(run.parked))
 
 
-def taken_up(engine: Engine, saved: Checkpoint) -> Run:
+def restore(engine: Engine, saved: Checkpoint) -> Run:
     """A run that has been elsewhere, prepared for `engine`: once queued, it makes the step that it would have made."""
     record = unpack(saved.record, torch.device("cpu"))
     rows = unpack(saved.rows, engine.lm.device)
     config = TuneConfig.from_dict(record["config"])
     run = engine.prepare(record["target"], config, record["starts"], record["resumed_from"], record["owner"])
     if isinstance(run.preparation, SoftPart):
-        run.preparation.go_on(taken_up(engine, record["soft"]))
-    run.told, run.parked = record["told"], rows
+        run.preparation.go_on(restore(engine, record["soft"]))
+    run.snapshot, run.parked = record["snapshot"], rows
     return run
 
 
-def carry_on(engine: Engine, saved: Checkpoint) -> Run:
-    """Let a run that has been elsewhere go on in `engine`."""
-    run = taken_up(engine, saved)
+def resume(engine: Engine, saved: Checkpoint) -> Run:
+    """Restore a run and queue it in `engine`."""
+    run = restore(engine, saved)
     engine.queue(run)
     return run
 

@@ -10,7 +10,7 @@ import torch
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Target, capture, parse_recipe, token_id, top_tokens
 from dpexplore.tuning import TuneResult
-from dpexplore.ui.components.lesson_frame import Answer, Desk, bars, say_directly
+from dpexplore.ui.components.lesson_frame import Answer, LessonContext, bars, say_directly
 from dpexplore.ui.components.markup import probability, quantity, token
 
 COIN, DIE = (" heads", " tails"), ("1", "2", "3", "4", "5", "6")
@@ -33,11 +33,11 @@ class Question:
     key: str
     title: str
     text: str
-    show: Callable[[Desk], str]
+    show: Callable[[LessonContext], str]
     """What is to be seen before the guess."""
     ask: str
     options: tuple[str, ...]
-    answer: Callable[[Desk], Generator[str | Answer]]
+    answer: Callable[[LessonContext], Generator[str | Answer]]
 
 
 def _named(lm: LanguageModel, words: Sequence[str], probs: torch.Tensor) -> list[tuple[str, float, str]]:
@@ -50,60 +50,63 @@ def _fair(words: Sequence[str]) -> str:
     return "tokens({" + ", ".join(f'"{word}": 1' for word in words) + "})"
 
 
-def _worst(desk: Desk, words: Sequence[str], result: TuneResult) -> float:
+def _worst(context: LessonContext, words: Sequence[str], result: TuneResult) -> float:
     """The largest distance of a word's probability from a fair share."""
     q = result.log_probs.exp()
-    return max(abs(float(q[token_id(desk.lm, word)]) - 1 / len(words)) for word in words)
+    return max(abs(float(q[token_id(context.lm, word)]) - 1 / len(words)) for word in words)
 
 
-def _show_coin(desk: Desk) -> str:
-    said = capture(ASKED).build(desk.lm)
-    rows = _named(desk.lm, COIN, said.probs)
+def _show_coin(context: LessonContext) -> str:
+    said = capture(ASKED).build(context.lm)
+    rows = _named(context.lm, COIN, said.probs)
     asked = ASKED.replace("\n", " ")
     return f"<p class='dpx-note'>Asked in words, “{asked}”, it says:</p>" + bars(rows, "restart", 1, "Asked in words")
 
 
-def _answer_coin(desk: Desk) -> Generator[str | Answer]:
-    (result,) = yield from say_directly(desk, [parse_recipe(_fair(COIN)).build(desk.lm)], "Finding a prompt")
-    worst = _worst(desk, COIN, result)
+def _answer_coin(context: LessonContext) -> Generator[str | Answer]:
+    (result,) = yield from say_directly(context, [parse_recipe(_fair(COIN)).build(context.lm)], "Finding a prompt")
+    worst = _worst(context, COIN, result)
     yield Answer(
         2 if worst < EXACT else 1 if worst < ROUGH else 0,
-        bars(_named(desk.lm, COIN, result.log_probs.exp()), "achieved", 1, "With the prompt that was found")
+        bars(_named(context.lm, COIN, result.log_probs.exp()), "achieved", 1, "With the prompt that was found")
         + "<p>The prompt is one vector in place of a word: nothing that could be typed, but the same model, its "
         f"weights untouched. What is missing to a perfect coin: {quantity(result.kl_nats, 'kl', 4)}.</p>",
     )
 
 
-def _show_die(desk: Desk) -> str:
+def _show_die(context: LessonContext) -> str:
     return bars([(token(word), 1 / len(DIE), f"{1 / len(DIE):.1%}") for word in DIE], "target", DIE_TOP, "A fair die")
 
 
-def _answer_die(desk: Desk) -> Generator[str | Answer]:
-    (result,) = yield from say_directly(desk, [parse_recipe(_fair(DIE)).build(desk.lm)], "Finding a prompt")
+def _answer_die(context: LessonContext) -> Generator[str | Answer]:
+    (result,) = yield from say_directly(context, [parse_recipe(_fair(DIE)).build(context.lm)], "Finding a prompt")
     yield Answer(
-        0 if _worst(desk, DIE, result) < EXACT else 1,
-        bars(_named(desk.lm, DIE, result.log_probs.exp()), "achieved", DIE_TOP, "With the prompt that was found")
+        0 if _worst(context, DIE, result) < EXACT else 1,
+        bars(_named(context.lm, DIE, result.log_probs.exp()), "achieved", DIE_TOP, "With the prompt that was found")
         + f"<p>What is missing to a fair die: {quantity(result.kl_nats, 'kl', 4)}.</p>",
     )
 
 
-def _show_shuffled(desk: Desk) -> str:
+def _show_shuffled(context: LessonContext) -> str:
     columns = []
-    for title, target in ((f"after “{SAID}”", capture(SAID).build(desk.lm)), ("dealt out at random", _shuffled(desk))):
-        top = top_tokens(target, desk.lm, SHOWN)
+    for title, target in (
+        (f"after “{SAID}”", capture(SAID).build(context.lm)),
+        ("dealt out at random", _shuffled(context)),
+    ):
+        top = top_tokens(target, context.lm, SHOWN)
         rows = [(token(item.token), item.probability, probability(item.probability)) for item in top]
         columns.append(f"<div><p class='dpx-note'>{title}</p>{bars(rows, 'target', label=title)}</div>")
     return f"<div class='dpx-columns'>{''.join(columns)}</div>"
 
 
-def _shuffled(desk: Desk) -> Target:
-    return parse_recipe(SHUFFLED).build(desk.lm)
+def _shuffled(context: LessonContext) -> Target:
+    return parse_recipe(SHUFFLED).build(context.lm)
 
 
-def _answer_shuffled(desk: Desk) -> Generator[str | Answer]:
-    target = _shuffled(desk)
-    (result,) = yield from say_directly(desk, [target], "Finding the best prompt, and the proof that none is better")
-    floor = desk.floor_nats(target)
+def _answer_shuffled(context: LessonContext) -> Generator[str | Answer]:
+    target = _shuffled(context)
+    (result,) = yield from say_directly(context, [target], "Finding the best prompt, and the proof that none is better")
+    floor = context.floor_nats(target)
     rows = [("any prompt", floor, f"≥ {quantity(floor, 'kl')}")]
     rows += [("the best found", result.kl_nats, quantity(result.kl_nats, "kl"))]
     yield Answer(
@@ -111,9 +114,9 @@ def _answer_shuffled(desk: Desk) -> Generator[str | Answer]:
         bars(rows[:1], "floor", max(result.kl_nats, floor), "Certified floor")
         + bars(rows[1:], "achieved", max(result.kl_nats, floor), "Reached")
         + "<p>The first number is a <b>floor</b>: a proof, not a failed search. The scores of all words come "
-        f"from the few numbers of one vector ({desk.lm.hidden_size:,} for {desk.lm.vocab_size:,} words), so words rise "
-        "together or not at all, and no prompt of any length changes that. How far a prompt stays from its target is "
-        "measured in KL: 0 would be perfect.</p>",
+        f"from the few numbers of one vector ({context.lm.hidden_size:,} for {context.lm.vocab_size:,} words), so "
+        "words rise together or not at all, and no prompt of any length changes that. How far a prompt stays from its "
+        "target is measured in KL: 0 would be perfect.</p>",
     )
 
 

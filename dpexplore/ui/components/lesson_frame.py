@@ -16,7 +16,7 @@ from dpexplore.ui.components.markup import bar, progress_bar
 
 
 @dataclass(frozen=True)
-class Desk:
+class LessonContext:
     """What a lesson works with; the model is waited for."""
 
     app: AppContext
@@ -31,11 +31,13 @@ class Desk:
         return max(0.0, self.app.wait_for_floor(self.session, self.lm, target).lower_bound_nats)
 
 
-def say_directly(desk: Desk, targets: Sequence[Target], doing: str) -> Generator[str, None, list[TuneResult]]:
+def say_directly(
+    context: LessonContext, targets: Sequence[Target], doing: str
+) -> Generator[str, None, list[TuneResult]]:
     """HTML while it works, then for each target the result of the direct token: one free vector, computed."""
-    config = desk.app.admit(desk.session, desk.lm, TuneConfig.preset("direct", method="soft"))
-    server = desk.app.pool.get(desk.model).server
-    runs = [server.submit(target, config, owner=desk.app.owner(desk.session)) for target in targets]
+    config = context.app.admit(context.session, context.lm, TuneConfig.preset("direct", method="soft"))
+    server = context.app.pool.get(context.model).server
+    runs = [server.submit(target, config, owner=context.app.owner(context.session)) for target in targets]
     try:
         for number, run in enumerate(runs):
             while not run.finished:
@@ -75,11 +77,11 @@ class Lesson:
     """What there is to know beforehand, as HTML."""
     controls: Callable[[], list[Component]]
     look: Callable[..., str]
-    """Desk and the controls' values -> what moves with them, as HTML."""
+    """LessonContext and the controls' values -> what moves with them, as HTML."""
     question: str
     options: tuple[str, ...]
     answer: Callable[..., Generator[str | Answer]]
-    """Desk and the controls' values -> HTML while it works, then the answer."""
+    """LessonContext and the controls' values -> HTML while it works, then the answer."""
     lesson: str
     """What to take along, as HTML."""
     notes: Notes

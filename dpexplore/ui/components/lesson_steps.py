@@ -15,7 +15,7 @@ from gradio.components import Component
 from dpexplore.errors import InputError
 from dpexplore.serving.reach import answers
 from dpexplore.targets import capture, entropy, token_id, top_tokens
-from dpexplore.ui.components.lesson_frame import Answer, Desk, Lesson, Notes, bars, say_directly
+from dpexplore.ui.components.lesson_frame import Answer, Lesson, LessonContext, Notes, bars, say_directly
 from dpexplore.ui.components.markup import probability, progress_bar, quantity, token
 from dpexplore.ui.components.reach_panel import answer_html
 
@@ -53,14 +53,14 @@ def _logit_sliders() -> list[Component]:
     ]
 
 
-def _look_softmax(desk: Desk, *logits: float) -> str:
+def _look_softmax(context: LessonContext, *logits: float) -> str:
     probs = softmax(logits)
     shown = [(token(word), p, f"{p:.3f}") for word, p in zip(WORDS, probs, strict=True)]
     told = f"<p class='dpx-note'>Entropy: {entropy_bits(probs):.2f} bits, at most log₂ 3 = {math.log2(3):.2f}.</p>"
     return bars(shown, "achieved", 1, "Probabilities of the three words") + told
 
 
-def _answer_softmax(desk: Desk, *logits: float) -> Generator[str | Answer]:
+def _answer_softmax(context: LessonContext, *logits: float) -> Generator[str | Answer]:
     before, after = softmax(logits), softmax([logit + 3 for logit in logits])
     moved = max(abs(a - b) for a, b in zip(before, after, strict=True))
     right = 0 if moved < 1e-9 else 1 if max(after) > max(before) else 2
@@ -81,20 +81,20 @@ def _prompt_box() -> list[Component]:
     return [gr.Textbox(SURE, label="Prompt", max_lines=2, elem_id="lesson-prompt")]
 
 
-def _look_model(desk: Desk, text: str) -> str:
-    target = capture(text).build(desk.lm)
-    top = top_tokens(target, desk.lm, 6)
+def _look_model(context: LessonContext, text: str) -> str:
+    target = capture(text).build(context.lm)
+    top = top_tokens(target, context.lm, 6)
     rows = [(token(item.token), item.probability, probability(item.probability)) for item in top]
     return (
         bars(rows, "achieved", 1, "Most probable next tokens")
         + f"<p class='dpx-note'>These six hold {sum(item.probability for item in top):.0%} of the probability; "
-        f"{desk.lm.vocab_size - 6:,} other tokens share the rest. Entropy: {target.entropy_bits:.2f} bits, as "
+        f"{context.lm.vocab_size - 6:,} other tokens share the rest. Entropy: {target.entropy_bits:.2f} bits, as "
         f"uncertain as a fair choice of {2**target.entropy_bits:,.1f} tokens.</p>"
     )
 
 
-def _answer_model(desk: Desk, text: str) -> Generator[str | Answer]:
-    bits = [capture(prompt).build(desk.lm).entropy_bits for prompt in (SURE, UNSURE)]
+def _answer_model(context: LessonContext, text: str) -> Generator[str | Answer]:
+    bits = [capture(prompt).build(context.lm).entropy_bits for prompt in (SURE, UNSURE)]
     rows = [(f"“{escape(prompt)}”", b, f"{b:.2f} bits") for prompt, b in zip((SURE, UNSURE), bits, strict=True)]
     yield Answer(2 if abs(bits[0] - bits[1]) < 0.1 else highest(bits), bars(rows, "achieved", label="Entropies"))
 
@@ -106,7 +106,7 @@ def _share_slider() -> list[Component]:
     return [gr.Slider(0.001, 0.999, 0.2, step=0.001, label="q's probability of “yes”", elem_id="lesson-share")]
 
 
-def _look_kl(desk: Desk, share: float) -> str:
+def _look_kl(context: LessonContext, share: float) -> str:
     p, q = (0.5, 0.5), (share, 1 - share)
     rows = [("KL(p‖q)", kl_nats(p, q), quantity(kl_nats(p, q), "kl", 3))]
     rows += [("KL(q‖p)", kl_nats(q, p), quantity(kl_nats(q, p), "kl", 3))]
@@ -118,7 +118,7 @@ def _look_kl(desk: Desk, share: float) -> str:
     return f"<div class='dpx-pair'>{pair}</div>" + bars(rows, "restart", 3.5, "Divergences")
 
 
-def _answer_kl(desk: Desk, share: float) -> Generator[str | Answer]:
+def _answer_kl(context: LessonContext, share: float) -> Generator[str | Answer]:
     found = [kl_nats((0.5, 0.5), (q, 1 - q)) for q in FORGOTTEN]
     rows = [(f"q = {q:g}", kl, quantity(kl, "kl")) for q, kl in zip(FORGOTTEN, found, strict=True)]
     steps = [after - before for before, after in pairwise(found)]
@@ -139,19 +139,19 @@ def _middle_slider() -> list[Component]:
     return [gr.Slider(5, 12, MIDDLE_BITS, step=0.5, label="The middle target (bits)", elem_id="lesson-middle")]
 
 
-def _three_bits(desk: Desk, middle: float) -> tuple[float, float, float]:
-    return LOW_BITS, middle, min(HIGH_BITS, math.log2(desk.lm.vocab_size) - 0.5)
+def _three_bits(context: LessonContext, middle: float) -> tuple[float, float, float]:
+    return LOW_BITS, middle, min(HIGH_BITS, math.log2(context.lm.vocab_size) - 0.5)
 
 
-def _look_search(desk: Desk, middle: float) -> str:
-    rows = [(f"{b:g} bits", b, f"≈ {2**b:,.0f} tokens") for b in _three_bits(desk, middle)]
-    return bars(rows, "target", math.log2(desk.lm.vocab_size), "Entropies of the three targets")
+def _look_search(context: LessonContext, middle: float) -> str:
+    rows = [(f"{b:g} bits", b, f"≈ {2**b:,.0f} tokens") for b in _three_bits(context, middle)]
+    return bars(rows, "target", math.log2(context.lm.vocab_size), "Entropies of the three targets")
 
 
-def _answer_search(desk: Desk, middle: float) -> Generator[str | Answer]:
-    bits = _three_bits(desk, middle)
-    targets = [entropy(bits=b, seed=0).build(desk.lm) for b in bits]
-    found = yield from say_directly(desk, targets, "One free vector for each of three targets")
+def _answer_search(context: LessonContext, middle: float) -> Generator[str | Answer]:
+    bits = _three_bits(context, middle)
+    targets = [entropy(bits=b, seed=0).build(context.lm) for b in bits]
+    found = yield from say_directly(context, targets, "One free vector for each of three targets")
     kls = [result.kl_nats for result in found]
     rows = [(f"{b:g} bits", kl, quantity(kl, "kl")) for b, kl in zip(bits, kls, strict=True)]
     yield Answer(
@@ -170,22 +170,22 @@ def _entropy_slider() -> list[Component]:
     return [gr.Slider(0, 15, 4, step=0.5, label="Entropy of the target (bits)", elem_id="lesson-bits")]
 
 
-def _look_head(desk: Desk, bits: float) -> str:
-    floor = desk.floor_nats(entropy(bits=bits, seed=0).build(desk.lm))
+def _look_head(context: LessonContext, bits: float) -> str:
+    floor = context.floor_nats(entropy(bits=bits, seed=0).build(context.lm))
     return (
         f"<p class='dpx-floor' data-floor='{floor:.6f}'>At {bits:g} bits no prompt brings this model closer than "
         f"<b>{quantity(floor, 'kl')}</b>.</p>"
-        f"<p class='dpx-note'>{desk.lm.vocab_size:,} logits are made from {desk.lm.hidden_size:,} numbers: logits = "
-        "A·u + b, where u is the hidden vector after the final norm, which also bounds how long u is. So most lists of "
-        "logits cannot occur, whatever the prompt.</p>"
+        f"<p class='dpx-note'>{context.lm.vocab_size:,} logits are made from {context.lm.hidden_size:,} numbers: "
+        "logits = A·u + b, where u is the hidden vector after the final norm, which also bounds how long u is. So most "
+        "lists of logits cannot occur, whatever the prompt.</p>"
     )
 
 
-def _answer_head(desk: Desk, bits: float) -> Generator[str | Answer]:
-    asked, found = _three_bits(desk, MIDDLE_BITS), []
+def _answer_head(context: LessonContext, bits: float) -> Generator[str | Answer]:
+    asked, found = _three_bits(context, MIDDLE_BITS), []
     for number, b in enumerate(asked):
         yield progress_bar(f"The floor at {b:g} bits", number / len(asked))
-        found.append(desk.floor_nats(entropy(bits=b, seed=0).build(desk.lm)))
+        found.append(context.floor_nats(entropy(bits=b, seed=0).build(context.lm)))
     rows = [(f"{b:g} bits", floor, quantity(floor, "kl")) for b, floor in zip(asked, found, strict=True)]
     yield Answer(
         highest(found),
@@ -205,21 +205,21 @@ def _shuffle_controls() -> list[Component]:
     ]
 
 
-def _look_shuffle(desk: Desk, text: str, seed: float) -> str:
+def _look_shuffle(context: LessonContext, text: str, seed: float) -> str:
     said = capture(text)
     columns = []
     for title, recipe in (("as the model says it", said), ("shuffled", said.shuffle(seed=int(seed)))):
-        top = top_tokens(recipe.build(desk.lm), desk.lm, 4)
+        top = top_tokens(recipe.build(context.lm), context.lm, 4)
         rows = [(token(item.token), item.probability, probability(item.probability)) for item in top]
         columns.append(f"<div><p class='dpx-note'>{title}</p>{bars(rows, 'target', label=title)}</div>")
     return f"<div class='dpx-columns'>{''.join(columns)}</div>"
 
 
-def _answer_shuffle(desk: Desk, text: str, seed: float) -> Generator[str | Answer]:
+def _answer_shuffle(context: LessonContext, text: str, seed: float) -> Generator[str | Answer]:
     said, found = capture(text), []
     for title, recipe in (("as it is", said), ("shuffled", said.shuffle(seed=int(seed)))):
         yield progress_bar(f"The floor of the target {title}", len(found) / 2)
-        found.append(desk.floor_nats(recipe.build(desk.lm)))
+        found.append(context.floor_nats(recipe.build(context.lm)))
     rows = [
         (name, floor, quantity(floor, "kl"))
         for name, floor in zip(("as the model says it", "shuffled"), found, strict=True)
@@ -240,33 +240,33 @@ def _word_box() -> list[Component]:
     return [gr.Textbox(NEVER, label="A word", max_lines=1, elem_id="lesson-word")]
 
 
-def _look_never(desk: Desk, text: str) -> str:
+def _look_never(context: LessonContext, text: str) -> str:
     """Where the word stands after an ordinary prompt."""
-    word = _checked(desk, text)
+    word = _checked(context, text)
     ids: list[int] = []
     for spelling in (word,) if word[0].isspace() else (f" {word}", word):
         with suppress(InputError):
-            ids.append(token_id(desk.lm, spelling))
-    said = capture(UNSURE).build(desk.lm).probs
+            ids.append(token_id(context.lm, spelling))
+    said = capture(UNSURE).build(context.lm).probs
     places = "".join(
-        f"<p>After “{UNSURE}”, {token(desk.lm.token_text(i))} stands at place "
+        f"<p>After “{UNSURE}”, {token(context.lm.token_text(i))} stands at place "
         f"<b>{int((said > said[i]).sum()) + 1:,}</b> of {len(said):,}.</p>"
-        for i in ids or [token_id(desk.lm, word)]  # which says why it is none
+        for i in ids or [token_id(context.lm, word)]  # which says why it is none
     )
     return places + "<p class='dpx-note'>That is after one prompt. What about all the others?</p>"
 
 
-def _checked(desk: Desk, text: str) -> str:
+def _checked(context: LessonContext, text: str) -> str:
     if not text.strip():
         raise InputError("Type a word, such as “the”.")
-    if desk.app.rules:
-        desk.app.rules.check_text("The word", text)
+    if context.app.rules:
+        context.app.rules.check_text("The word", text)
     return text
 
 
-def _answer_never(desk: Desk, text: str) -> Generator[str | Answer]:
+def _answer_never(context: LessonContext, text: str) -> Generator[str | Answer]:
     yield progress_bar("Looking for a prompt, or for a proof that there is none", None)
-    found = answers(desk.lm, _checked(desk, text))
+    found = answers(context.lm, _checked(context, text))
     if any(one.can is None for one in found) and not any(one.can for one in found):
         raise InputError("Whether it can come first was not proved in the time given; try another word.")
     yield Answer(

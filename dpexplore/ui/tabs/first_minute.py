@@ -10,7 +10,7 @@ import gradio as gr
 
 from dpexplore.serving.app_context import AppContext, sentence
 from dpexplore.ui.components.first_minute import QUESTIONS, SHUFFLED, Question
-from dpexplore.ui.components.lesson_frame import Answer, Desk
+from dpexplore.ui.components.lesson_frame import Answer, LessonContext
 from dpexplore.ui.components.markup import message
 from dpexplore.ui.components.target_panel import QUIET, TargetPanel, read_recipe
 from dpexplore.ui.components.widgets import view
@@ -37,23 +37,23 @@ class Step:
     answer: gr.HTML
 
 
-def show(desk: Desk, question: Question) -> str:
+def show(context: LessonContext, question: Question) -> str:
     """What a question shows before the guess."""
     try:
-        return question.show(desk)
+        return question.show(context)
     except Exception as error:
         return message(sentence(error), "error")
 
 
-def answer(desk: Desk, question: Question, guess: str | None) -> Iterator[tuple[str, bool]]:
+def answer(context: LessonContext, question: Question, guess: str | None) -> Iterator[tuple[str, bool]]:
     """HTML of the work and then of the answer to a guess, and whether it is answered."""
     if guess not in question.options:
         return
     place = question.options.index(guess)
-    desk.app.guesses.note(f"first minute: {question.key}", desk.session, place)
+    context.app.guesses.note(f"first minute: {question.key}", context.session, place)
     try:
         yield message("Computing …", "busy"), False
-        for told in question.answer(desk):
+        for told in question.answer(context):
             yield (told, False) if isinstance(told, str) else (_verdict(question, place, told), True)
     except Exception as error:
         yield message(sentence(error), "error"), True
@@ -101,16 +101,16 @@ def _build(number: int, question: Question) -> Step:
 def _wire(app: AppContext, step: Step, following: gr.Column, steps: list[Step], tab: gr.Tab, model: gr.Textbox) -> None:
     """A guess is answered at once, and the answer opens what follows."""
 
-    def desk(request: gr.Request, model: str) -> Desk:
-        return Desk(app, session_of(app, request), model or app.model)
+    def context(request: gr.Request, model: str) -> LessonContext:
+        return LessonContext(app, session_of(app, request), model or app.model)
 
     def guessed(request: gr.Request, model: str, guess: str | None) -> Iterator[dict[Any, Any]]:
-        for told, answered in answer(desk(request, model), step.question, guess):
+        for told, answered in answer(context(request, model), step.question, guess):
             opened = {following: gr.update(visible=True)} if answered else {}
             yield {step.answer: told, **opened}
 
     def opened(request: gr.Request, model: str) -> str:
-        return show(desk(request, model), step.question)
+        return show(context(request, model), step.question)
 
     step.guess.input(
         guessed,

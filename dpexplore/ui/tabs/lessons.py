@@ -11,7 +11,7 @@ import gradio as gr
 from gradio.components import Component
 
 from dpexplore.serving.app_context import AppContext, sentence
-from dpexplore.ui.components.lesson_frame import Answer, Desk, Lesson, bars
+from dpexplore.ui.components.lesson_frame import Answer, Lesson, LessonContext, bars
 from dpexplore.ui.components.lesson_steps import LESSONS
 from dpexplore.ui.components.markup import message
 from dpexplore.ui.components.target_panel import QUIET
@@ -34,25 +34,25 @@ class LessonPanel:
     answer: gr.HTML
 
 
-def look(desk: Desk, lesson: Lesson, *values: Any) -> str:
+def look(context: LessonContext, lesson: Lesson, *values: Any) -> str:
     """What a lesson shows for its controls' values."""
     try:
-        return lesson.look(desk, *values)
+        return lesson.look(context, *values)
     except Exception as error:
         return message(sentence(error), "error")
 
 
-def answer(desk: Desk, lesson: Lesson, predicted: str | None, *values: Any) -> Iterator[str]:
+def answer(context: LessonContext, lesson: Lesson, predicted: str | None, *values: Any) -> Iterator[str]:
     """HTML of the answer to a prediction, after HTML of the work towards it."""
     if predicted not in lesson.options:
         yield message("Choose an answer first: a wrong guess teaches more than none.", "info")
         return
     place = lesson.options.index(predicted)
-    desk.app.guesses.note(lesson.key, desk.session, place)
-    room = guesses_html(lesson, desk.app.guesses.counts(lesson.key, lesson.options))
+    context.app.guesses.note(lesson.key, context.session, place)
+    room = guesses_html(lesson, context.app.guesses.counts(lesson.key, lesson.options))
     try:
         yield room + message("Computing …", "busy")
-        for told in lesson.answer(desk, *values):
+        for told in lesson.answer(context, *values):
             yield room + (told if isinstance(told, str) else answer_html(lesson, place, told))
     except Exception as error:
         yield message(sentence(error), "error")
@@ -119,10 +119,10 @@ def _wire(app: AppContext, panel: LessonPanel, tab: gr.Tab, model: gr.Textbox) -
     lesson = panel.lesson
 
     def follow(request: gr.Request, model: str, *values: Any) -> str:
-        return look(Desk(app, session_of(app, request), model or app.model), lesson, *values)
+        return look(LessonContext(app, session_of(app, request), model or app.model), lesson, *values)
 
     def check(request: gr.Request, model: str, predicted: str | None, *values: Any) -> Iterator[str]:
-        yield from answer(Desk(app, session_of(app, request), model or app.model), lesson, predicted, *values)
+        yield from answer(LessonContext(app, session_of(app, request), model or app.model), lesson, predicted, *values)
 
     moved: list[Any] = [getattr(control, "input") for control in panel.controls]  # noqa: B009
     gr.on([*moved, tab.select], follow, [model, *panel.controls], panel.shown, **QUIET)
