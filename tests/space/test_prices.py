@@ -71,7 +71,7 @@ def test_no_tree_has_more_tokens_than_its_price(lm: LanguageModel, outcomes: set
         ("capture('" + "a" * 30_000 + "')", "at most 20,000"),
     ],
 )  # fmt: skip
-def test_dear_recipes_are_refused_before_a_tokenizer_or_a_model_sees_them(
+def test_costly_recipes_are_refused_before_a_tokenizer_or_a_model_sees_them(
     app: AppContext, monkeypatch: pytest.MonkeyPatch, recipe: str, told: str
 ) -> None:
     monkeypatch.setattr(LanguageModel, "_ids", lambda *_args, **_named: pytest.fail("tokenized"))
@@ -163,7 +163,7 @@ def changed(capsule: dict[str, Any], **result: Any) -> dict[str, Any]:
     return {**capsule, "result": {**capsule["result"], **result}}
 
 
-def test_dear_capsules_are_refused_before_anything_is_scored(
+def test_costly_capsules_are_refused_before_anything_is_scored(
     app: AppContext, capsule: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LanguageModel, "log_probs", lambda *_args: pytest.fail("scored"))
