@@ -14,9 +14,11 @@ from dpexplore.experiments.comparisons import soft_tokens
 from dpexplore.experiments.data import SweepData
 from dpexplore.experiments.exact import DIRECT, READ_AS, TUNED
 from dpexplore.experiments.readings import (
+    EPOCHS,
     FAMILIES,
     GRADIENT,
     MASSES,
+    by_epoch,
     epoch_reading,
     mass_of_group,
 )
@@ -187,8 +189,24 @@ def _unimodal(data: SweepData, model: str, text: str) -> Iterator[Claim]:
         )
 
 
+def _in_every_epoch(claims: Callable[[SweepData, str], Iterator[Claim]], data: SweepData) -> Iterator[Claim]:
+    """What `claims` finds under each meaning of an epoch of Eq. 4, decided only where both are there and agree."""
+    epochs = by_epoch(data)
+    found: dict[str, list[Claim]] = {}
+    for epoch, own in epochs.items():
+        for claim in claims(own, epoch_reading(epoch)):
+            found.setdefault(claim.claim, []).append(claim)
+    missing = [f"an epoch of one {epoch}" for epoch in EPOCHS if epoch not in epochs]
+    for same in found.values():
+        yield from where_all_agree(same, [*(claim.reading for claim in same), *missing])
+
+
 def _fig4(data: SweepData) -> Iterator[Claim]:
-    reading = f"{GRADIENT}; {epoch_reading(data)}"
+    return _in_every_epoch(_soft_against_hard, data)
+
+
+def _soft_against_hard(data: SweepData, epoch: str) -> Iterator[Claim]:
+    reading = f"{GRADIENT}; {epoch}"
     targets = data.targets.assign(soft=data.targets["slots"].map(soft_tokens).astype(float))
     curves = targets.pivot_table(index=["seed", "bits"], columns="soft", values="kl_nats").dropna()
     curves = curves.groupby(level="seed").mean()
@@ -342,7 +360,11 @@ def _against_vanilla(data: SweepData, group: str, text: str, note: str = "", als
 
 
 def _fig8(data: SweepData) -> Iterator[Claim]:
-    also = f"; {epoch_reading(data)}"
+    return _in_every_epoch(_generated_by_hard_prompts, data)
+
+
+def _generated_by_hard_prompts(data: SweepData, epoch: str) -> Iterator[Claim]:
+    also = f"; {epoch}"
     easier = "LM-generated targets are easier than vanilla ones of the same entropy, by hard prompts"
     yield from _against_vanilla(data, "generated", easier, also=also)
     off = data.targets.assign(off=(data.targets["achieved_bits"] - data.targets["target_bits"]).abs())
@@ -363,7 +385,7 @@ def _fig8(data: SweepData) -> Iterator[Claim]:
             "R² of the line", r_squared(own["target_bits"].to_numpy(), own["kl_nats"].to_numpy()),
             "independent targets, Fisher interval",
             f"It counts as supported where the interval lies below {LOW_R2:g}.", below=LOW_R2,
-            reading=epoch_reading(data),
+            reading=epoch,
         )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -24,7 +25,7 @@ from dpexplore.experiments.drawing import (
     new_figure,
     series_of,
 )
-from dpexplore.experiments.readings import FAMILIES, MASSES, mass_of_group
+from dpexplore.experiments.readings import FAMILIES, MASSES, by_epoch, epoch_reading, mass_of_group
 from dpexplore.experiments.statistics import bootstrap_interval, line, mean_interval
 from dpexplore.plots import base_layout, colour
 
@@ -70,6 +71,16 @@ def fig3(data: SweepData) -> Drawn | None:
         f"{protocol(data)} Entropy alone does not say how hard a target is."
     )
     return Drawn(figure, pd.DataFrame(rows), caption)
+
+
+def in_epoch(draw: Callable[[SweepData], Drawn], epoch: str) -> Callable[[SweepData], Drawn | None]:
+    """A figure of the results under one meaning of an epoch of Eq. 4, `token` or `sweep`; None where there are none."""
+
+    def drawn(data: SweepData) -> Drawn | None:
+        own = by_epoch(data).get(epoch)
+        return own and dataclasses.replace(draw(own), reading=epoch_reading(epoch))
+
+    return drawn
 
 
 def fig4(data: SweepData) -> Drawn:

@@ -21,14 +21,12 @@ from dpexplore.experiments.drawing import (
     new_figure,
     series_of,
 )
-from dpexplore.experiments.readings import EPOCHS, epoch_of
+from dpexplore.experiments.readings import EPOCHS, by_epoch
 from dpexplore.experiments.statistics import band_interval, mean_interval, standard_error
 from dpexplore.experiments.tables import Table
 from dpexplore.plots import DASHES, colour, tint
 
 BANDS = "bands, from three targets on: 95 % t intervals (scipy.stats.t), cut at 0."
-HARD_TOKENS = r'"(?:method|slots)": "[^"]*(?:hard|hybrid)'
-"""In the settings of a run: it tuned tokens of the vocabulary."""
 
 
 def protocol(data: SweepData) -> str:
@@ -36,7 +34,7 @@ def protocol(data: SweepData) -> str:
     rows = data.restarts
     most = int(rows["steps"].max()) if len(rows) else 0
     out = f" {counted(data.left_out)} with fewer restarts left out." if data.left_out else ""
-    epoch = f" {EPOCHS[epoch_of(data)]}" if rows["settings"].str.contains(HARD_TOKENS).any() else ""
+    epoch = "".join(f" {EPOCHS[each]}" for each in by_epoch(data))
     each = f"one restart of at most {most} steps"
     if data.restarts_each != 1:
         each = f"the minimum over {data.restarts_each} restarts of at most {most} steps"

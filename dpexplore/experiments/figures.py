@@ -12,16 +12,17 @@ from dpexplore.experiments.drawing import Drawn
 from dpexplore.experiments.store import Store
 
 Draw = Callable[..., Drawn | None]
+EPOCHS_DRAWN = {"": "token", "-sweep": "sweep"}
 
 DRAWERS: dict[str, dict[str, Draw]] = {
     # figure of the paper, or ours: file name's ending -> function
     "fig1": {"": curves.fig1, "-floor": curves.floors},
     "fig3": {"": comparisons.fig3},
-    "fig4": {"": comparisons.fig4},
+    "fig4": {ending: comparisons.in_epoch(comparisons.fig4, epoch) for ending, epoch in EPOCHS_DRAWN.items()},
     "fig5": {"": curves.fig5},
     "fig6": {"": curves.fig6},
     "fig7": {"": comparisons.fig7},
-    "fig8": {"": comparisons.fig8},
+    "fig8": {ending: comparisons.in_epoch(comparisons.fig8, epoch) for ending, epoch in EPOCHS_DRAWN.items()},
     "fig9": {"": comparisons.fig9},
     "fig10": {"": comparisons.fig10},
     "fig11": {"": curves.fig11},
@@ -59,6 +60,6 @@ def draw_sweep(data: SweepData) -> Iterator[DrawnFigure]:
             continue
         drawn = draw(data)
         if drawn is not None:
-            own = [claim for claim in claims if drawn.reading in ("", claim.reading)]
+            own = [claim for claim in claims if claim.reading.endswith(drawn.reading)]
             yield DrawnFigure(f"{data.name}{ending}", data.title, data.coverage, drawn, own)
             claims = [claim for claim in claims if claim not in own]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from dpexplore.experiments.data import SweepData
 
 FAMILIES = {"vanilla": "vanilla by gradient descent", "vanilla by temperature": "vanilla by temperature"}
@@ -9,17 +11,26 @@ FAMILIES = {"vanilla": "vanilla by gradient descent", "vanilla by temperature": 
 GRADIENT = FAMILIES["vanilla"]
 MASSES = {"paper": "m of one outlier", "own": "own m"}
 """What App. A's m is solved for."""
+HARD_TOKENS = r'"(?:method|slots)": "[^"]*(?:hard|hybrid)'
+"""In the settings of a run: it tuned tokens of the vocabulary."""
+BY_SWEEP = '"epoch": "sweep"'
 EPOCHS = {"token": "An epoch of Eq. 4 is one token swapped.", "sweep": "An epoch of Eq. 4 is a sweep over the prompt."}
 
 
-def epoch_of(data: SweepData) -> str:
-    """What an epoch of Eq. 4 is in a sweep: `token` or `sweep`."""
-    return "sweep" if data.restarts["settings"].str.contains('"epoch": "sweep"', regex=False).any() else "token"
+def by_epoch(data: SweepData) -> dict[str, SweepData]:
+    """The results under each meaning of an epoch of Eq. 4 that hard tokens were tuned in, `token` first.
+
+    Prompts without hard tokens are the same under both.
+    """
+    settings = data.rows["settings"].fillna("")
+    hard, swept = settings.str.contains(HARD_TOKENS), settings.str.contains(BY_SWEEP, regex=False)
+    kinds = {"token": hard & ~swept, "sweep": hard & swept}
+    return {epoch: dataclasses.replace(data, rows=data.rows[own | ~hard]) for epoch, own in kinds.items() if own.any()}
 
 
-def epoch_reading(data: SweepData) -> str:
-    """The same as part of a reading."""
-    return f"an epoch is one {epoch_of(data)}"
+def epoch_reading(epoch: str) -> str:
+    """What an epoch of Eq. 4 is, `token` or `sweep`, as part of a reading."""
+    return f"an epoch is one {epoch}"
 
 
 def mass_of_group(data: SweepData, group: str) -> str:

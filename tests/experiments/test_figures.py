@@ -308,6 +308,34 @@ def test_a_claim_is_decided_only_where_both_vanilla_families_agree(sweeps: dict[
         assert why in gradient.note
 
 
+def test_a_claim_about_hard_prompts_is_decided_only_where_both_epochs_of_eq_4_agree(
+    sweeps: dict[str, SweepData],
+) -> None:
+    data = sweeps["fig4"]
+    text = "Soft prompts come closer than hybrid ones, and those closer than hard ones"
+    swept = data.rows["epoch"] == "sweep"
+    ends = ["; an epoch is one token", "; an epoch is one sweep"]
+    found = [each for each in claims_of(data) if each.claim == text]
+    assert [(each.verdict, each.reading.removeprefix("vanilla by gradient descent")) for each in found] == [
+        ("supported", end) for end in ends
+    ]
+    assert all("5 soft tokens" in each.note for each in found)  # soft prompts serve both
+    hard_wins = data.rows.assign(kl_nats=data.rows["kl_nats"].where(~swept, data.rows["kl_nats"] / 9))
+    for rows, why in ((hard_wins, "do not agree"), (data.rows[~swept], "no data for an epoch of one sweep")):
+        found = [each for each in claims_of(dataclasses.replace(data, rows=rows)) if each.claim == text]
+        assert {each.verdict for each in found} == {"undecided"}
+        assert why in found[0].note
+
+
+def test_each_epoch_of_eq_4_has_a_figure_of_its_own(sweeps: dict[str, SweepData]) -> None:
+    data = sweeps["fig8"]
+    drawn = {each.name: each for each in draw_sweep(data)}
+    for name, epoch in (("fig8-small", "token"), ("fig8-small-sweep", "sweep")):
+        own = data.targets[data.targets["epoch"] == epoch]
+        assert sorted(drawn[name].drawn.table["kl_nats"]) == pytest.approx(sorted(own["kl_nats"]))
+        assert all(claim.reading.endswith(f"an epoch is one {epoch}") for claim in drawn[name].claims)
+
+
 def test_minima_over_unequal_restarts_are_not_compared(sweeps: dict[str, SweepData]) -> None:
     data = sweeps["fig9"]
     tune = data.rows["kind"] == "tune"
