@@ -28,6 +28,7 @@ from dpexplore.experiments.drawing import (
 from dpexplore.experiments.readings import FAMILIES, MASSES, by_epoch, epoch_reading, mass_of_group
 from dpexplore.experiments.statistics import bootstrap_interval, line, mean_interval
 from dpexplore.plots import base_layout, colour
+from dpexplore.targets.by_pos import TAGS
 
 FEW_ENTROPIES = 4
 """Points up to which Fig. 4 draws ranges as bars; bands between few points hide one another."""
@@ -245,9 +246,15 @@ def fig12(data: SweepData) -> Drawn | None:
     if counts.empty:
         return None
     figure = new_figure(data.title, "part of speech", "tokens")
-    rows = []
+    rows, out = [], []
     for look, (_, row) in zip(series_of(list(counts["model"])), counts.iterrows(), strict=True):
-        pairs = list(zip(row["names"], row["values"], strict=True))[:8]
+        tagged = {name: count for name, count in zip(row["names"], row["values"], strict=True) if name in TAGS}
+        pairs = list(tagged.items())[:8]
+        out += [
+            f"{count:,.0f} with {name} ({row['model']})"
+            for name, count in zip(row["names"], row["values"], strict=True)
+            if name not in TAGS
+        ]
         figure.add_bar(
             x=[tag for tag, _ in pairs], y=[count for _, count in pairs], name=look.name,
             marker={"color": look.colour}, text=[f"{count:,.0f}" for _, count in pairs], textposition="outside",
@@ -257,6 +264,7 @@ def fig12(data: SweepData) -> Drawn | None:
     caption = (
         "Fig. 12. Tokens of the vocabulary that are English words, by the part of speech that each gets when tagged "
         "alone (the paper's way), by spaCy with scispaCy's tokenizer; the eight most common."
+        + (f" Tokens of letters that are left out: {', '.join(out)}." if out else "")
     )
     return Drawn(figure, pd.DataFrame(rows), caption)
 

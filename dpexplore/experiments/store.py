@@ -40,7 +40,7 @@ SCHEMA = pa.schema(
         ("floor_nats", pa.float64()),  # floor: certified lower bound
         ("head_optimum_nats", pa.float64()),  # floor: estimate
         ("unconstrained_nats", pa.float64()),  # floor: classical softmax bottleneck
-        ("names", pa.list_(pa.string())),  # shape: ranks; pos_counts: tags
+        ("names", pa.list_(pa.string())),  # shape: ranks; pos_counts: tags, and why tokens have none
         ("values", pa.list_(pa.float64())),  # shape: probabilities; pos_counts: tokens
         ("seconds", pa.float64()),  # metadata from here on
         ("device", pa.string()),

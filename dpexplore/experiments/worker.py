@@ -19,7 +19,7 @@ from dpexplore.floor.of_model import softmax_floor
 from dpexplore.floor.solver import rows_at_once
 from dpexplore.models import LanguageModel, load_model
 from dpexplore.targets import Target, build_many, parse_recipe
-from dpexplore.targets.by_pos import pos_histogram
+from dpexplore.targets.by_pos import pos_histogram, pos_left_out
 from dpexplore.tuning import Engine, Run
 from dpexplore.tuning.objectives.next_token import entropy_of
 from dpexplore.tuning.record.capsule import library_versions
@@ -289,7 +289,8 @@ class Worker:
         """A target's probabilities by rank, or the vocabulary's parts of speech."""
         try:
             if problem.kind == "pos_counts":
-                counts = pos_histogram(self._model(), mode="paper")
+                lm = self._model()
+                counts = pos_histogram(lm, "paper") | pos_left_out(lm, "paper")
                 yield self._row(problem, names=list(counts), values=[float(count) for count in counts.values()])
                 return
             target = parse_recipe(problem.recipe).build(self._model(), load=self._source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpexplore.targets.batch import build_many
-from dpexplore.targets.by_pos import pos_histogram, tokens_by_pos
+from dpexplore.targets.by_pos import pos_histogram, pos_left_out, tokens_by_pos
 from dpexplore.targets.files import save_target
 from dpexplore.targets.outliers import OutlierRange, exact_outlier_mass, outlier_mass, outlier_range, outlier_target
 from dpexplore.targets.parser import parse_recipe
@@ -49,6 +49,7 @@ __all__ = [
     "parse_recipe",
     "pos",
     "pos_histogram",
+    "pos_left_out",
     "random_prompt",
     "save_target",
     "search_tokens",

@@ -26,6 +26,9 @@ TAGS = (
 """The universal part-of-speech tags."""
 
 _ENGLISH_WORD = re.compile(rb" ([A-Za-z]+)")
+_LETTERS = re.compile(rb"[A-Za-z]+")
+NO_SPACE, NO_ONE_TAG = "no space in front", "no single tag"
+"""Why tokens of letters count as no part of speech."""
 
 
 def check_tag(tag: object) -> str:
@@ -58,6 +61,16 @@ def tokens_by_pos(lm: LanguageModel, mode: Mode = "strict") -> dict[str, list[in
 def pos_histogram(lm: LanguageModel, mode: Mode = "strict") -> dict[str, int]:
     """Tokens of each part of speech, most frequent first (Fig. 12)."""
     return {tag: len(ids) for tag, ids in tokens_by_pos(lm, mode).items()}
+
+
+def pos_left_out(lm: LanguageModel, mode: Mode = "strict") -> dict[str, int]:
+    """Tokens of letters alone that `tokens_by_pos` leaves out, by reason.
+
+    Pieces without a space in front continue a word, so that what the tagger would say of them is no part of speech.
+    """
+    pieces = sum(isinstance(key, bytes) and bool(_LETTERS.fullmatch(key)) for key in vocabulary(lm).keys)
+    untagged = len(word_ids(lm)) - sum(pos_histogram(lm, mode).values())
+    return {NO_SPACE: pieces, NO_ONE_TAG: untagged}
 
 
 def _tokens_by_pos(lm: LanguageModel, mode: Mode) -> tuple[dict[str, list[int]], str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
-from dpexplore.targets import parse_recipe, pos, pos_histogram, tokens_by_pos
+from dpexplore.targets import parse_recipe, pos, pos_histogram, pos_left_out, tokens_by_pos
 from dpexplore.targets import pos_table as tables
 from dpexplore.targets.by_pos import word_ids
 from dpexplore.targets.pos_table import SHIPPED_TABLE, read_table, tags_of, write_table
@@ -41,6 +42,11 @@ def test_counts_of_the_default_models_vocabulary(default_lm: LanguageModel) -> N
     for tag, count in expected.items():
         assert paper[tag] == pytest.approx(count, abs=2)  # one word is a tie that batching decides
     assert list(paper.values()) == sorted(paper.values(), reverse=True)
+    texts = map(default_lm.token_text, range(default_lm.vocab_size))
+    letters = sum(bool(re.fullmatch(" ?[A-Za-z]+", text)) for text in texts)
+    for mode, counts in (("strict", strict), ("paper", paper)):
+        assert sum(counts.values()) + sum(pos_left_out(default_lm, mode).values()) == letters
+    assert pos_left_out(default_lm, "paper")["no space in front"] == 15_492  # counted by an audit of its own
 
 
 def test_the_shipped_table_answers_without_spacy(default_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from dpexplore.serving.app_context import AppContext
+from dpexplore.targets import pos_left_out
 from dpexplore.tuning import TuneConfig
+from dpexplore.ui.components.preview import pos_bars
 from dpexplore.ui.components.recipes import entropy_recipe
 from dpexplore.ui.components.settings import (
     control_values,
@@ -31,6 +33,12 @@ from tests.ui.shared import (
     lines,
     tab_of,
 )
+
+
+def test_the_parts_of_speech_say_how_many_tokens_they_leave_out(app: AppContext) -> None:
+    pieces = pos_left_out(app.pool.get("tiny").lm)["no space in front"]
+    assert pieces >= 52  # each letter is a token
+    assert f"{pieces:,} with no space in front" in pos_bars(app, "tiny", "NOUN", "strict")
 
 
 def test_a_target_that_the_hand_has_left_is_given_up(app: AppContext) -> None:

@@ -14,7 +14,16 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.serving.app_context import AppContext, check_single_tokens, sentence
 from dpexplore.serving.streams import RankStream
-from dpexplore.targets import Target, outlier_mass, outlier_range, pos_histogram, search_tokens, token_name, top_tokens
+from dpexplore.targets import (
+    Target,
+    outlier_mass,
+    outlier_range,
+    pos_histogram,
+    pos_left_out,
+    search_tokens,
+    token_name,
+    top_tokens,
+)
 from dpexplore.ui.components.markup import bar, message, probability, token
 from dpexplore.ui.components.recipes import mass_of, read_weights, token_value
 
@@ -121,7 +130,8 @@ def pos_bars(app: AppContext, model: str, tag: str, mode: str) -> Any:
     if not model:
         return gr.skip()
     try:
-        counts = pos_histogram(app.pool.get(model).lm, "paper" if mode == "paper" else "strict")
+        lm, way = app.pool.get(model).lm, "paper" if mode == "paper" else "strict"
+        counts, out = pos_histogram(lm, way), pos_left_out(lm, way)
     except Exception as error:
         return message(sentence(error), "error")
     top = max(counts.values(), default=1)
@@ -130,7 +140,11 @@ def pos_bars(app: AppContext, model: str, tag: str, mode: str) -> Any:
         f"{bar(n / top, 'target')}<b>{n:,}</b></li>"
         for name, n in list(counts.items())[:8]
     )
-    return f"<ol class='dpx-top is-pos' aria-label='Tokens of each part of speech'>{rows}</ol>"
+    told = " and ".join(f"{count:,} with {why}" for why, count in out.items())
+    return (
+        f"<ol class='dpx-top is-pos' aria-label='Tokens of each part of speech'>{rows}</ol>"
+        f"<p class='dpx-note'>Tokens of letters that are left out: {told}.</p>"
+    )
 
 
 def hand_bars(lines: str) -> Any:
