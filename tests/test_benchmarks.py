@@ -66,10 +66,15 @@ def test_work_is_counted_as_documented(tiny_lm: Callable[[str], LanguageModel]) 
 
 
 def test_architectures_are_tried_and_what_fails_has_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    """Gemma 4 looks its ids up by their embeddings, so no other vector may be put in; XLNet looks ahead."""
-    assert architectures.main(["gemma4_text", "xlnet"]) == 0
+    """Gemma 4 looks its ids up by their embeddings, so no other vector may be put in; XLNet looks ahead.
+
+    Qwen 4, the text part of a model that sees, mixes several streams of another width after its last norm.
+    """
+    assert architectures.main(["gemma4_text", "xlnet", "qwen4_exp"]) == 0
     output = capsys.readouterr().out
     assert "| gemma4_text | yes | [1] | yes | [1] |" in output
     assert "| xlnet | [2] | [2] | [2] | [2] |" in output
+    assert "| qwen4_exp | yes | yes | [3] | yes |" in output
     assert "1. The model does not take input embeddings" in output
     assert "2. The model is no left-to-right model" in output
+    assert "3. No floor for this model: no RMSNorm or LayerNorm stands right before its unembedding" in output

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from dpexplore.cli.common import JsonOption, emit, say
 from dpexplore.errors import InputError
 
+Kind = Literal["tune", "lora"]
+
 
 def capsule(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of capsules.")] = False,
-    check: Annotated[Path | None, typer.Option(help="Say what is wrong with this capsule.", metavar="FILE")] = None,
+    kind: Annotated[Kind, typer.Option(help="Of which capsules: of `tune`, or of `diffuse --method lora`.")] = "tune",
+    check: Annotated[
+        Path | None, typer.Option(help="Say what is wrong with this capsule, of either kind.", metavar="FILE")
+    ] = None,
     as_json: JsonOption = False,
 ) -> int:
     """Check a run's record, or print the schema of records. Exit code 1 if something is wrong."""
     import json
 
-    from dpexplore.tuning.record.schema import capsule_json, capsule_schema, faults_of
+    from dpexplore.diffuse.record import AdapterCapsule
+    from dpexplore.tuning.record.schema import Capsule, capsule_json, capsule_schema, faults_of, published_schema
 
     if schema == (check is not None):
         raise InputError("Give one of --schema and --check FILE.")
     if check is None:
-        say(json.dumps(capsule_schema(), indent=1))
+        say(json.dumps(capsule_schema() if kind == "tune" else published_schema(AdapterCapsule), indent=1))
         return 0
-    faults = faults_of(str(check), capsule_json(check))
+    held = capsule_json(check)
+    of_adapter = isinstance(held, dict) and held.get("format") == AdapterCapsule.format_name()
+    faults = faults_of(str(check), held, AdapterCapsule if of_adapter else Capsule)
     if as_json:
         emit({"event": "check", "file": str(check), "valid": not faults, "faults": faults})
     else:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from dpexplore.errors import InputError
+from dpexplore.errors import InputError, in_short
 from dpexplore.extras import extra
 from dpexplore.models import LanguageModel
 
@@ -64,7 +64,7 @@ def new_adapter(lm: LanguageModel, rank: int, seed: int) -> Adapter:
             raise
         except Exception as error:  # PEFT refuses modules by whatever exception it likes
             logger.info("no adapter on %s of %s", modules, lm.name, exc_info=True)
-            reasons.append(" ".join(str(error).split())[:100] or type(error).__name__)
+            reasons.append(in_short(error))
             continue
         if learns:
             return adapter

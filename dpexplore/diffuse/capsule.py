@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,20 +13,18 @@ from typing import Any
 
 from dpexplore.diffuse.adapter import load_adapter
 from dpexplore.diffuse.metrics import outcome_fit
+from dpexplore.diffuse.record import FORMAT, AdapterCapsule
 from dpexplore.diffuse.report import Answers
 from dpexplore.diffuse.training import AdapterRun
 from dpexplore.errors import InputError
 from dpexplore.files import replacing_folder, write_file
-from dpexplore.json_text import JsonLimits, read_json
 from dpexplore.models import LanguageModel
 from dpexplore.targets import Strings, parse_recipe
 from dpexplore.targets.recorded import changed_prompt, recorded_prompts
 from dpexplore.tuning.record.capsule import library_versions
+from dpexplore.tuning.record.schema import FORMAT_VERSION, capsule_json, faults_of, finite
 
-FORMAT = "dpexplore adapter capsule"
-FORMAT_VERSION = 1
 CAPSULE_FILE = "capsule.json"
-MOST_JSON = JsonLimits(20_000_000)
 REPLAY_TOLERANCE_NATS = 1e-3
 
 
@@ -53,7 +52,7 @@ def make_capsule(run: AdapterRun, told: Sequence[Answers]) -> dict[str, Any]:
             "seconds": round(run.seconds, 3),
             "answers": [one.to_dict() for one in told],
         },
-        "history": {"cross_entropy_nats": [step.cross_entropy_nats for step in run.steps]},
+        "history": {"cross_entropy_nats": [[finite(nats) for nats in step.cross_entropy_nats] for step in run.steps]},
     }
 
 
@@ -62,26 +61,18 @@ def save_run(run: AdapterRun, told: Sequence[Answers], folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with replacing_folder(folder) as beside:
         run.adapter.save(beside)
-        text = json.dumps(make_capsule(run, told), indent=1, ensure_ascii=False)
+        text = json.dumps(make_capsule(run, told), indent=1, ensure_ascii=False, allow_nan=False)
         write_file(beside / CAPSULE_FILE, text)
 
 
 def load_adapter_capsule(folder: Path) -> dict[str, Any]:
-    """The capsule in an adapter's folder. InputError if there is none."""
+    """The capsule in an adapter's folder. InputError if there is none, or it is damaged."""
     path = folder / CAPSULE_FILE
-    try:
-        capsule = read_json(path.read_bytes(), MOST_JSON)
-    except OSError as error:
-        raise InputError(f"{folder} holds no {CAPSULE_FILE}; `diffuse --method lora --out` writes one.") from error
-    except ValueError as error:  # InputError among them
-        why = f" ({error})" if isinstance(error, InputError) else ""
-        raise InputError(f"{path} is no capsule of an adapter{why}.") from error
-    if not isinstance(capsule, dict) or capsule.get("format") != FORMAT:
-        raise InputError(f"{path} is no capsule of an adapter.")
-    if capsule.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"{path} has the format {capsule.get('format_version')!r}; this version reads {FORMAT_VERSION}."
-        )
+    if not path.is_file():
+        raise InputError(f"{folder} holds no {CAPSULE_FILE}; `{AdapterCapsule.written_by}` writes one.")
+    capsule = capsule_json(path)
+    if faults := faults_of(str(path), capsule, AdapterCapsule):
+        raise InputError(faults[0])
     return capsule
 
 
@@ -117,7 +108,7 @@ def replay_adapter(lm: LanguageModel, folder: Path) -> AdapterReplay:
         target = recipe.build(lm, recorded=recorded_prompts(recipe, entry.get("provenance") or {}))
         notes.append(changed_prompt(target.provenance))
         kls.append(outcome_fit(adapter.lm, target).kl_nats)
-    recorded = [one["kl_nats"] for one in capsule["result"]["answers"]]
+    recorded = [math.nan if one["kl_nats"] is None else one["kl_nats"] for one in capsule["result"]["answers"]]
     names = [entry["name"] for entry in capsule["targets"]]
     note = next(filter(None, notes), None)
     return AdapterReplay(names, recorded, kls, capsule["model"]["identity"] == lm.identity, note)

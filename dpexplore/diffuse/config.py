@@ -25,6 +25,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 class AdapterConfig:
     """Settings of one LoRA run; the defaults are the paper's."""
 
+    __pydantic_config__ = {"use_attribute_docstrings": True}  # noqa: RUF012 - the schema of its record says what each does
+
     rank: int = 4
     """Rank of every adapter matrix; PEFT scales it by 8 / rank."""
     learning_rate: float = 5e-5

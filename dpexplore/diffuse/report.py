@@ -15,6 +15,7 @@ from dpexplore.diffuse.sampling import sample_answers
 from dpexplore.models import LanguageModel
 from dpexplore.shipped import ASSETS
 from dpexplore.targets import StringTarget
+from dpexplore.tuning.record.schema import finite
 
 HELD_OUT = ASSETS / "diffuse" / "held_out.txt"
 
@@ -30,9 +31,16 @@ class Answers:
     samples: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        fit = {name: value for name, value in asdict(self.fit).items() if name != "probabilities"}
+        """As JSON-ready values; None where a number is not finite."""
+        fit = {name: finite(value) for name, value in asdict(self.fit).items() if name != "probabilities"}
         facts = asdict(self.facts) if self.facts else None
-        return {"name": self.name, **fit, "kl_nats": self.fit.kl_nats, "samples": facts, "shown": self.samples[:10]}
+        return {
+            "name": self.name,
+            **fit,
+            "kl_nats": finite(self.fit.kl_nats),
+            "samples": facts,
+            "shown": self.samples[:10],
+        }
 
 
 def answers(

@@ -159,12 +159,16 @@ def _final_norm(
     if not places:
         raise NoHead("No floor for this model: its unembedding is not the last step to its logits.")
     between: list[nn.Linear] = []
+    width = calls[places[-1]][1].shape[-1]
     for module, seen in reversed(calls[: places[-1]]):
         if isinstance(module, nn.Linear):
+            if module.out_features != width:  # Qwen 4 mixes several streams after its last norm
+                break
             between.insert(0, module)
-        elif (norm := _as_norm(module, seen, dtype)) is not None:
+            width = module.in_features
+        elif seen.shape[-1] == width and (norm := _as_norm(module, seen, dtype)) is not None:
             return norm, between
-    raise NoHead("No floor for this model: no RMSNorm or LayerNorm stands before its unembedding.")
+    raise NoHead("No floor for this model: no RMSNorm or LayerNorm stands right before its unembedding.")
 
 
 def _as_norm(module: nn.Module, seen: Tensor, dtype: torch.dtype) -> _Norm | None:

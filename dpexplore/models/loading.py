@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from dpexplore.errors import InputError
+from dpexplore.errors import InputError, in_short
 from dpexplore.files import reason, replacing_folder
 from dpexplore.models import gguf, hub
 from dpexplore.models.checksums import is_whole
@@ -213,10 +213,9 @@ class _Loader:
                 folder, dtype=self.precision.dtype, trust_remote_code=False, output_loading_info=True, **placement
             )
         except ImportError as error:
-            package = f" ({' '.join(str(error).split())[:120].rstrip('.')})"
             raise InputError(
-                f"The weights of {name} need a Python package that is not installed{package}; install it, or choose a "
-                "variant that is not quantised."
+                f"The weights of {name} need a Python package that is not installed ({in_short(error)}); install it, "
+                "or choose a variant that is not quantised."
             ) from error
         except torch.OutOfMemoryError as error:
             raise InputError(f"{name} does not fit into the free memory of {self.device}.") from error
@@ -365,8 +364,7 @@ def _read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except ImportError as error:
         raise InputError(
-            f"The tokenizer of {name} needs a Python package that is not installed: "
-            f"{' '.join(str(error).split())[:120].rstrip('.')}."
+            f"The tokenizer of {name} needs a Python package that is not installed: {in_short(error)}."
         ) from error
     except Exception as error:
         raise InputError(

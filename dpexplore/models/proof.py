@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dpexplore.errors import InputError
+from dpexplore.errors import InputError, in_short
 from dpexplore.models.language_model import LanguageModel
 
 POSITIONS = 4
@@ -32,7 +32,7 @@ def prove(lm: LanguageModel) -> str | None:
             by_ids = _log_probs(lm, ids)
             other = _log_probs(lm, torch.cat([ids[:, :-1], ids[:, :1]], 1))
     except Exception as error:  # as many kinds as there are architectures
-        raise InputError(f"{lm.name} cannot score a plain prompt ({_said(error)}); choose another model.") from error
+        raise InputError(f"{lm.name} cannot score a plain prompt ({in_short(error)}); choose another model.") from error
     if not torch.isfinite(by_ids).all():
         raise InputError(f"{lm.name} answers NaN or infinite values; choose another precision (dtype) or model.")
     noise = NOISE_NATS.get(lm.dtype, LOW_PRECISION_NOISE_NATS)
@@ -50,7 +50,7 @@ def _why_untunable(lm: LanguageModel, ids: Tensor, expected: Tensor, allowed: fl
             (grad,) = torch.autograd.grad(log_probs[0].max(), embeds)
             lm.log_probs(embeds.detach() * 1.01)  # Gemma 4 looks ids up by their embeddings, and has none for others
         except Exception as error:
-            return f"{lm.name} does not take input embeddings ({_said(error)}): {_STILL}."
+            return f"{lm.name} does not take input embeddings ({in_short(error)}): {_STILL}."
     if _differ(log_probs.detach(), expected, allowed):
         return f"{lm.name} reads more of its ids than their input embeddings: {_STILL}."
     if not torch.isfinite(grad).all() or not grad[:, -1].any():
@@ -78,7 +78,3 @@ def _log_probs(lm: LanguageModel, ids: Tensor) -> Tensor:
 
 def _differ(first: Tensor, second: Tensor, allowed: float) -> bool:
     return first.shape != second.shape or bool((first - second).abs().max() > allowed)
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:120].rstrip(".") or type(error).__name__

@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.initialization import no_init_weights
 
-from dpexplore.errors import InputError
+from dpexplore.errors import InputError, in_short
 
 MOST_LAYERS = 1_000
 """The deepest causal model that transformers loads has about 130."""
@@ -52,6 +52,11 @@ def count_parameters(config: PretrainedConfig, name: str) -> int:
             model.tie_weights()  # left out with the initialisation
     except _TooManyModules as error:
         raise _too_large(name, "more modules", f"{MOST_MODULES:,}") from error
+    except ImportError as error:  # the part of the model that sees or hears, from a package of its own
+        raise InputError(
+            f"{name} needs a Python package that is not installed ({in_short(error)}); install it, or choose a model "
+            "that reads text alone."
+        ) from error
     except Exception as error:  # each architecture fails in its own way at sizes that do not go together
         raise InputError(
             f"The sizes in the config.json of {name} contradict each other; download or save the model again."

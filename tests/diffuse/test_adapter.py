@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import dpexplore as dp
 from dpexplore.cli import main
 from dpexplore.diffuse.adapter import PAPER_MODULES, Adapter, load_adapter, new_adapter, target_choices
-from dpexplore.diffuse.capsule import replay_adapter, save_run
+from dpexplore.diffuse.capsule import load_adapter_capsule, replay_adapter, save_run
 from dpexplore.diffuse.config import AdapterConfig
 from dpexplore.diffuse.metrics import outcome_fit
 from dpexplore.diffuse.report import answers
@@ -88,7 +89,7 @@ def test_two_trainings_beside_each_other_are_those_alone(tiny_lm: TinyLm) -> Non
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT's own, by its plain loader
 def test_adapters_load_with_plain_peft_and_replay(
-    tiny_lm: TinyLm, tiny_folders: Callable[[str], Path], tmp_path: Path
+    tiny_lm: TinyLm, tiny_folders: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -106,6 +107,28 @@ def test_adapters_load_with_plain_peft_and_replay(
     found = replay_adapter(lm, tmp_path)
     assert found.agrees
     assert found.same_weights
+    kept = load_adapter_capsule(tmp_path)
+    assert main(["capsule", "--schema", "--kind", "lora"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert set(schema["properties"]) == set(kept)
+    assert set(schema["$defs"]["AdapterConfig"]["properties"]) == set(kept["config"])
+    answered = schema["$defs"]["AnswersRecord"]["properties"]
+    assert set(answered) == set(kept["result"]["answers"][0])
+    assert set(schema["$defs"]["SamplesRecord"]["properties"]) <= set(kept["result"]["answers"][0]["samples"])
+    del kept["config"]["rank"], kept["model"]["name"], kept["targets"][0]["recipe"]
+    kept["config"]["passes"], kept["result"]["answers"][0]["valid_mass"] = 0, 2
+    (tmp_path / "capsule.json").write_text(json.dumps(kept))
+    assert main(["capsule", "--check", str(tmp_path / "capsule.json"), "--json"]) == 1
+    faults = " ".join(json.loads(capsys.readouterr().out)["faults"])
+    for fault in (
+        "`model.name` is missing",
+        "passes is 0",
+        "`targets.0.recipe` is missing",
+        "`result.answers.0.valid_",
+    ):
+        assert fault in faults
+    with pytest.raises(dp.InputError, match=r"`model\.name` is missing"):
+        replay_adapter(lm, tmp_path)
     with pytest.raises(dp.InputError, match="made for another model"):
         load_adapter(tiny_lm("gpt2"), tmp_path)
     with pytest.raises(dp.InputError, match="is no adapter"):

@@ -45,6 +45,19 @@ def test_building_stops_at_a_number_of_modules(monkeypatch: pytest.MonkeyPatch) 
     assert count_parameters(config, "it") == everything
 
 
+def test_a_missing_package_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 3n sees with a part that comes from timm."""
+
+    def build(*_arguments: object, **_options: object) -> None:
+        raise ImportError("\nTimmWrapperModel requires the timm library but it was not found\n")
+
+    monkeypatch.setattr(sizes.AutoModelForCausalLM, "from_config", build)
+    with pytest.raises(
+        InputError, match=r"it needs a Python package that is not installed \(TimmWrapper.*timm library"
+    ):
+        count_parameters(LlamaConfig(), "it")
+
+
 def test_sizes_that_contradict_each_other() -> None:
     config = LlamaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
     config.vocab_size = -8

@@ -11,7 +11,7 @@ import binascii
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -36,11 +36,30 @@ Nats = Annotated[float, Field(description="in nats")]
 MaybeNats = Annotated[float | None, Field(description="in nats")]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """What every part of a record is: strict in kinds, with finite numbers, and open to fields of later versions."""
+
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
-class ArrayRecord(_Record):
+class CapsuleRecord(Record):
+    """What is common to the capsules of all kinds of runs."""
+
+    format: str
+    format_version: Literal[1]
+    created: str = ""
+    libraries: dict[str, str]
+
+    written_by: ClassVar[str]
+    """The command that writes such a capsule."""
+
+    @classmethod
+    def format_name(cls) -> str:
+        """What `format` says in such a capsule."""
+        return get_args(cls.model_fields["format"].annotation)[0]
+
+
+class ArrayRecord(Record):
     """A float32 tensor: its shape, and its little-endian bytes in base64."""
 
     dtype: Literal["float32"] = "float32"
@@ -63,7 +82,7 @@ class ArrayRecord(_Record):
         return self
 
 
-class StepRecord(_Record):
+class StepRecord(Record):
     """One step of a run; null where a restart is not running."""
 
     step: Count
@@ -76,7 +95,7 @@ class StepRecord(_Record):
         return cls(step=step.step, kl_nats=step.kl_nats, entropy_nats=step.entropy_nats, evaluations=step.evaluations)
 
 
-class ResultRecord(_Record):
+class ResultRecord(Record):
     """What came of a run, at its best prompt. A run that was cut off, and older versions, leave some of it out."""
 
     status: Status
@@ -158,7 +177,7 @@ class StoredResult(ResultRecord):
         return self
 
 
-class ModelRecord(_Record):
+class ModelRecord(Record):
     """The model a run was made on."""
 
     name: str
@@ -168,7 +187,7 @@ class ModelRecord(_Record):
     dtype_reason: str | None = None
 
 
-class TargetRecord(_Record):
+class TargetRecord(Record):
     """The target, by the recipe that rebuilds it."""
 
     recipe: str
@@ -176,7 +195,7 @@ class TargetRecord(_Record):
     entropy_nats: Nats
 
 
-class RestartRecord(_Record):
+class RestartRecord(Record):
     """Where a restart's best prompt stands."""
 
     reason: str
@@ -194,7 +213,7 @@ class RestartRecord(_Record):
         return self
 
 
-class History(_Record):
+class History(Record):
     """Step by step, one number a restart."""
 
     kl_nats: list[list[float | None]]
@@ -217,16 +236,14 @@ def _config(value: Any) -> TuneConfig:
         raise ValueError("holds a setting of a wrong kind") from error
 
 
-class Capsule(_Record):
+class Capsule(CapsuleRecord):
     """A run's record, from which anyone can replay it."""
 
     model_config = ConfigDict(title=FORMAT)
+    written_by = "tune --out"
 
     format: Literal["dpexplore capsule"]
-    format_version: Literal[1]
-    created: str = ""
     model: ModelRecord
-    libraries: dict[str, str]
     resumed_from: dict[str, Any] | None = None
     target: TargetRecord
     config: Annotated[TuneConfig, BeforeValidator(_config)]
@@ -252,13 +269,18 @@ class Capsule(_Record):
 
 def capsule_schema() -> dict[str, Any]:
     """The JSON Schema of a capsule; each setting with what it does and its range."""
-    schema = Capsule.model_json_schema()
+    schema = published_schema(Capsule)
     settings = schema["$defs"]["TuneConfig"]["properties"]
     for name, knob in KNOBS.items():
         settings[name]["description"] = knob.text
         if knob.low is not None:
             settings[name] |= {"minimum": knob.low, "maximum": knob.high}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return schema
+
+
+def published_schema(record: type[CapsuleRecord]) -> dict[str, Any]:
+    """The JSON Schema of a kind of capsule, with the dialect that it is written in."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **record.model_json_schema()}
 
 
 def read_capsule(capsule: Any) -> Capsule:
@@ -270,11 +292,14 @@ def read_capsule(capsule: Any) -> Capsule:
         raise InputError(f"The capsule is damaged: {_fault(first)}; use an unchanged one.") from None
 
 
-def faults_of(name: str, capsule: Any) -> list[str]:
-    """What is wrong with a capsule, a sentence each; none if nothing is. `name` is what it is called."""
+def faults_of(name: str, capsule: Any, record: type[CapsuleRecord] = Capsule) -> list[str]:
+    """What is wrong with a capsule, a sentence each; none if nothing is.
+
+    name: what it is called. record: the kind that it is to be.
+    """
     try:
-        _check_format(name, capsule)
-        Capsule.model_validate(capsule)
+        check_format(name, capsule, record)
+        record.model_validate(capsule)
     except InputError as error:
         return [str(error)]
     except ValidationError as error:
@@ -295,14 +320,15 @@ def capsule_json(path: Path, most_values: int = MOST_VALUES) -> Any:
 def load_capsule(path: Path, most_values: int = MOST_VALUES) -> dict[str, Any]:
     """Read a capsule's file. InputError if it is missing, no capsule, or holds more than `most_values` numbers."""
     capsule = capsule_json(path, most_values)
-    _check_format(path.name, capsule)
+    check_format(path.name, capsule, Capsule)
     read_capsule(capsule)
     return capsule
 
 
-def _check_format(name: str, capsule: Any) -> None:
-    if not isinstance(capsule, dict) or capsule.get("format") != FORMAT:
-        raise InputError(f"{name} is no capsule: a capsule is a JSON file that `tune --out` writes.")
+def check_format(name: str, capsule: Any, record: type[CapsuleRecord]) -> None:
+    """InputError unless a JSON value says that it is a capsule of a kind and of this version."""
+    if not isinstance(capsule, dict) or capsule.get("format") != record.format_name():
+        raise InputError(f"{name} is no capsule: a capsule is a JSON file that `{record.written_by}` writes.")
     if type(version := capsule.get("format_version")) is not int or version != FORMAT_VERSION:
         raise InputError(f"The capsule {name} has the format {str(version)[:20]}; this version reads {FORMAT_VERSION}.")
 
