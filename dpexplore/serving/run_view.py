@@ -11,6 +11,7 @@ from dpexplore.serving.journal import Record
 from dpexplore.serving.streams import LiveStream, RankStream, mark_line
 from dpexplore.targets import Target
 from dpexplore.tuning import Run, TuneResult, TuneStep, restore
+from dpexplore.tuning.record.replay import changed_since, same_prompts, target_of
 from dpexplore.wanted import while_asking
 
 
@@ -53,6 +54,10 @@ class RunView:
     """The sentence with which it failed."""
     interrupted: bool = False
     """The server stopped before the run did."""
+    note: str | None = None
+    """What is otherwise today than when the run was recorded, in a sentence."""
+    recorded: Target | None = None
+    """The run's target, where its recipe gives another one today."""
 
     @property
     def marked(self) -> bool:
@@ -64,8 +69,14 @@ class RunView:
         return replace(self, live=self.live + mark_line(**marks))
 
 
-def capsule_view(lm: LanguageModel, target: Target, capsule: dict[str, Any], record: Record | None = None) -> RunView:
-    """A finished run as it was shown, from its capsule and its journal, if it has one. InputError as `restore`."""
+def capsule_view(lm: LanguageModel, today: Target, capsule: dict[str, Any], record: Record | None = None) -> RunView:
+    """A finished run as it was shown, from its capsule and its journal, if it has one. InputError as `restore`.
+
+    today: what the capsule's recipe gives today. A chat template may write the date: then the run's own target is built
+    from the prompt that its record holds, and the view says so.
+    """
+    recorded = None if same_prompts(today, capsule) else target_of(lm, capsule)
+    target = recorded or today
     result = restore(lm, capsule, target)
     if record is None or not record.moments:  # a capsule from elsewhere has no streams
         live, ranks = _drawn_again(lm, target, capsule, result)
@@ -74,7 +85,8 @@ def capsule_view(lm: LanguageModel, target: Target, capsule: dict[str, Any], rec
     frames = Frames(lm.vocab_size)
     frames.add(result.steps, result.log_probs.numpy(), last=True)
     interrupted = record is not None and record.interrupted
-    return RunView(live, ranks, target.recipe, None, None, result, frames, interrupted=interrupted)
+    note = changed_since(lm, capsule, target)
+    return RunView(live, ranks, target.recipe, None, None, result, frames, None, interrupted, note, recorded)
 
 
 def failed_view(record: Record) -> RunView:

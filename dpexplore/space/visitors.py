@@ -22,7 +22,8 @@ from dpexplore.models.default_model import cache_folder
 from dpexplore.models.registry import default_device, memory_present
 from dpexplore.space.manifest import Limits, Machine, Manifest, load_manifest
 from dpexplore.space.prices import ORDER_PARTS, price_recipe, price_run, price_scoring
-from dpexplore.targets import Recipe, StringTarget, Target
+from dpexplore.targets import Recipe, StringTarget, Target, parse_recipe
+from dpexplore.targets.recorded import recorded_prompts
 from dpexplore.targets.sources import RandomPrompt, source_models
 from dpexplore.tuning import TuneConfig
 from dpexplore.tuning.init.layout import Layout
@@ -174,9 +175,11 @@ class VisitorRules:
     def check_capsule(self, capsule: dict[str, Any]) -> None:
         """What showing a capsule costs; `load_capsule` has bounded its numbers."""
         tokens, most = read_capsule(capsule).prompt_tokens, 2 * self.limits.prompt_tokens
+        self.check_text("The recipe", capsule["target"]["recipe"])
+        sources = recorded_prompts(parse_recipe(capsule["target"]["recipe"]), capsule["target"].get("provenance") or {})
+        tokens = max([tokens, *(len(source.ids) for source in sources.values())])
         if tokens > most:
             raise InputError(f"The capsule's prompt has {tokens:,} tokens; at most {most:,} are scored here.")
-        self.check_text("The recipe", capsule["target"]["recipe"])
         config = TuneConfig.from_dict(capsule["config"])
         self.check_text("init_text", config.init_text or "")
         self.check_text("The slots", str(config.parsed_slots()))

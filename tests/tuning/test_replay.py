@@ -12,12 +12,14 @@ import torch
 
 from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
+from dpexplore.serving.run_view import capsule_view
 from dpexplore.targets import Target, parse_recipe, random_prompt
 from dpexplore.tuning import TuneConfig, load_capsule, replay, resume, tune
 from dpexplore.tuning.config import PRESETS
 from dpexplore.tuning.init.layout import Layout
 from dpexplore.tuning.objectives.sequences import objective_for
 from dpexplore.tuning.record.precision import final_scores_of_ids
+from dpexplore.ui.components.run_status import status_line
 from tests.tiny_models import byte_level_tokenizer
 from tests.tuning.shared import RULES
 
@@ -104,6 +106,49 @@ def test_a_dated_template_replays_by_the_recorded_ids(tiny_lm: Callable[[str], L
         damaged = {**capsule, "target": {"recipe": text, "provenance": changed}}
         with pytest.raises(InputError, match=r"no embedding|damaged"):
             replay(now, damaged)
+
+
+def test_a_page_shows_a_dated_capsule_against_the_recorded_target(tiny_lm: Callable[[str], LanguageModel]) -> None:
+    then, now = on(tiny_lm("gpt2"), "26 Nov"), on(tiny_lm("gpt2"), "the 3rd of March")
+    recipe = parse_recipe('capture("I love", chat=True)')
+    capsule = json.loads(json.dumps(tune(then, recipe.build(then), TuneConfig(restarts=1, steps=2)).result.capsule))
+    view = capsule_view(now, recipe.build(now), capsule)
+    assert view.recorded is not None
+    assert torch.allclose(view.recorded.probs, recipe.build(then).probs)
+    line = status_line(view)
+    assert "the recorded one; its text gives other tokens today" in line
+    assert "show what it gives today" in line
+    again = capsule_view(then, recipe.build(then), capsule)
+    assert (again.note, again.recorded) == (None, None)
+
+
+@pytest.mark.parametrize("config", [{"method": "soft"}, {"method": "hard"}, {"slots": 'soft*1 "the" hard*1'}])
+@pytest.mark.parametrize("day", ["25 Nov", "the 3rd of March"])
+def test_a_run_in_a_dated_template_goes_on_among_the_recorded_tokens(
+    tiny_lm: Callable[[str], LanguageModel], config: dict, day: str
+) -> None:
+    then, now = on(tiny_lm("gpt2"), "26 Nov"), on(tiny_lm("gpt2"), day)
+    target = parse_recipe("entropy(bits=3)").build(then)
+    settings = TuneConfig(**{"method": "hybrid", "length": 2, "restarts": 2, "steps": 3, "chat": True, **config})
+    result = tune(then, target, settings).result
+    assert replay(then, result.capsule).note is None
+    found = replay(now, result.capsule)
+    assert found.agrees
+    assert "tokens around the prompt" in str(found.note)
+    run = resume(now, result.capsule, steps=3)
+    assert run.result.kl_nats <= result.kl_nats + 1e-4
+    fixed = run.layout.ids >= 0
+    best = torch.tensor(result.capsule["restarts"][result.best_restart]["ids"])
+    assert run.layout.ids[fixed].tolist() == best[fixed].tolist() == Layout.of(then, settings).ids[fixed].tolist()
+    assert replay(now, run.result.capsule).agrees
+
+
+def test_slots_that_nobody_can_find_are_not_gone_on_from(tiny_lm: Callable[[str], LanguageModel]) -> None:
+    lm = on(tiny_lm("gpt2"), "26 Nov")
+    layout = Layout.of(lm, TuneConfig(method="hard", length=2, chat=True))
+    strange = torch.cat([torch.tensor([5]), layout.ids.clamp_min(7), torch.tensor([6])])
+    with pytest.raises(InputError, match="can be replayed, but not resumed"):
+        layout.around(strange)
 
 
 def test_a_source_prompt_scores_zero_under_every_preset(tiny_lm: Callable[[str], LanguageModel]) -> None:

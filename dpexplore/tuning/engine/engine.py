@@ -128,6 +128,8 @@ class Engine:
         """
         drive = None if self._served else self.step
         layout = self._layout(config)
+        if starts and config.chat:
+            layout = layout.around(starts[0][0])
         run = Run(self.lm, target, config, drive, starts, resumed_from, owner, layout, self._changed)
         run.on_change = self._attention.put
         run.preparation = preparation_of(run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -99,6 +99,34 @@ class Layout:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def around(self, ids: Tensor) -> Layout:
+        """The same slots among the fixed tokens of a recorded prompt `(pos,)`, `NO_TOKEN` at its soft positions.
+
+        A chat template may write the date, and so other tokens, and another number of them, than on the day of the
+        record. InputError if the record's are others both in front of the slots and behind them, so that nobody
+        knows where these stand.
+        """
+        ids, free = ids.cpu(), (self.ids == NO_TOKEN).nonzero()[:, 0].tolist()
+        first, end = free[0], free[-1] + 1
+        shift = len(ids) - len(self)
+        if shift and not _ends_with(ids, self.ids[end:]):
+            shift = 0 if torch.equal(ids[:first], self.ids[:first]) else -len(ids)
+        masks = [torch.zeros(len(ids), dtype=torch.bool) for _ in range(2)]
+        for mask, own in zip(masks, (self.soft, self.hard), strict=True):
+            if 0 <= first + shift <= len(ids) - (end - first):
+                mask[first + shift : end + shift] = own[first:end]
+        soft, hard = masks
+        if not torch.equal(soft, ids == NO_TOKEN) or int(hard.sum()) != int(self.hard.sum()):
+            raise InputError(
+                "The chat template gives other tokens today than the capsule's prompt has around its slots; it can be "
+                "replayed, but not resumed."
+            )
+        return replace(self, ids=ids.masked_fill(soft | hard, NO_TOKEN), soft=soft, hard=hard)
+
+
+def _ends_with(ids: Tensor, end: Tensor) -> bool:
+    return len(ids) >= len(end) and torch.equal(ids[len(ids) - len(end) :], end)
 
 
 def initial_prompt(

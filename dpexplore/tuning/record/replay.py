@@ -55,6 +55,15 @@ def target_of(lm: LanguageModel, capsule: dict[str, Any]) -> Target:
     return recipe.build(lm, recorded=recorded_prompts(recipe, capsule["target"].get("provenance") or {}))
 
 
+def same_prompts(target: Target, capsule: dict[str, Any]) -> bool:
+    """Whether a target was captured from the very prompts that a capsule records of its model, if it records any."""
+    recipe, provenance = parse_recipe(capsule["target"]["recipe"]), capsule["target"].get("provenance") or {}
+    recorded = recorded_prompts(recipe, provenance)
+    today = recorded_prompts(recipe, target.provenance)
+    pairs = [(prompt, today[source]) for source, prompt in recorded.items() if source in today]
+    return all(then.ids == now.ids for then, now in pairs if then.identity == now.identity)
+
+
 def replay(lm: LanguageModel, capsule: dict[str, Any], target: Target | None = None) -> Replay:
     """Score a capsule's best prompt on `lm`, without any cache.
 
@@ -67,7 +76,27 @@ def replay(lm: LanguageModel, capsule: dict[str, Any], target: Target | None = N
     libraries = capsule["libraries"]
     same = all(libraries.get(name) == now for name, now in library_versions().items())
     same_weights = capsule["model"]["identity"] == lm.identity
-    return Replay(result["kl_nats"], kl, same_weights, same, changed_prompt(target.provenance))
+    return Replay(result["kl_nats"], kl, same_weights, same, changed_since(lm, capsule, target))
+
+
+def changed_since(lm: LanguageModel, capsule: dict[str, Any], target: Target) -> str | None:
+    """What a chat template says otherwise today than in a capsule, in a sentence; None if nothing.
+
+    target: the capsule's, as `target_of` builds it.
+    """
+    config, best = TuneConfig.from_dict(capsule["config"]), capsule["restarts"][capsule["result"]["best_restart"]]
+    notes = [changed_prompt(target.provenance)]
+    if config.chat and capsule["model"]["identity"] == lm.identity:
+        today, recorded = Layout.of(lm, config).ids, torch.tensor(best["ids"])
+        same = len(today) == len(recorded) and torch.equal(recorded[today >= 0], today[today >= 0])
+        notes += [] if same else [_OTHER_TEMPLATE]
+    return " ".join(filter(None, notes)) or None
+
+
+_OTHER_TEMPLATE = (
+    "The tokens around the prompt that was found are the recorded ones; the chat template gives others today (it may "
+    "write the date)."
+)
 
 
 def restore(lm: LanguageModel, capsule: dict[str, Any], target: Target | None = None) -> TuneResult:

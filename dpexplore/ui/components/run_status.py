@@ -8,13 +8,16 @@ from dpexplore.serving.run_view import Moving, RunView
 from dpexplore.tuning import TuneResult, TuneStep
 from dpexplore.ui.components.markup import message, quantity
 
+TODAY = " The target designer and the floor show what it gives today."
+
 
 def status_line(view: RunView) -> str:
     """Where a run stands, or how it ended."""
     if view.error is not None:
         return message(view.error, "error")
     if view.result is not None:
-        return _ended_line(view.result, view.recipe, view.interrupted)
+        told = "" if view.note is None else message(view.note + TODAY * (view.recorded is not None))
+        return _ended_line(view.result, view.recipe, view.interrupted) + told
     assert view.moving is not None
     return _moving_line(view.moving, view.step)
 

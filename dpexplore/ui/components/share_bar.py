@@ -178,7 +178,7 @@ def _capsule_views(
     view = capsule_view(lm, target, capsule, record)
     app.sessions.tell_of(session, setup.config)
     yield view
-    if not view.marked:
+    if not view.marked and view.recorded is None:
         with suppress(Exception):  # the floor's own card says why there is none
             app.wait_for_floor(session, lm, target)
         if app.sessions.shows(session, what):

@@ -111,7 +111,7 @@ def show_run(app: AppContext, session: str, model: str, recipe: str, views: Gene
 def _finished(app: AppContext, model: str, recipe: str, view: RunView) -> list[Any]:
     assert view.result is not None
     entry = app.pool.get(model)
-    target = app.target(model, recipe)
+    target = view.recorded or app.target(model, recipe)
     shown = result_html(entry.lm, target, view.result), microscope_json(entry.lm, target, view.result, view.frames)
     return [*shown, gr.update(value=capsule_file(view.result), interactive=True)]
 
