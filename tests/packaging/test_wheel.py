@@ -12,11 +12,14 @@ import time
 import tomllib
 import urllib.request
 import venv
+import zipfile
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from dpexplore.errors import InputError
 from dpexplore.extras import EXTRAS, extra
@@ -33,22 +36,44 @@ print(ASSETS, load_manifest().space.title, len(shipped_gallery()))
 """
 
 
+PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+SDIST = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
+
+
 @pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`dpexplore` of a fresh environment: the wheel itself, and this environment's packages as its dependencies."""
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh clone."""
+    folder = tmp_path_factory.mktemp("source") / "dpexplore"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the sdist as installers do that find no wheel."""
     folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    source = folder / "source"
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(source)], check=True)
-    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
-    subprocess.run([*pip, *build], check=True)
-    (wheel,) = folder.glob("*.whl")
+    subprocess.run([sys.executable, "-c", SDIST, str(folder)], cwd=source, check=True, capture_output=True)
+    (sdist,) = folder.glob("*.tar.gz")
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(sdist)]
+    subprocess.run([*PIP, *build], check=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def install(folder: Path, *what: str) -> Path:
+    """`dpexplore` of a fresh environment: the package itself, and this environment's packages as its dependencies."""
     venv.create(folder / "env", with_pip=False)
     (site,) = (folder / "env").glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
     python = folder / "env" / "bin" / "python"
-    subprocess.run([*pip, "--python", str(python), "install", "--no-deps", str(wheel)], check=True)
+    arguments = ["--python", str(python), "install", "--no-deps", "--no-build-isolation", *what]
+    subprocess.run([*PIP, *arguments], check=True)
     return folder / "env" / "bin" / "dpexplore"
+
+
+@pytest.fixture(scope="module")
+def command(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(tmp_path_factory.mktemp("installed"), str(wheel))
 
 
 @pytest.fixture
@@ -103,6 +128,56 @@ def _get(address: str, server: subprocess.Popen[str]) -> str:
         except OSError:
             time.sleep(0.2)
     raise AssertionError(f"{address} does not answer")
+
+
+def test_an_editable_install_finds_its_assets_in_the_checkout(
+    source: Path, elsewhere: dict[str, str], tmp_path: Path
+) -> None:
+    command = install(tmp_path, "--editable", str(source))
+    script = "from dpexplore.shipped import ASSETS, SPACEFILE; print(ASSETS, SPACEFILE.is_file())"
+    done = subprocess.run(
+        [command.with_name("python"), "-c", script],
+        cwd=tmp_path, env=elsewhere, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(source / "assets"), "True"]
+
+
+LEFT_OUT = {"assets/paper/fig1-paper.parquet"}
+"""Tracked below the package and its assets, and not shipped: raw results, 1 MB."""
+
+
+def test_the_wheel_holds_every_tracked_file_by_way_of_the_sdist(wheel: Path) -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "dpexplore", "assets"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    expected = {name if name.startswith("dpexplore/") else f"dpexplore/{name}" for name in set(tracked) - LEFT_OUT}
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if not name.partition("/")[0].endswith(".dist-info")}
+    assert held == expected
+
+
+def test_nothing_that_the_core_needs_refuses_numpy_2_or_python_3_13() -> None:
+    """By the installed packages' own metadata; a package of the core that pins either shows here, without an index."""
+    environment = {"python_version": "3.13", "python_full_version": "3.13.0", "extra": ""}
+    waiting, seen = [Requirement(line) for line in PROJECT["project"]["dependencies"]], set[str]()
+    while waiting:
+        needed = waiting.pop()
+        if needed.marker is not None and not needed.marker.evaluate(environment):
+            continue
+        if needed.name.lower() == "numpy":
+            assert needed.specifier.contains("2.3.0"), f"a package asks for {needed}"
+        if needed.name.lower() in seen:
+            continue
+        seen.add(needed.name.lower())
+        try:
+            found = metadata.distribution(needed.name)
+        except metadata.PackageNotFoundError:  # another platform's, or for another Python
+            continue
+        assert SpecifierSet(found.metadata["Requires-Python"] or "").contains("3.13.0"), needed.name
+        waiting += [Requirement(line) for line in found.requires or []]
+    assert {"torch", "transformers", "gradio", "numpy", "scipy"} <= seen
+    assert SpecifierSet(PROJECT["project"]["requires-python"]).contains("3.13.0")
 
 
 def test_every_package_is_in_the_wheel() -> None:
