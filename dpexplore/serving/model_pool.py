@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 import time
@@ -16,6 +15,7 @@ from dpexplore.errors import InputError
 from dpexplore.floor.prepared import floor_solver
 from dpexplore.models import LanguageModel, describe_models, load_model
 from dpexplore.models.registry import default_device, memory_present
+from dpexplore.serving.pauses import collect_everything
 from dpexplore.space.zero import SlicedServer
 from dpexplore.targets import Recipe, Target
 from dpexplore.tuning import EngineServer
@@ -204,7 +204,7 @@ class ModelPool:
         with self._gate:
             self._loaded.pop(entry.name, None)
         entry.server.close()
-        gc.collect()
+        collect_everything()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

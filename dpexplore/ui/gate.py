@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dpexplore.json_text import JsonLimits, JsonRefused, read_json
 from dpexplore.serving.uploads import folder_bytes, remove_old_files, upload_folder
-from dpexplore.ui.readers import Readers
+from dpexplore.ui.readers import Readers, is_call
 
 MESSAGE_BYTES = 4 * 2**20
 """Largest body of a request that uploads no file; the page's own stay far below."""
@@ -75,6 +75,10 @@ class Gate:
             return await send({"type": "websocket.close", "code": 1008})
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        recognised = self.readers.recognised(scope)
+        if recognised is None:
+            return await _refuse(410, "The agent that asked this has left.")(scope, receive, send)
+        scope = recognised
         address, headers = scope["client"][0] if scope.get("client") else "", Headers(scope=scope)
         refusal = self._refusal(scope, headers, address)
         if refusal is not None:
@@ -188,11 +192,15 @@ class Gate:
                 return await refused(scope, receive, send)
             if held[0]["type"] == "http.disconnect":
                 return None
+        agent = asyncio.create_task(self.readers.until_it_leaves(scope, receive)) if is_call(scope) and whole else None
         try:
             await self.app(scope, bounded, told)
         except Exception:
             if refused is None:  # else it is how a reader takes a closed client
                 raise
+        finally:
+            if agent is not None:
+                agent.cancel()
         if refused is not None and not answered:
             await refused(scope, receive, send)
 

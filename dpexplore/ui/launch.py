@@ -52,7 +52,6 @@ def launch(options: Options) -> None:
     app = replace(app, grace_seconds=options.grace_seconds)
     if app.rules:
         log_as_json(with_text=options.log_text)
-    app.pool.start_loading(app.model)
     print(f"dpexplore is at http://{options.host}:{options.port}", flush=True)
     if options.mcp:
         print(f"MCP is at http://{options.host}:{options.port}/gradio_api/mcp/", flush=True)

@@ -9,6 +9,7 @@ import gradio as gr
 from dpexplore.serving.app_context import AppContext
 from dpexplore.ui.api import add_endpoints
 from dpexplore.ui.components.widgets import segmented, view
+from dpexplore.ui.lean import make_lean
 from dpexplore.ui.tabs.about import build_about
 from dpexplore.ui.tabs.compare import build_compare, kept_runs
 from dpexplore.ui.tabs.experiments import build_experiments
@@ -28,8 +29,8 @@ HEADER = (
 )
 
 
-SESSIONS_KEPT = 200
-"""Pages and programs of which Gradio remembers the values, 0.7 MiB each; the least recently active session is evicted.
+SESSIONS_KEPT = 1000
+"""Pages and programs of which Gradio remembers the values, 0.07 MiB each; the least recently active session is evicted.
 
 A page that gave way tunes on, since it keeps its model's name itself, but not the strings that it was given as files.
 """
@@ -58,7 +59,8 @@ def build(app: AppContext | None = None) -> gr.Blocks:
             with gr.Tab("About", id="about"):
                 build_about()
         add_endpoints(app)
-    return demo.queue(max_size=256, default_concurrency_limit=8, api_open=False)  # no way around the queue
+    # `api_open`: there is no way around the queue.
+    return make_lean(demo.queue(max_size=256, default_concurrency_limit=8, api_open=False))
 
 
 def launch_settings() -> dict[str, Any]:

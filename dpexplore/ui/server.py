@@ -23,6 +23,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from dpexplore.serving.app_context import AppContext
+from dpexplore.serving.pauses import spare_what_stays, take_short_turns
 from dpexplore.ui.gate import Gate, GateRules, end_silent_connections
 from dpexplore.ui.page import build, launch_settings
 from dpexplore.ui.readers import Readers, end_unread_questions, somebody_reads
@@ -32,6 +33,8 @@ UPLOAD_MEGABYTES = 20
 """Largest file where no manifest says otherwise."""
 LOCAL_VISITORS = 40
 """People behind one address where no manifest says otherwise: a class that uses one machine."""
+LOOK_SECONDS = 0.2
+"""How soon a server that still loads its model notices that it must end."""
 _FRAMES_LOGGED = 8
 _ERROR_LINE = re.compile(r"([A-Za-z_][\w.]*(?:Error|Exception|Warning))\b")
 
@@ -141,7 +144,12 @@ def serve(app: AppContext, host: str, port: int, names: Collection[str] | None =
     told = threading.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, lambda _sign, _frame: told.set())
+    take_short_turns()
+    loading = app.pool.start_loading(app.model)
     demo = start(app, host, port, names, **settings)
+    while not (told.is_set() or loading.done.wait(LOOK_SECONDS)):
+        pass
+    spare_what_stays()
     told.wait()
     app.close()
     demo.close(verbose=False)

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from dpexplore.serving.journal import Journal
 from dpexplore.serving.model_pool import ModelPool
 from dpexplore.space import VisitorRules, load_manifest
 from dpexplore.targets import sources
+from dpexplore.ui.readers import CALL
 from dpexplore.ui.server import start
 from dpexplore.wanted import NotWanted, check_wanted
 from tests.live_server import free_port
@@ -91,12 +93,9 @@ def test_runs_whose_replies_nobody_reads_end_by_the_time_of_grace(client: httpx.
     wait_until(lambda: not app.pool.owners)
 
 
-@pytest.mark.parametrize("endpoint", ["target", "floor"])
-@pytest.mark.parametrize("reads", [True, False])
-def test_work_ends_when_its_client_leaves(
-    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, endpoint: str, reads: bool
-) -> None:
-    """Whether the client breaks off in the middle of the answer, or never fetches one."""
+@pytest.fixture
+def endless(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """The work on a vanilla target has no end of its own; the events say that it has begun, and been given up."""
     begun, ended = threading.Event(), threading.Event()
 
     def endless(*_: object) -> None:
@@ -110,12 +109,45 @@ def test_work_ends_when_its_client_leaves(
             raise
 
     monkeypatch.setattr(sources, "vanilla_target", endless)
+    return begun, ended
+
+
+@pytest.mark.parametrize("endpoint", ["target", "floor"])
+@pytest.mark.parametrize("reads", [True, False])
+def test_work_ends_when_its_client_leaves(
+    client: httpx.Client, endless: tuple[threading.Event, threading.Event], endpoint: str, reads: bool
+) -> None:
+    """Whether the client breaks off in the middle of the answer, or never fetches one."""
+    begun, ended = endless
     event = client.post(f"/call/{endpoint}", json={"data": ["entropy(bits=2.5)", ""]}).json()["event_id"]
     if reads:
         with client.stream("GET", f"/call/{endpoint}/{event}"):
             assert begun.wait(60)
             assert not ended.is_set()
     assert ended.wait(60)
+
+
+def over_mcp(tool: str, arguments: object) -> dict[str, Any]:
+    """Arguments of `httpx` for a call to a tool."""
+    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
+    kinds = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+    return {"url": "/mcp/", "json": call, "headers": kinds}
+
+
+def test_an_agent_is_known_by_its_address_and_its_work_ends_when_it_leaves(
+    client: httpx.Client, app: AppContext, endless: tuple[threading.Event, threading.Event]
+) -> None:
+    """Although Gradio asks itself for it, from this machine's own address, and waits for the answer."""
+    begun, ended = endless
+    transport = httpx.HTTPTransport(local_address="127.0.0.2")
+    with httpx.Client(base_url=client.base_url, timeout=60, transport=transport) as agent:
+        with agent.stream("POST", **over_mcp("floor", {"recipe": "entropy(bits=2.75)"})):
+            assert begun.wait(60)
+            assert not ended.is_set()
+        assert ended.wait(60)
+    session = next(reversed(app.sessions._addresses))
+    assert app.owner(session).group == "127.0.0.2"
+    assert client.post("/call/target", json={"data": []}, headers={CALL: "guessed"}).status_code == 410
 
 
 @pytest.mark.parametrize("depth", [40, 60, 30_000])
