@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,8 @@ _SUFFIX = ".npy"
 _BFLOAT16 = np.dtype("V2")  # NumPy has no bfloat16 and stores it as two opaque bytes
 _MANTISSA_BITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
 _SMALLEST = {"bfloat16": 1e-40, "float16": 2.0**-24, "float32": 1e-45, "float64": 5e-324}
+MOST_NAMES = 50
+"""Arrays that are offered by name."""
 SUM_TOLERANCE = 1e-4
 """Of any precision: programs normalise in float32 and print."""
 
@@ -50,14 +53,27 @@ def read_array(
     return np.concatenate([probs, np.zeros(lm.vocab_size - len(probs))]), told
 
 
+def array_names(path: Path) -> list[str]:
+    """Names of the arrays in an .npz file, at most `MOST_NAMES`; none for a file of another kind."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _names(archive)[:MOST_NAMES]
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return []
+
+
+def _names(archive: zipfile.ZipFile) -> list[str]:
+    names = [each.removesuffix(_SUFFIX) for each in archive.namelist() if each.endswith(_SUFFIX)]
+    return [each for each in names if each != "recipe"]  # what `target --out` writes beside `probs`
+
+
 def _of_archive(name: str, data: bytes, lm: LanguageModel, chosen: str | None) -> tuple[np.ndarray, str]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        names = [each.removesuffix(_SUFFIX) for each in archive.namelist() if each.endswith(_SUFFIX)]
-        arrays = [each for each in names if each != "recipe"]  # what `target --out` writes beside `probs`
+        arrays = _names(archive)
         if chosen is None:
             chosen = "probs" if "probs" in arrays else arrays[0] if len(arrays) == 1 else None
-        if chosen is None or chosen not in names:
-            held = ", ".join(map(repr, names[:8])) or "nothing"
+        if chosen is None or chosen not in arrays:
+            held = ", ".join(map(repr, arrays[:8])) or "nothing"
             raise InputError(f"{name!r} holds {held}; say which array it is by file(…, array='name').")
         member = archive.getinfo(chosen + _SUFFIX)
         with archive.open(member) as stream:

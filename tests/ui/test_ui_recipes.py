@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gradio.utils import get_upload_folder
 from hypothesis import given
@@ -14,7 +15,10 @@ from dpexplore.serving.uploads import check_files, upload_folder
 from dpexplore.targets import parse_recipe
 from dpexplore.targets.by_pos import TAGS
 from dpexplore.targets.listed import KINDS, RESTS, TOKENS_ARE
+from dpexplore.targets.sources import File
 from dpexplore.ui.components import recipes
+from dpexplore.ui.components.target_panel import panels_of
+from dpexplore.ui.components.target_tabs import file_recipe, offered_arrays
 
 SEEDS = st.integers(0, 10_000)
 BITS = st.floats(0, 15.5)
@@ -66,11 +70,27 @@ def test_transforms_come_off_and_go_on_in_their_order(calls: list[str]) -> None:
     assert recipes.join_recipe(str(split.base), split.transforms) == text == str(parse_recipe(text))
 
 
-@given(*(st.sampled_from(["", *choices]) for choices in (KINDS, TOKENS_ARE, RESTS)))
-def test_the_choices_for_a_file_stand_in_its_recipe_and_come_back(kind: str, tokens: str, rest: str) -> None:
-    base = recipes.file_recipe("x.csv", kind, tokens, rest)
+@given(*(st.sampled_from(["", *choices]) for choices in (KINDS, TOKENS_ARE, RESTS, ("probs", "a b"))))
+def test_the_choices_for_a_file_stand_in_its_recipe_and_come_back(
+    kind: str, tokens: str, rest: str, array: str
+) -> None:
+    base = recipes.file_recipe("x.csv", kind, tokens, rest, array)
     assert parse_recipe(str(base)) == base
-    assert recipes.panel_values(base) == ("file", {"file_kind": kind, "file_tokens": tokens, "file_rest": rest})
+    shown = {"file_kind": kind, "file_tokens": tokens, "file_rest": rest, "file_array": array}
+    assert recipes.panel_values(base) == ("file", shown)
+
+
+def test_one_of_several_arrays_is_chosen_by_name(tmp_path: Path) -> None:
+    several, single = tmp_path / "several.npz", tmp_path / "single.npz"
+    np.savez(several, before=np.ones(3), after=np.ones(3), recipe=np.array("x"))
+    np.savez(single, p=np.ones(3))
+    offered = {name: offered_arrays(str(tmp_path / name))["choices"] for name in ("several.npz", "single.npz", "no")}
+    assert [value for _, value in offered["several.npz"]] == ["", "before", "after"]
+    assert [value for _, value in offered["single.npz"]] == [value for _, value in offered["no"]] == [""]
+    assert file_recipe(str(several), "", "", "", "after") == File(str(several), array="after")
+    assert file_recipe(str(single), "", "", "", "after") == File(str(single))  # chosen of the file before
+    chosen = panels_of(f"file({str(several)!r}, array='after')")["file_array"]
+    assert (chosen["value"], [value for _, value in chosen["choices"]]) == ("after", ["", "after"])
 
 
 def test_a_new_base_keeps_the_transforms() -> None:

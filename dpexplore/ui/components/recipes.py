@@ -98,10 +98,11 @@ def hand_recipe(lines: str, rest: float) -> Recipe:
     return Tokens(tuple(read_weights(lines)), rest=_number("Share", rest))
 
 
-def file_recipe(path: str | None, kind: str = "", tokens: str = "", rest: str = "") -> Recipe:
+def file_recipe(path: str | None, kind: str = "", tokens: str = "", rest: str = "", array: str = "") -> Recipe:
     if not path:
         raise InputError("Drop a file here: .npz or .npy, or .csv, .tsv or .json of tokens and probabilities.")
-    return File(path, kind=kind or None, rest=rest or None, tokens=tokens or None)  # type: ignore[arg-type]
+    chosen: dict[str, Any] = {"kind": kind, "rest": rest, "tokens": tokens, "array": array}
+    return File(path, **{name: value or None for name, value in chosen.items()})
 
 
 # Weights by hand, as lines of text.
@@ -181,6 +182,7 @@ def panel_values(base: Recipe) -> tuple[str, dict[str, Any]]:
                 "file_kind": base.kind or "",
                 "file_tokens": base.tokens or "",
                 "file_rest": base.rest or "",
+                "file_array": base.array or "",
             }
     return "", {}
 

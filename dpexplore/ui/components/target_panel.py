@@ -17,7 +17,7 @@ from dpexplore.targets import Recipe
 from dpexplore.ui.components import recipes
 from dpexplore.ui.components.markup import message
 from dpexplore.ui.components.preview import hand_bars, outlier_line, pos_bars, preview, token_choices
-from dpexplore.ui.components.target_tabs import Limit, Tab, build_tabs
+from dpexplore.ui.components.target_tabs import Limit, Tab, build_tabs, choices_of
 from dpexplore.ui.components.widgets import card_title, chart, view
 from dpexplore.ui.visitor import session_of
 from dpexplore.wanted import while_wanted
@@ -183,6 +183,9 @@ def panels_of(text: str) -> Changes:
     tab, values = recipes.panel_values(split.base)
     if "picks" in values:
         values["picks"] = gr.update(choices=[(value[1:], value) for value in values["picks"]], value=values["picks"])
+    if values.get("file_array"):
+        name = values["file_array"]
+        values["file_array"] = gr.update(choices=choices_of([name]), value=name)
     return {**({"tabs": gr.Tabs(selected=tab)} if tab else {}), "stack": _stack(split.transforms), **values}
 
 

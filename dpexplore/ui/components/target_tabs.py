@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
 from dpexplore.targets import Recipe
+from dpexplore.targets.arrays import array_names
 from dpexplore.targets.by_pos import MODES, TAGS
 from dpexplore.targets.descent import STEP_SIZE
 from dpexplore.targets.listed import KINDS, RESTS, TOKENS_ARE
@@ -201,11 +203,30 @@ def _file_tab() -> Tab:
             kind = _as_the_file_says("Numbers are", KINDS, "file-kind")
             tokens = _as_the_file_says("Whole numbers as tokens are", TOKENS_ARE, "file-tokens")
             rest = _as_the_file_says("What a list leaves out", RESTS, "file-rest")
-    controls: dict[str, Component] = {"path": path, "file_kind": kind, "file_tokens": tokens, "file_rest": rest}
-    return Tab("file", item, controls, recipes.file_recipe, [path.upload, kind.input, tokens.input, rest.input])
+            array = _as_the_file_says("Which array of several", (), "file-array")
+    path.change(offered_arrays, path, array, show_progress="hidden", api_visibility="private")
+    controls: dict[str, Component] = {"path": path}
+    controls |= {"file_kind": kind, "file_tokens": tokens, "file_rest": rest, "file_array": array}
+    follows = [path.upload, kind.input, tokens.input, rest.input, array.input]
+    return Tab("file", item, controls, file_recipe, follows)
+
+
+def file_recipe(path: str | None, kind: str, tokens: str, rest: str, array: str) -> Recipe:
+    """The tab's recipe. An array that was chosen of another file counts no more."""
+    return recipes.file_recipe(path, kind, tokens, rest, array if path and array in array_names(Path(path)) else "")
+
+
+def offered_arrays(path: str | None) -> Any:
+    """A file was put in or taken out: its arrays are the choices, if it holds several. Value for the choice."""
+    names = array_names(Path(path)) if path else []
+    return gr.update(choices=choices_of(names if len(names) > 1 else ()), value="")
 
 
 def _as_the_file_says(label: str, choices: Sequence[str], elem_id: str) -> gr.Dropdown:
     """A choice that is only needed where a file can be read in two ways."""
-    options = [("as the file says", ""), *((choice, choice) for choice in choices)]
-    return gr.Dropdown(options, value="", label=label, elem_id=elem_id, min_width=100)
+    return gr.Dropdown(choices_of(choices), value="", label=label, elem_id=elem_id, min_width=100)
+
+
+def choices_of(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Choices of a drop-down in which nothing need be chosen."""
+    return [("as the file says", ""), *((name, name) for name in names)]
