@@ -280,7 +280,7 @@
       const titles = [...axes].map((name) => ((own[name] || {}).title || {}).text).join();
       P().react(div, data, {
         ...own, title, ...Object.fromEntries([...axes].map((name) => [name, axis(name)])),
-        font: { ...(own.font || {}), color: css("--body-text-color") }, autosize: true,
+        font: { ...own.font, color: css("--body-text-color") }, autosize: true,
         uirevision: titles + log, datarevision: rev,
       }, CONFIG);
       root.dataset.points = spec.data.length;

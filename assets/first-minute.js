@@ -25,5 +25,6 @@
     const arrived = /[?&](d|run|view|hide)=/.test(location.search); // somebody sent this page somewhere
     if (!seen() && !arrived) document.head.append(invitation);
   };
-  document.readyState === "loading" ? document.addEventListener("DOMContentLoaded", start) : start();
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
+  else start();
 })();

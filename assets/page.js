@@ -134,7 +134,8 @@
     setUnits(store.get("dpx-units") || "mixed");
     if (store.get("dpx-dark") && !location.search.includes("__theme")) setDark(store.get("dpx-dark") === "1");
   };
-  document.readyState === "loading" ? document.addEventListener("DOMContentLoaded", start) : start();
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
+  else start();
   const header = new MutationObserver(() => {
     if (document.querySelector("[data-units]")) { header.disconnect(); setUnits(store.get("dpx-units") || "mixed"); present(document.body.classList.contains("dpx-present")); }
   });
