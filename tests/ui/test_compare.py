@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from dpexplore.tuning import TuneConfig
 from dpexplore.ui.components.compare_runs import (
     KeptRun,
     curve_table,
+    differences,
     entropy_figure,
     kl_figure,
+    label,
     letter,
     summary_table,
     write_tables,
@@ -84,6 +87,25 @@ def test_capsules_from_elsewhere_never_push_out_runs_and_take_their_room_once(
         record = journal.read(each)
         assert record is not None
         assert record.capsule is not None
+
+
+def test_runs_are_told_apart_by_what_differs(app: AppContext, capsules: dict) -> None:
+    soft, hard, hybrid = Library(app).runs(list(capsules))
+    again = replace(soft, run_id="x")
+    for other, what, labels in (
+        (hard, ["slots", "restarts"], ("soft*2 · 2 restarts", "hard*2 · 3 restarts")),
+        (replace(soft, recipe="entropy(bits=5)"), ["target"], (soft.recipe, "entropy(bits=5)")),
+        (replace(soft, model="gpt2"), ["model"], (soft.model, "gpt2")),
+        (again, [], ("soft*2", "soft*2")),
+    ):
+        assert differences([soft, other]) == what
+        assert tuple(label(run, [soft, other]) for run in (soft, other)) == labels
+    figure: Any = kl_figure([soft, hard, again], [0, 2])
+    names = [trace.name for trace in figure.data]
+    assert names == ["A  soft*2", "C  soft*2"]  # only what is shown counts
+    assert "differ in slots and restarts" in compare_table([soft, hard, hybrid], frozenset())
+    assert "the same target, model, slots" in compare_table([soft, again], frozenset())
+    assert "differ" not in compare_table([soft], frozenset())
 
 
 def test_the_tables_are_the_capsules(app: AppContext, capsules: dict, tmp_path: Path) -> None:

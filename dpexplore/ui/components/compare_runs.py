@@ -20,6 +20,8 @@ PALETTE = ("#2E86C9", "#CE5A24", "#1B9270", "#A468BF", "#A97A0A", "#D0568A", "#7
 """Told apart by people with the common kinds of colour blindness; each reaches a contrast of 3 on light and on dark."""
 METHOD_DASHES = {"soft": "solid", "hard": "dash", "hybrid": "dashdot"}
 Axis = Literal["step", "evaluations"]
+TOLD_APART = {"target": "recipe", "model": "model", "slots": "slots", "restarts": "restarts"}
+"""What is asked of a run, by the name that a person gives it; the slots say the method."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,10 @@ class KeptRun:
         return None if self.floor_nats is None else self.kl_nats - max(self.floor_nats, 0.0)
 
     @property
+    def restarts(self) -> int:
+        return len(self.kl_nats_per_restart)
+
+    @property
     def finite_restarts(self) -> list[float]:
         return [kl for kl in self.kl_nats_per_restart if kl is not None]
 
@@ -111,6 +117,18 @@ class KeptRun:
 def letter(place: int) -> str:
     """A, B, … Z, AA, …: what a run is called in table and figures."""
     return chr(65 + place) if place < 26 else letter(place // 26 - 1) + letter(place % 26)
+
+
+def differences(runs: Sequence[KeptRun]) -> list[str]:
+    """In what runs differ of what was asked for: names out of `TOLD_APART`, in its order."""
+    return [name for name, field in TOLD_APART.items() if len({getattr(run, field) for run in runs}) > 1]
+
+
+def label(run: KeptRun, runs: Sequence[KeptRun]) -> str:
+    """What sets a run apart from the others beside it; its slots where nothing that was asked for does."""
+    names = differences(runs)
+    told = [f"{getattr(run, TOLD_APART[name])}{' restarts' * (name == 'restarts')}" for name in names] or [run.slots]
+    return " · ".join(_short(text, 34 if len(told) == 1 else 24) for text in told)
 
 
 def colour_of(place: int) -> str:
@@ -181,8 +199,9 @@ def write_tables(runs: Sequence[KeptRun], folder: Path) -> dict[str, Path]:
 def kl_figure(runs: Sequence[KeptRun], shown: Sequence[int], axis: Axis = "step") -> go.Figure:
     """The best KL so far of the `shown` runs in nats; the floor where they share one."""
     figure = _new_figure(axis, "best KL(p‖q) so far (nats)", "kl")
+    beside = [runs[place] for place in shown]
     for place in shown:
-        _add_line(figure, runs[place], place, runs[place].best_so_far()[0], axis, "nats")
+        _add_line(figure, runs[place], place, runs[place].best_so_far()[0], axis, label(runs[place], beside))
     floors = {runs[place].floor_nats for place in shown if len({runs[n].recipe for n in shown}) == 1}
     if len(floors) == 1 and (floor := next(iter(floors))) is not None and floor > 0:
         figure.add_hline(
@@ -195,8 +214,9 @@ def kl_figure(runs: Sequence[KeptRun], shown: Sequence[int], axis: Axis = "step"
 def entropy_figure(runs: Sequence[KeptRun], shown: Sequence[int], axis: Axis = "step") -> go.Figure:
     """The entropy of q at the best prompt so far of the `shown` runs in nats, and their targets'."""
     figure = _new_figure(axis, "entropy of q (nats)", "h")
+    beside = [runs[place] for place in shown]
     for place in shown:
-        _add_line(figure, runs[place], place, runs[place].best_so_far()[1], axis, "nats")
+        _add_line(figure, runs[place], place, runs[place].best_so_far()[1], axis, label(runs[place], beside))
     level = {"color": colour("target"), "width": 1.5, "dash": "dot"}
     targets = sorted({round(runs[place].target_entropy_nats, 3) for place in shown})
     for number, nats in enumerate(targets):  # the lowest is named below its line, the highest above
@@ -211,15 +231,15 @@ def _new_figure(axis: Axis, y_title: str, kind: str) -> go.Figure:
     return figure.update_layout(legend={"y": 1.02, "yanchor": "bottom"}, margin={"t": 8})
 
 
-def _add_line(figure: go.Figure, run: KeptRun, place: int, values: list[float | None], axis: Axis, unit: str) -> None:
-    name = f"{letter(place)}  {_short(run.slots, 24)}"
+def _add_line(figure: go.Figure, run: KeptRun, place: int, values: list[float | None], axis: Axis, told: str) -> None:
+    name = f"{letter(place)}  {told}"
     figure.add_scatter(
         x=run.axis(axis),
         y=values,
         name=name,
         mode="lines" if len(values) > 1 else "markers",
         line={"color": colour_of(place), "width": 2.5, "dash": METHOD_DASHES.get(run.method, "solid")},
-        hovertemplate=f"{letter(place)}: %{{y:.3f}} {unit} at %{{x:.0f}}<extra></extra>",
+        hovertemplate=f"{letter(place)}: %{{y:.3f}} nats at %{{x:.0f}}<extra></extra>",
         showlegend=True,
     )
 

@@ -28,6 +28,7 @@ star is the best state for this target. Look for the run: does it walk along the
 side? A single **direct token** in the star's direction is carried there as it grows. Purple is low KL, on the slice
 through the star and your run.
 """
+FOLLOWS = "Follows your target and runs"
 EMPTY = "One click: where in the model's last layer the target lies, and how your run walks towards it."
 
 
@@ -82,7 +83,8 @@ def wire_disc_panel(app: AppContext, panel: DiscPanel, target: TargetPanel, mode
         return look(app, session_of(app, request), model, recipe, shown)
 
     def begin(request: gr.Request, model: str, recipe: str) -> tuple[Any, ...]:
-        return *look(app, session_of(app, request), model, recipe, NOTHING), gr.Timer(active=True)
+        drawing = look(app, session_of(app, request), model, recipe, NOTHING)
+        return *drawing, gr.Timer(active=True), gr.Button(FOLLOWS, interactive=False)
 
     def clear(model: str, recipe: str, shown: Shown) -> tuple[Any, Any, Any]:
         """Another target's picture goes at once."""
@@ -92,6 +94,6 @@ def wire_disc_panel(app: AppContext, panel: DiscPanel, target: TargetPanel, mode
 
     outputs = [panel.told, panel.picture, shown]
     quiet = {**QUIET, "concurrency_limit": 1, "concurrency_id": DRAWING}
-    panel.draw.click(begin, [model, target.recipe], [*outputs, panel.clock], **quiet)
+    panel.draw.click(begin, [model, target.recipe], [*outputs, panel.clock, panel.draw], **quiet)
     panel.clock.tick(follow, [model, target.recipe, shown], outputs, **quiet)
     target.chart.change(clear, [model, target.recipe, shown], outputs, **QUIET)

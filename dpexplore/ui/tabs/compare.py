@@ -20,6 +20,7 @@ from dpexplore.ui.components.compare_runs import (
     Axis,
     KeptRun,
     colour_of,
+    differences,
     entropy_figure,
     kl_figure,
     letter,
@@ -162,7 +163,19 @@ def compare_table(runs: Sequence[KeptRun], hidden: frozenset[str]) -> str:
         ("", "is-check"),
     ]
     rows = [_row(run, place, run.run_id not in hidden) for place, run in enumerate(runs)]
-    return table(headers, rows, "Untick a run to take its curves away; what is kept here stays in this browser")
+    caption = f"{_told_apart(runs)}Untick a run to take its curves away; what is kept here stays in this browser"
+    return table(headers, rows, caption)
+
+
+def _told_apart(runs: Sequence[KeptRun]) -> str:
+    """In what the runs differ, as a sentence; nothing for a single run."""
+    if len(runs) < 2:
+        return ""
+    names = differences(runs)
+    if not names:
+        return "These runs have the same target, model, slots and number of restarts. "
+    listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return f"These runs differ in {listed}, which the legends name. "
 
 
 def _row(run: KeptRun, place: int, shown: bool) -> list[str]:
