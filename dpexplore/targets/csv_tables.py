@@ -34,6 +34,8 @@ _COMMA_NUMBER = re.compile(r"[+-]?\d*,\d+(?:e[+-]?\d+)?", re.IGNORECASE)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+")
 _WHOLE = re.compile(r"\d+(?:\.0*)?")
 _SHOWN = 40
+MOST_CELLS = 2_000_000
+"""Four columns of the longest tables; a line of many cells keeps everybody waiting while it is taken apart."""
 MOST_LINES = 500_000
 """Twice as many as the largest vocabularies have tokens; a line takes several microseconds and 600 bytes."""
 
@@ -60,6 +62,10 @@ def read_table(name: str, data: bytes) -> Listed:
     text = decoded(name, data)
     if (lines := max(text.count("\n"), text.count("\r"))) > MOST_LINES:
         raise InputError(f"{name!r} has {lines:,} lines; use at most {MOST_LINES:,}, one for each token.")
+    if (cells := lines + max(text.count(each) for each in SEPARATORS)) > MOST_CELLS:
+        raise InputError(
+            f"{name!r} has {cells:,} cells; use at most {MOST_CELLS:,}, a token and its number for each line."
+        )
     separators = tuple(each for each in SEPARATORS if each in text) or SEPARATORS[-1:]
     first, _, behind = text.partition("\n")
     if (marked := re.fullmatch(r"sep=(.)\r?", first)) is not None:  # Excel's own line

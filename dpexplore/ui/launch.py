@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from dpexplore.errors import InputError
 from dpexplore.extras import missing
 from dpexplore.models import DEFAULT_MODEL, load_model
-from dpexplore.models.memory import share_heaps
+from dpexplore.models.memory import reserve_little
 from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.model_pool import ModelPool
 from dpexplore.space import VisitorRules, running_on_a_space
@@ -43,7 +43,7 @@ class Options:
 
 def launch(options: Options) -> None:
     """Serve the page until the process is asked to end. InputError, before anything is loaded, if it cannot be."""
-    share_heaps()
+    reserve_little()
     check(options)
     # uvicorn reads it: a client's address is taken from a header where these, and nobody else, have written it.
     hops = options.trusted_proxies or (SPACE_PROXIES if running_on_a_space() else ())

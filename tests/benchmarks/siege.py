@@ -3,7 +3,8 @@
     python -m tests.benchmarks.siege --minutes 5
 
 The server is a process of its own (`app.py --public`) in a cgroup of so much memory, as a container would be; where
-none can be made (that takes root), under RLIMIT_DATA, which also counts the weights that lie in a mapped file. Each
+none can be made (that takes root), or with `--ulimit`, under RLIMIT_DATA, which counts what is reserved: weights that
+lie in a mapped file and the stacks of threads, too. Each
 visitor has an address of its own, which the server takes from the header of a trusted proxy. For a fifth of the time
 the honest ones are alone, then the hostile ones come. Printed are the honest ones' waiting times, how fast a run moves
 that goes on beside them, and the server's memory, threads and open files before, during and after. Ends with exit
@@ -355,8 +356,11 @@ def visitor(url: str, address: str) -> RawClient:
 
 
 @contextmanager
-def bounded(most: int) -> Iterator[tuple[str, Callable[[], object]]]:
+def bounded(most: int, *, ulimit: bool = False) -> Iterator[tuple[str, Callable[[], object]]]:
     """How a process's memory is bounded, and what it calls first for that."""
+    if ulimit:
+        yield "RLIMIT_DATA", lambda: resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+        return
     own = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
     kind, limit = ("memory", "memory.limit_in_bytes") if "memory" in own else ("", "memory.max")
     group = Path("/sys/fs/cgroup") / kind / own[kind].lstrip("/") / f"siege-{os.getpid()}"
@@ -455,11 +459,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--visitors", type=int, default=30)
     parser.add_argument("--enemies", type=int, default=5)
     parser.add_argument("--gigabytes", type=float, default=LIMIT_GIB, help="of memory, for the server")
+    parser.add_argument("--ulimit", action="store_true", help="bound it as `ulimit -d` does, not as a container")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         weapons, most = Weapons(), round(options.gigabytes * 2**30)
         trusted = ("--trusted-proxies", "127.0.0.1")
-        with bounded(most) as (how, prepare), public_server(Path(name), *trusted, prepare=prepare) as server:
+        with (
+            bounded(most, ulimit=options.ulimit) as (how, prepare),
+            public_server(Path(name), *trusted, prepare=prepare) as server,
+        ):
             print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {options.gigabytes:g} GiB ({how})")
             print(f"{options.visitors} honest visitors, {options.enemies} hostile ones, {options.minutes:g} minutes")
             return siege(server, options.visitors, options.enemies, 60 * options.minutes, weapons)

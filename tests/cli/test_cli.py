@@ -133,7 +133,8 @@ def test_soft_tuning_reaches_a_one_bit_target_on_the_default_model(default_lm: L
     assert result["entropy_bits"] == pytest.approx(1, abs=0.3)
 
 
-def test_control_c_keeps_the_best_so_far(folder: str) -> None:
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_must_end_keeps_the_best_so_far(folder: str, sign: signal.Signals) -> None:
     endless = ("--steps", "100000", "--patience", "100000")
     arguments = ("tune", "--model", folder, "--target", "entropy(bits=5)", *endless)
     event = {}
@@ -147,7 +148,7 @@ def test_control_c_keeps_the_best_so_far(folder: str) -> None:
         for line in process.stdout:
             event = json.loads(line)
             if event["event"] == "step" and event["step"] == 3:
-                process.send_signal(signal.SIGINT)
+                process.send_signal(sign)
         assert event["event"] == "result"
         assert event["status"] == "cancelled"
         assert process.wait() == 0

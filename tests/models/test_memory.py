@@ -19,8 +19,8 @@ BLOCK, BLOCKS = 100_000, 3_000  # bytes; smaller than what the C library asks th
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 _THREADS = """
 import ctypes, threading
-from dpexplore.models.memory import share_heaps
-share_heaps()
+from dpexplore.models.memory import reserve_little
+reserve_little()
 gate = threading.Barrier(12)
 def allocate():
     kept = ctypes.create_string_buffer(1000)
@@ -72,3 +72,28 @@ def test_free_memory_is_what_a_container_or_a_limit_leaves(tmp_path: Path, monke
     assert free_memory() > machine // 2
     monkeypatch.setattr(resource, "getrlimit", lambda _kind: (2**20, 2**20))
     assert free_memory() == 0
+
+
+RESERVING = """
+import threading
+import pandas
+from dpexplore.models.memory import reserve_little
+
+def reserved():
+    return next(int(line.split()[1]) >> 10 for line in open("/proc/self/status") if line.startswith("VmData:"))
+
+reserve_little()
+before, done = reserved(), threading.Event()
+for _ in range(50):
+    threading.Thread(target=done.wait).start()
+texts = pandas.Series(["a"] * 1000)
+print(reserved() - before)
+done.set()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts as Linux does")
+def test_a_server_reserves_little_more_than_it_uses() -> None:
+    """50 threads and a table of texts: 0.4 GiB of stacks, and 1 GiB for Arrow, where nobody says otherwise."""
+    told = subprocess.run([sys.executable, "-c", RESERVING], capture_output=True, text=True, check=True)
+    assert int(told.stdout) < 300

@@ -16,6 +16,7 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import capture, file, save_target, token_id
 from dpexplore.targets import files as target_files
+from dpexplore.targets.csv_tables import read_table
 
 LoadTiny = Callable[[str], LanguageModel]
 
@@ -173,3 +174,9 @@ def test_files_too_large_absent_or_endless(lm: LanguageModel, tmp_path: Path, mo
     endless.symlink_to("/dev/zero")
     with pytest.raises(InputError, match="no file"):
         file(endless).build(lm)
+
+
+@pytest.mark.parametrize(("text", "told"), [("a," * 2_000_000, "2,000,000 cells"), ("1\n" * 500_001, "500,001 lines")])
+def test_a_table_beyond_its_size_is_not_taken_apart(text: str, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        read_table("large.csv", text.encode())

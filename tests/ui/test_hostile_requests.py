@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dpexplore.models import LanguageModel
 from dpexplore.serving.app_context import AppContext
@@ -127,6 +134,45 @@ def test_work_ends_when_its_client_leaves(
     assert ended.wait(60)
 
 
+STREAMS = ("heartbeat", "/queue/data", "upload_progress", "{event_id}")
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 10**6) | st.floats() | st.text(max_size=20),
+    lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text(max_size=8), part, max_size=3),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from(
+    ["data", "fn_index", "session_hash", "event_id", "component_id", "fn_name", "trigger_id", "api_name", "recipe"]
+)
+
+
+@pytest.fixture(scope="module")
+def offered(client: httpx.Client) -> list[tuple[str, str]]:
+    """Method and path of all that the app offers, by its own OpenAPI document, but for streams without an end."""
+    paths = client.get(client.base_url.join("/openapi.json")).json()["paths"]
+    found = [(method, path) for path in sorted(paths) for method in paths[path]]
+    assert ("post", "/gradio_api/call/v2/{api_name}") in found
+    return [(method, path) for method, path in found if not any(part in path for part in STREAMS)]
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_nothing_that_the_openapi_document_offers_fails_inside(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture, offered: list[tuple[str, str]], data: st.DataObject
+) -> None:
+    """Any path with any body: below 500, and nothing in the log."""
+    method, path = data.draw(st.sampled_from(offered))
+    segment = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).map(partial(quote, safe=""))
+    path = re.sub(r"\{\w+\}", lambda _: data.draw(segment | st.sampled_from(["target", "tune"])), path)
+    body = data.draw(JSON | st.dictionaries(FIELDS, JSON, max_size=5))
+    sent = None if method == "get" else json.dumps(body)
+    with caplog.at_level(logging.WARNING):
+        answer = client.request(
+            method, client.base_url.join(path), content=sent, headers={"Content-Type": "application/json"}
+        )
+    assert answer.status_code < 500, answer.text
+    assert not [record for record in caplog.records if record.exc_info], caplog.text
+
+
 def over_mcp(tool: str, arguments: object) -> dict[str, Any]:
     """Arguments of `httpx` for a call to a tool."""
     call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
@@ -167,6 +213,35 @@ def test_deep_json_over_mcp_gets_a_sentence(
     assert 'File "' not in answer.text
     assert not [record for record in caplog.records if record.exc_info], caplog.text
     assert ("isError" if depth < 50 else "deep") in answer.text
+
+
+def test_a_neighbour_tunes_on_beside_attacks(client: httpx.Client, app: AppContext) -> None:
+    """Her run, beside requests of every kind that is refused and clients that leave, ends as it does alone."""
+    asked = ["entropy(bits=3)", "soft", 2, 2, 150, 7, "", "", "paper", {"patience": None}]
+
+    def tuned() -> dict[str, Any]:
+        event = client.post("/call/tune", json={"data": asked}).json()["event_id"]
+        lines = client.get(f"/call/tune/{event}").text.splitlines()
+        rows = [json.loads(line[6:]) for line in lines if line.startswith("data: [{")]
+        return rows[-1][0]
+
+    alone = tuned()
+    attacks = 0
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool.submit(tuned)
+        while not beside.done() or attacks < 20:
+            client.post("/call/target", content=b"[" * 100_000, headers={"Content-Type": "application/json"})
+            client.post("/call/tune", json={"data": [*asked[:3], 10**6, *asked[4:]]})
+            event = client.post("/call/floor", json={"data": [f"entropy(bits=4, seed={attacks})", ""]})
+            with client.stream("GET", f"/call/floor/{event.json()['event_id']}"):
+                pass  # and leaves
+            client.post(**over_mcp("target", {"recipe": "(" * 1000}))
+            assert client.get(client.base_url.join("/health")).json()["status"] == "ok"
+            attacks += 1
+    assert alone["event"] == "result"
+    assert beside.result()["prompt_ids"] == alone["prompt_ids"]
+    assert beside.result()["kl_nats"] == pytest.approx(alone["kl_nats"], abs=1e-4)
+    assert beside.result()["steps"] == alone["steps"]
 
 
 def wait_until(reached: Callable[[], bool], read: Callable[[], object] = lambda: None) -> None:
