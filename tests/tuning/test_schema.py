@@ -124,8 +124,9 @@ def test_capsules_are_checked_from_the_command_line(
     path = tmp_path / "capsule.json"
     path.write_text(json.dumps(capsule))
     assert main(["capsule", "--check", str(path)]) == 0
-    del capsule["result"]["kl_nats"], capsule["model"]["name"]
-    path.write_text(json.dumps(capsule))
+    damaged = copy.deepcopy(capsule)
+    del damaged["result"]["kl_nats"], damaged["model"]["name"]
+    path.write_text(json.dumps(damaged))
     assert main(["capsule", "--check", str(path), "--json"]) == 1
     faults = json.loads(capsys.readouterr().out.splitlines()[-1])["faults"]
     assert [fault.rpartition("`")[0].rpartition("`")[2] for fault in faults] == ["model.name", "result.kl_nats"]
