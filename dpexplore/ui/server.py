@@ -103,7 +103,7 @@ def start(app: AppContext, host: str, port: int, names: Collection[str] | None =
         gate_rules = replace(gate_rules, message_bytes=server.message_kilobytes * 2**10)
     readers = Readers()
 
-    def health(_request: Request) -> JSONResponse:
+    async def health(_request: Request) -> JSONResponse:  # needs no thread: there may be none
         # A stranger learns whether it lives and has a model to answer with, not which one, nor where it lies.
         return JSONResponse({"status": "ok", "runs": app.pool.running, "ready": bool(app.pool.ready)})
 
