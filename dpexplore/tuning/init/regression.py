@@ -56,6 +56,23 @@ class Moments:
         self.yy += y.T @ y
 
 
+def normal_log_densities(offsets: Tensor, covariance: Tensor) -> Tensor:
+    """log N(offset; 0, covariance), up to a constant, `(n,)`; the variances are widened as those of a regression.
+
+    offsets `(n width)`, covariance `(width width)`.
+    """
+    factor = _factor(covariance.double())
+    return -torch.linalg.solve_triangular(factor, offsets.T.to(factor), upper=False).square().sum(0).float() / 2
+
+
+def _factor(noise: Tensor) -> Tensor:
+    """L of L Lᵀ, the covariance of the noise with `SHRINK` added to its variances; float64."""
+    noise = (noise + noise.T) / 2
+    return torch.linalg.cholesky(
+        noise + SHRINK * noise.diagonal().mean().clamp_min(1e-12) * torch.eye(len(noise)).to(noise)
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Regression:
     """y = y_mean + (x − x_mean) slope + noise, the noise of covariance L Lᵀ; float32."""
@@ -80,10 +97,7 @@ class Regression:
         slope = before + torch.linalg.solve(penalised, xy - xx @ before)
         explained = slope.T @ xy
         noise = yy - explained - explained.T + slope.T @ xx @ slope
-        noise = (noise + noise.T) / 2
-        noise += SHRINK * noise.diagonal().mean().clamp_min(1e-12) * torch.eye(len(noise)).to(noise)
-        factor = torch.linalg.cholesky(noise)
-        return cls(slope.float(), x_mean.float(), y_mean.float(), factor.float())
+        return cls(slope.float(), x_mean.float(), y_mean.float(), _factor(noise).float())
 
     def log_densities(self, features: Tensor, state: Tensor) -> Tensor:
         """log N(state; token), up to a constant that is the same for all regressions of one width; `(tokens,)`.
