@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,8 +16,10 @@ from dpexplore.tuning import Engine, TuneConfig, TuneResult, tune
 from dpexplore.tuning.captured import captured_length
 from dpexplore.tuning.engine.recovery import SHARE, Recover
 from dpexplore.tuning.init import recovery
+from dpexplore.tuning.init.layout import Layout
 from dpexplore.tuning.init.policy import allowed_ids, survives
-from dpexplore.tuning.init.regression import RIDGE, SHRINK, Moments, Regression
+from dpexplore.tuning.init.recovery import Learning, Recovery
+from dpexplore.tuning.init.regression import RIDGE, SHRINK, Moments, Regression, normal_log_densities
 from dpexplore.tuning.objectives.states import last_states, reads_states
 from dpexplore.tuning.record.bounds import RECOVERED, RECOVERED_NATS
 from dpexplore.tuning.record.replay import restore
@@ -81,6 +84,16 @@ def test_the_regression_is_ridge_towards_its_prior() -> None:
     assert torch.allclose(densities - densities[0], wanted - wanted[0], atol=1e-3)
 
 
+def test_densities_of_offsets_are_those_of_a_normal_distribution() -> None:
+    rng = torch.Generator().manual_seed(0)
+    offsets, mixing = (torch.randn(size, 4, generator=rng).double() for size in (9, 4))
+    covariance = mixing @ mixing.T
+    wide = covariance + SHRINK * covariance.diagonal().mean() * torch.eye(4)
+    wanted = torch.distributions.MultivariateNormal(torch.zeros(4).double(), wide).log_prob(offsets)
+    found = normal_log_densities(offsets.float(), covariance.float()).double()
+    assert torch.allclose(found - found[0], wanted - wanted[0], atol=1e-3)
+
+
 def recovered(lm: LanguageModel, target: Target, settings: TuneConfig) -> TuneResult:
     result = tune(lm, target, settings).result
     assert result.recovered == (result.kl_nats <= RECOVERED_NATS)
@@ -108,6 +121,49 @@ def test_every_token_of_a_single_position_is_compared(lm: LanguageModel) -> None
         probs = lm.log_probs_of_ids(torch.tensor([ids]))[0].double().softmax(-1)
         result = recovered(lm, Target(probs, "one token"), config(1))
         assert result.prompt_ids == ids
+
+
+def found_by(lm: LanguageModel, layout: Layout, ids: list[int], most: int = 10_000) -> Recovery:
+    """The search for one prompt of a layout, at its end."""
+
+    def states(prompts: torch.Tensor) -> torch.Tensor:
+        return last_states(lm, lm.embed(prompts))
+
+    learning = Learning(lm, layout)
+    while learning.general is None:
+        samples = learning.samples(256)
+        learning.take(samples, states(samples))
+    state = states(torch.tensor([ids]))[0]
+    search = Recovery(lm, layout, state, learning.general, seed=0, most=most, keep=1)
+    work = search.work()
+    try:
+        asked = next(work)
+        while True:
+            asked = work.send(states(asked))
+    except StopIteration:
+        return search
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_every_prompt_of_few_tokens_is_compared_in_the_end(lm: LanguageModel, length: int) -> None:
+    """Also the last of them: of allowed tokens so few that each ending runs out of them."""
+    layout = Engine(lm).prepare(entropy(bits=3).build(lm), config(length, init="vocab")).layout
+    layout = replace(layout, allowed=layout.allowed[[3, 50, 90, 120]])
+    for tokens in itertools.islice(itertools.product(layout.allowed.tolist(), repeat=length), 0, None, 7):
+        ids = layout.ids.clone()
+        ids[layout.hard] = torch.tensor(tokens)
+        assert found_by(lm, layout, ids.tolist()).best == [tuple(ids.tolist())]
+
+
+def test_a_search_without_a_prompt_ends(lm: LanguageModel) -> None:
+    """Once every prompt of the few allowed tokens was compared."""
+    layout = Engine(lm).prepare(entropy(bits=3).build(lm), config(2, init="vocab")).layout
+    few = replace(layout, allowed=layout.allowed[[3, 50, 90]])
+    other = layout.ids.clone()
+    other[layout.hard] = layout.allowed[[7, 8]]
+    search = found_by(lm, few, other.tolist(), most=10**6)
+    assert not search.found
+    assert search.asked < 10**6
 
 
 def test_fixed_text_stays_where_it_is(lm: LanguageModel) -> None:

@@ -312,7 +312,7 @@ class Recovery:
         states = yield from self._sample(prompts)
         ending.screened = count
         whole = len(states) // FRONTS
-        states = states[: FRONTS * whole].view(whole, FRONTS, -1)
+        states = states[: FRONTS * whole].view(whole, FRONTS, states.shape[1])
         finite = states.isfinite().all(2).all(1)
         tokens, states = tokens[:whole][finite.cpu()], states[finite]
         if len(tokens):
