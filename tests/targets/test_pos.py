@@ -13,7 +13,7 @@ from dpexplore.errors import InputError
 from dpexplore.models import LanguageModel
 from dpexplore.targets import parse_recipe, pos, pos_histogram, pos_left_out, tokens_by_pos
 from dpexplore.targets import pos_table as tables
-from dpexplore.targets.by_pos import word_ids
+from dpexplore.targets.by_pos import Mode, word_ids
 from dpexplore.targets.pos_table import SHIPPED_TABLE, read_table, tags_of, write_table
 from dpexplore.targets.pos_tagger import PIPELINE_VARIABLE, WordTags, chosen_pipeline, load_tagger, table_key
 
@@ -44,7 +44,8 @@ def test_counts_of_the_default_models_vocabulary(default_lm: LanguageModel) -> N
     assert list(paper.values()) == sorted(paper.values(), reverse=True)
     texts = map(default_lm.token_text, range(default_lm.vocab_size))
     letters = sum(bool(re.fullmatch(" ?[A-Za-z]+", text)) for text in texts)
-    for mode, counts in (("strict", strict), ("paper", paper)):
+    by_mode: dict[Mode, dict[str, int]] = {"strict": strict, "paper": paper}
+    for mode, counts in by_mode.items():
         assert sum(counts.values()) + sum(pos_left_out(default_lm, mode).values()) == letters
     assert pos_left_out(default_lm, "paper")["no space in front"] == 15_492  # counted by an audit of its own
 
