@@ -22,26 +22,6 @@ from tests.tiny_models import save_tiny_model
 settings.register_profile("no speed asked for", deadline=None)  # the machine may be busy
 settings.load_profile("no speed asked for")
 
-SLOW_FILES = (
-    "experiments/test_sweep_ray.py", "browser/test_kept_pages.py", "space/test_zero.py", "browser/test_browser.py",
-    "docs/test_docs.py", "browser/test_strings_page.py", "packaging/test_wheel.py", "browser/test_layout.py",
-    "experiments/test_sweep.py", "ui/test_programs.py", "serving/test_journal.py", "serving/test_public.py",
-    "diffuse/test_diffuse_cli.py", "cli/test_cli.py",
-)  # fmt: skip
-"""Files of minutes: servers, clusters, browsers. They run first, so that no process waits at the end for another's."""
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    if hasattr(config.option, "loadscopereorder"):  # xdist: files in our order, not by their number of tests
-        config.option.loadscopereorder = False
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    place = {here / name: number for number, name in enumerate(SLOW_FILES)}
-    items.sort(key=lambda item: place.get(item.path, len(place)))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Whatever tests and the servers that they start keep goes into a cache folder of their own.

@@ -6,13 +6,14 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from gradio_client import Client
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Error, Page, expect
 
 import dpexplore
 from dpexplore.models import LanguageModel
@@ -76,7 +77,8 @@ def test_five_steps_from_model_to_prompt(page: Page, tmp_path: Path) -> None:
 
     # 3. Tune: KL and entropy stream for every restart, the achieved distribution overlays the target.
     page.get_by_label("hard", exact=True).check()
-    settings(page, length=3, restarts=2, steps=4000)
+    never_ending(page)  # however busy the machine is, it moves until it is stopped
+    settings(page, length=3, restarts=2)
     page.click("#tune")
     live = page.locator("#live-chart [data-chart]")
     expect(live).to_have_attribute("data-points", re.compile(r"^([3-9]|\d\d+)$"))
@@ -87,10 +89,8 @@ def test_five_steps_from_model_to_prompt(page: Page, tmp_path: Path) -> None:
     expect(page.locator("#status")).to_contain_text("Running")
 
     # 4. Stop: within a step, and the best so far is kept.
-    if page.locator("#stop").is_enabled():
-        page.click("#stop")
-    status = page.locator("#status [data-status]")
-    expect(status).to_have_attribute("data-status", re.compile("cancelled|converged"))
+    page.click("#stop")
+    expect(page.locator("#status [data-status]")).to_have_attribute("data-status", "cancelled")
 
     # 5. The result: chips with ids, both KLs, the table, the capsule.
     result = page.locator("#result .dpx-result")
@@ -190,7 +190,8 @@ def test_an_example_pressed_while_a_run_moves_leaves_stop_to_the_new_run(page: P
     expect(chart).not_to_have_attribute("data-run", first)
     expect(page.locator("#status [data-moving]")).to_be_visible()
     expect(page.locator("#stop")).to_be_enabled()
-    page.click("#stop")
+    with suppress(Error):  # an example's run is short: on a busy machine it may end before the click
+        page.click("#stop", timeout=2000)
     expect(page.locator("#status [data-status]")).to_contain_text("bits=15.55")
     expect(page.locator("#stop")).to_be_disabled()
     expect(page.locator("#tune")).to_be_enabled()
