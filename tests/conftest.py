@@ -22,6 +22,7 @@ from tests.tiny_models import save_tiny_model
 settings.register_profile("no speed asked for", deadline=None)  # the machine may be busy
 settings.load_profile("no speed asked for")
 
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Whatever tests and the servers that they start keep goes into a cache folder of their own.
