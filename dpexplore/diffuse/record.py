@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from dpexplore.diffuse.config import AdapterConfig
 from dpexplore.diffuse.training import AdapterStatus
-from dpexplore.errors import InputError
-from dpexplore.tuning.record.schema import MOST, CapsuleRecord, Count, ModelRecord, Record
+from dpexplore.tuning.record.schema import MOST, CapsuleRecord, Count, ModelRecord, Record, read_settings
 
 FORMAT = "dpexplore adapter capsule"
 Share = Annotated[float | None, Field(ge=0, le=1 + 1e-6)]
@@ -64,17 +64,6 @@ class AdapterHistory(Record):
     cross_entropy_nats: list[list[float | None]]
 
 
-def _config(value: Any) -> AdapterConfig:
-    if not isinstance(value, dict):
-        raise ValueError("is no table of settings")
-    try:
-        return AdapterConfig(**value)
-    except InputError as error:  # a ValueError too, with a full stop of its own
-        raise ValueError(str(error).rstrip(".")) from None
-    except TypeError as error:
-        raise ValueError("holds a setting that there is none of, or of a wrong kind") from error
-
-
 class AdapterCapsule(CapsuleRecord):
     """An adapter's record, from which anyone can replay it."""
 
@@ -83,7 +72,9 @@ class AdapterCapsule(CapsuleRecord):
 
     format: Literal["dpexplore adapter capsule"]
     model: ModelRecord
-    config: Annotated[AdapterConfig, BeforeValidator(_config)]
+    config: Annotated[
+        AdapterConfig, BeforeValidator(partial(read_settings, build=lambda given: AdapterConfig(**given)))
+    ]
     targets: Annotated[list[AdapterTargetRecord], Field(min_length=1)]
     result: AdapterResult
     history: AdapterHistory

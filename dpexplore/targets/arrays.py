@@ -55,6 +55,8 @@ def read_array(
 
 def array_names(path: Path) -> list[str]:
     """Names of the arrays in an .npz file, at most `MOST_NAMES`; none for a file of another kind."""
+    if not path.is_file():  # a pipe would keep its reader for ever
+        return []
     try:
         with zipfile.ZipFile(path) as archive:
             return _names(archive)[:MOST_NAMES]

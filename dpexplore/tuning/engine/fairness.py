@@ -12,12 +12,12 @@ SMOOTHING = 0.2
 
 
 class Owner(NamedTuple):
-    """Whose a run is, for its share of the rows."""
+    """The user a run belongs to, which decides its share of the rows."""
 
     name: str = ""
-    """Owners of one group have equal shares; a page may be several owners, told apart by what stands behind a blank."""
+    """Owners within a group have equal shares. A session may be several owners: `<session> <part of its page>`."""
     group: str = ""
-    """Such as a network address: groups share first, and then the owners within each."""
+    """A network address, for example: rows are divided among groups first, then among the owners in each."""
     most_shares: int = 2**31
     """A group has a share for each of its sessions, up to this many."""
 
@@ -28,11 +28,11 @@ class Owner(NamedTuple):
 
 
 NOBODY = Owner()
-"""Whose a run is where nobody is told apart."""
+"""The owner of every run where users are not distinguished, as on the command line."""
 
 
 def group_weights(owners: Iterable[Owner]) -> dict[str, int]:
-    """Shares of each group, in order of arrival: one for each of its sessions, as far as it may have so many."""
+    """Shares of each group, in order of arrival: one per session, up to the group's `most_shares`."""
     sessions: dict[str, set[str]] = {}
     most: dict[str, int] = {}
     for owner in owners:
@@ -42,10 +42,10 @@ def group_weights(owners: Iterable[Owner]) -> dict[str, int]:
 
 
 def fair_shares(wants: Sequence[int], room: int, weights: Sequence[int] | None = None) -> list[int]:
-    """Rows for each as turns would deal them: the next row goes to whoever has fewest for its weight and wants more.
+    """Divide `room` rows by weight: each row goes to the one with the fewest rows per unit of weight that wants more.
 
-    Nobody gets more than wanted, and no more than `room` are dealt. With weights of 1 (None), each that gets less than
-    wanted has at most one row less than anybody else. Among equals the earlier one is first.
+    No one gets more rows than it wants, and at most `room` are given out. With equal weights (None), anyone who gets
+    fewer than it wants has at most one row fewer than anyone else. Ties go to the earlier one.
     """
     weights = weights or [1] * len(wants)
     shares = [0] * len(wants)
@@ -65,7 +65,7 @@ def fair_shares(wants: Sequence[int], room: int, weights: Sequence[int] | None =
 
 
 def shares_of_owners(wanted: Mapping[Owner, int], room: int) -> dict[Owner, int]:
-    """Rows for each owner: dealt to the groups by their weights, and by each group to its owners equally."""
+    """Rows for each owner: divided among the groups by weight, then equally among the owners of each group."""
     shares: dict[Owner, int] = {}
     weights = group_weights(wanted)
     members = {group: [owner for owner in wanted if owner.group == group] for group in weights}
@@ -88,7 +88,7 @@ class Pace:
         self._seconds_per_row = cost if before is None else before + SMOOTHING * (cost - before)
 
     def room(self, shares: int) -> int:
-        """Rows of a step in which this many shares are had; each is one row at least."""
+        """Rows of a step that is divided into this many shares; each share is at least one row."""
         if self._seconds_per_row is None:
             return shares
         return max(shares, int(SHARED_STEP_SECONDS / max(self._seconds_per_row, 1e-9)))

@@ -10,8 +10,10 @@ import base64
 import binascii
 import json
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -34,6 +36,7 @@ Count = Annotated[int, Field(ge=0, le=MOST)]
 Ids = list[Annotated[int, Field(ge=-1, le=2**31)]]
 Nats = Annotated[float, Field(description="in nats")]
 MaybeNats = Annotated[float | None, Field(description="in nats")]
+Settings = TypeVar("Settings")
 
 
 class Record(BaseModel):
@@ -227,13 +230,16 @@ class History(Record):
         return self
 
 
-def _config(value: Any) -> TuneConfig:
+def read_settings(value: Any, build: Callable[[dict[str, Any]], Settings]) -> Settings:
+    """The settings in a record, as `build` makes them. ValueError, in words that follow the field's name."""
     if not isinstance(value, dict):
         raise ValueError("is no table of settings")
     try:
-        return TuneConfig.from_dict(value)
+        return build(value)
+    except InputError as error:  # a ValueError too, with a full stop of its own
+        raise ValueError(str(error).rstrip(".")) from None
     except TypeError as error:
-        raise ValueError("holds a setting of a wrong kind") from error
+        raise ValueError("holds an unknown setting, or one of the wrong type") from error
 
 
 class Capsule(CapsuleRecord):
@@ -246,7 +252,7 @@ class Capsule(CapsuleRecord):
     model: ModelRecord
     resumed_from: dict[str, Any] | None = None
     target: TargetRecord
-    config: Annotated[TuneConfig, BeforeValidator(_config)]
+    config: Annotated[TuneConfig, BeforeValidator(partial(read_settings, build=TuneConfig.from_dict))]
     result: StoredResult
     restarts: list[RestartRecord | None]
     history: History
