@@ -77,6 +77,25 @@ def test_a_run_of_a_hundred_thousand_restarts_stops_while_they_begin(
     assert run.status == "cancelled"
 
 
+def test_a_run_stopped_before_its_rows_join_ends(
+    lm: LanguageModel, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stop comes once the engine has looked for stops, and before there are rows: nothing else calls for a step."""
+    server = EngineServer(lm)
+    allocate = Engine._allocate
+
+    def stop_and_allocate(engine: Engine) -> None:
+        for run in engine._runs:
+            run.cancel()
+        allocate(engine)
+
+    monkeypatch.setattr(Engine, "_allocate", stop_and_allocate)
+    run = server.submit(target, TuneConfig(steps=3))
+    run.wait(timeout=60, seen=0)
+    assert run.status == "cancelled"
+    server.close()
+
+
 def test_a_failing_engine_fails_its_runs_and_lives(
     lm: LanguageModel, target: Target, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,7 +7,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -61,6 +61,8 @@ class Engine:
         self.capacity = Capacity(lm, max_rows)
         prepare(lm)
         self.passes = CapturedPasses(lm, recorder_for(lm) if capture else None)
+        self.on_work: Callable[[], object] = lambda: None
+        """Called, from any thread, when there is something to do in `step`."""
         self._served = served
         self._pace = Pace()
         self._arrivals: queue.SimpleQueue[Run] = queue.SimpleQueue()
@@ -131,7 +133,7 @@ class Engine:
         if starts and config.chat:
             layout = layout.around(starts[0][0])
         run = Run(self.lm, target, config, drive, starts, resumed_from, owner, layout, self._changed)
-        run.on_change = self._attention.put
+        run.on_change = self._notice
         run.preparation = preparation_of(run)
         if isinstance(run.preparation, LookUp | Recover):
             self.capacity.check_table(table_bytes(self.lm))
@@ -156,6 +158,12 @@ class Engine:
     def queue(self, run: Run) -> None:
         """Let a prepared run join at the next step."""
         self._arrivals.put(run)
+        self.on_work()
+
+    def _notice(self, run: Run) -> None:
+        """Have a run seen to at the next step, and see that there is one: it may have no row that calls for it."""
+        self._attention.put(run)
+        self.on_work()
 
     @property
     def running(self) -> int:
@@ -220,14 +228,14 @@ class Engine:
         """Take up the runs that were queued."""
         while not self._arrivals.empty():
             for run in _with_parts(self._arrivals.get()):
-                run.on_change = self._attention.put
+                run.on_change = self._notice
                 self._runs[run] = None
                 if run.config.seconds is not None:
                     self._timed.append(run)
                 if run.preparation is not None:
                     self._preparing.append(run)
                 if run.ending:
-                    self._attention.put(run)
+                    self._notice(run)
                 self._unsettled = True
 
     def _prepare(self) -> bool:

@@ -27,6 +27,7 @@ class EngineServer:
     def __init__(self, lm: LanguageModel, *, max_rows: int | None = None) -> None:
         self.engine = Engine(lm, max_rows=max_rows, served=True)
         self._wake = threading.Event()
+        self.engine.on_work = self._wake.set
         self._closing = False
         self._runs: list[Run] = []
         self._gate = threading.Lock()  # nothing is submitted once the server has begun to close
@@ -64,8 +65,7 @@ class EngineServer:
                 raise InputError(f"The model {self.lm.name} has been released; choose it again.")
             run = self.engine.submit(target, config, starts, resumed_from, owner)
             self._runs = [*(other for other in self._runs if not other.finished), run]
-        self._wake.set()
-        return run
+            return run
 
     def close(self) -> None:
         """End all runs, keeping their best so far, and the thread with them."""
