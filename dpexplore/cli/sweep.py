@@ -62,7 +62,7 @@ def sweep(
 
     chosen = _with_models(load_spec(spec, size), model, dtype)
     if accept_terms:
-        for name in chosen.models:
+        for name in chosen.models + chosen.sources:
             accept(name)
     if dry_run:
         _show_plan(chosen, plan_sweep(chosen, store, device), as_json)

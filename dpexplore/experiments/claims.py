@@ -1,18 +1,18 @@
-"""The paper's claims, each with what the data of a store say: effect size, interval, verdict."""
+"""What the data of a sweep say of each claim that the paper makes about its figure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 
+from dpexplore.experiments.claim import MODERATE, OVER_SEEDS, Claim, claimed, where_all_agree
 from dpexplore.experiments.comparisons import soft_tokens
 from dpexplore.experiments.data import SweepData
-from dpexplore.experiments.exact import DIRECT, READ_AS, TUNED
+from dpexplore.experiments.exact import exact_claims
 from dpexplore.experiments.readings import (
     EPOCHS,
     FAMILIES,
@@ -25,7 +25,6 @@ from dpexplore.experiments.readings import (
 from dpexplore.experiments.statistics import (
     LEVEL,
     Interval,
-    Verdict,
     curve_correlation,
     difference_of_means,
     mean_interval,
@@ -34,124 +33,21 @@ from dpexplore.experiments.statistics import (
     r_squared,
     rise_and_fall,
 )
-from dpexplore.experiments.tables import Table
 
 LIKE = 0.8
 """Two curves have one shape where the interval of their correlation lies above this."""
 ALIKE = f"It counts as supported where the interval lies above {LIKE:g}."
-MODERATE = (4.0, 12.0)
-"""Bits: between the easy ends of Fig. 1."""
 LOW_BITS = 1.0
 NEAR_ZERO = 0.1
 """Nats: a loss below this counts as near zero; the peak of Fig. 1 is about 50 times as high."""
 LOW_R2 = 0.25
 """A line that explains less than this of the variance is a weak correlation."""
-OVER_SEEDS = "mean of each seed, t interval over seeds"
 PAIRED = "paired by seed, t interval over seeds"
-REACHED = 0.002
-"""Nats: a direct token this near the head's optimum has reached it."""
-OPEN = 0.1
-"""Share of the loss."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One claim and what is seen of it here."""
-
-    figure: str
-    """The sweep that it was looked for in."""
-    claim: str
-    reading: str
-    """How the paper is read here, where it can be read in more than one way."""
-    verdict: Verdict
-    effect: str
-    """What `value` is."""
-    unit: str
-    value: float
-    low: float
-    high: float
-    """The ends of the 95 % interval."""
-    count: int
-    """Values that the interval is over."""
-    method: str
-    note: str = ""
-
-    @property
-    def finding(self) -> str:
-        """Effect and interval as one phrase."""
-        if not np.isfinite(self.value):
-            return f"no data; {self.note}" if self.note else "no data"
-        interval = f", 95 % interval {_short(self.low)} to {_short(self.high)}" if np.isfinite(self.low) else ""
-        unit = f" {self.unit}" if self.unit else ""
-        read = f"{self.reading[:1].upper()}{self.reading[1:]}. " if self.reading else ""
-        effect = f"{self.effect[:1].upper()}{self.effect[1:]}" if read else self.effect
-        told = f"{read}{effect}: {_short(self.value)}{unit}{interval} (n = {self.count}; {self.method})"
-        return f"{told}. {self.note}" if self.note else told
-
-    def to_dict(self) -> dict[str, Any]:
-        plain = {key: None if isinstance(value, float) and not np.isfinite(value) else value
-                 for key, value in asdict(self).items()}  # fmt: skip
-        return {**plain, "finding": self.finding}
-
-
-def _short(number: float) -> str:
-    """Two decimals, and no sign before a zero."""
-    return f"{number:z.2f}"
 
 
 def claims_of(data: SweepData) -> list[Claim]:
     """What a sweep says of the claims that its figure is about; empty for figures without one."""
     return list(_CLAIMS[data.figure](data)) if data.figure in _CLAIMS and len(data.targets) else []
-
-
-def _claim(
-    data: SweepData,
-    text: str,
-    effect: str,
-    found: Interval,
-    method: str,
-    note: str = "",
-    *,
-    beyond: float = 0.0,
-    below: float | None = None,
-    reading: str = "",
-) -> Claim:
-    """`effect` may end in its unit, in square brackets. Supported: the interval is above `beyond`, or under `below`."""
-    effect, _, unit = effect.removesuffix("]").partition(" [")
-    flipped = Interval(-found.value, -found.high, -found.low, found.count)
-    return Claim(
-        data.name,
-        text,
-        reading,
-        found.verdict(beyond) if below is None else flipped.verdict(-below),
-        effect,
-        unit,
-        found.value,
-        found.low,
-        found.high,
-        found.count,
-        method,
-        note,
-    )
-
-
-def where_all_agree(claims: Sequence[Claim], readings: Sequence[str]) -> list[Claim]:
-    """One claim in its readings, decided only where all of them are there and say the same."""
-    missing = [reading for reading in readings if reading not in {claim.reading for claim in claims}]
-    verdicts = {claim.verdict for claim in claims}
-    if len(verdicts) == 1 and not missing:
-        return list(claims)
-    why = f"there is no data for {', '.join(missing)}" if missing else "the readings do not agree"
-    return [
-        claim
-        if claim.verdict == "undecided"
-        else replace(
-            claim,
-            verdict="undecided",
-            note=f"{claim.verdict.capitalize()} in this reading, but {why}. {claim.note}".strip(),
-        )
-        for claim in claims
-    ]
 
 
 def _fig1(data: SweepData) -> Iterator[Claim]:
@@ -162,7 +58,7 @@ def _fig1(data: SweepData) -> Iterator[Claim]:
     if len(known):
         shares = (known["floor_nats"] / known["kl_nats"]).groupby(known["seed"]).mean()
         head = (known["head_optimum_nats"] / known["kl_nats"]).clip(upper=1).mean()
-        yield _claim(
+        yield claimed(
             data,
             "The softmax head accounts for much of the difficulty between 4 and 12 bits (ours; open in the paper, §6)",
             "share of the loss below the certified floor",
@@ -177,7 +73,7 @@ def _unimodal(data: SweepData, model: str, text: str) -> Iterator[Claim]:
     own = data.targets[data.targets["model"] == model]
     found = rise_and_fall(own, "bits", "kl_nats", "seed")
     if found is not None:
-        yield _claim(
+        yield claimed(
             data,
             f"{text} ({model})",
             "rise or fall, whichever is smaller [nats]",
@@ -214,7 +110,7 @@ def _soft_against_hard(data: SweepData, epoch: str) -> Iterator[Claim]:
         slopes = [np.polyfit(curves.columns, row, 1)[0] for row in curves.to_numpy()]
         trend = stats.page_trend_test(curves.to_numpy(), predicted_ranks=np.arange(curves.shape[1], 0, -1))
         whole = mean_interval(curves.iloc[:, 0] - curves.iloc[:, -1])
-        yield _claim(
+        yield claimed(
             data,
             "Soft prompts come closer than hybrid ones, and those closer than hard ones",
             "loss saved by each soft token [nats]",
@@ -233,7 +129,7 @@ def _spread(data: SweepData, reading: str) -> Claim:
     ranges = rows.groupby(["seed", "bits", "soft"])["kl_nats"].agg(np.ptp).unstack("soft")
     softer = [soft for soft in ranges.columns if soft > 0]
     wider = (ranges[softer].mean(axis=1) - ranges[0]).dropna() if 0 in ranges else ranges.iloc[:0, 0]
-    return _claim(
+    return claimed(
         data,
         "The spread over initialisations is largest for soft and hybrid prompts (§5.1)",
         f"range of {data.restarts_each} restarts, soft and hybrid minus hard [nats]",
@@ -246,7 +142,7 @@ def _spread(data: SweepData, reading: str) -> Claim:
 def _fig5(data: SweepData) -> Iterator[Claim]:
     middle = data.targets[data.targets["bits"].between(*MODERATE)]
     excess = (middle["achieved_bits"] - middle["target_bits"]).groupby(middle["seed"]).mean()
-    yield _claim(
+    yield claimed(
         data,
         "Between 4 and 12 bits the answer's entropy is above the target's",
         "entropy of q minus the target's [bits]",
@@ -255,7 +151,7 @@ def _fig5(data: SweepData) -> Iterator[Claim]:
         reading=GRADIENT,
     )
     low = data.targets[data.targets["bits"] <= LOW_BITS]
-    yield _claim(
+    yield claimed(
         data,
         "At low entropy the loss is near zero (§5.1)",
         f"loss of targets up to {LOW_BITS:g} bit [nats]",
@@ -280,7 +176,7 @@ def _fig6(data: SweepData) -> Iterator[Claim]:
         yield from _unimodal(data, model, "Random weights give a unimodal curve as well")
         trained = model.removeprefix("random:")
         if trained in data.models:
-            yield _claim(
+            yield claimed(
                 data,
                 f"Its shape is that of the pretrained model ({trained})",
                 "correlation of the two curves",
@@ -326,7 +222,7 @@ def _outliers_against_vanilla(
             readings.append(f"{family}; {MASSES[mass]}" if mass else family)
             difference = paired(table, "value", "group", vanilla, masses.get(mass, ""), ["bits", "seed"])
             if len(difference):
-                found.append(_claim(data, text, effect, over_seeds(difference), PAIRED, reading=readings[-1]))
+                found.append(claimed(data, text, effect, over_seeds(difference), PAIRED, reading=readings[-1]))
     return where_all_agree(found, readings)
 
 
@@ -338,7 +234,7 @@ def _strongest(data: SweepData, fewest: dict[str, str], most: dict[str, str]) ->
         if len(saved):
             text = f"The effect is strongest for a single token ({one} against {many.split(',')[0]})"
             effect = "loss with more outliers minus that with fewer [nats]"
-            found.append(_claim(data, text, effect, over_seeds(saved), PAIRED, reading=MASSES.get(mass, "")))
+            found.append(claimed(data, text, effect, over_seeds(saved), PAIRED, reading=MASSES.get(mass, "")))
     return where_all_agree(found, list(MASSES.values()))
 
 
@@ -355,7 +251,7 @@ def _against_vanilla(data: SweepData, group: str, text: str, note: str = "", als
             easier = f"Easier in {int((difference > 0).sum())} of {len(difference)} pairs"
             told = f"{easier}; Wilcoxon p = {test.pvalue:.1g}. {note}".strip()
         effect, reading = "loss of matched vanilla minus theirs [nats]", f"{family}{also}"
-        found.append(_claim(data, text, effect, over_seeds(difference), PAIRED, told, reading=reading))
+        found.append(claimed(data, text, effect, over_seeds(difference), PAIRED, told, reading=reading))
     return where_all_agree(found, [f"{family}{also}" for family in FAMILIES.values()])
 
 
@@ -372,7 +268,7 @@ def _generated_by_hard_prompts(data: SweepData, epoch: str) -> Iterator[Claim]:
     for vanilla, family in FAMILIES.items():
         difference = paired(off, "off", "group", vanilla, "generated", ["seed"])
         if len(difference):
-            nearer.append(_claim(
+            nearer.append(claimed(
                 data, "The entropy that hard prompts reach is nearer the target's for LM-generated targets",
                 "error in entropy, vanilla minus LM-generated [bits]", over_seeds(difference), PAIRED,
                 reading=f"{family}{also}",
@@ -380,7 +276,7 @@ def _generated_by_hard_prompts(data: SweepData, epoch: str) -> Iterator[Claim]:
     yield from where_all_agree(nearer, [f"{family}{also}" for family in FAMILIES.values()])
     own = data.group("generated")
     if len(own):
-        yield _claim(
+        yield claimed(
             data, "For LM-generated targets entropy and loss are weakly correlated (a low R², §5.3)",
             "R² of the line", r_squared(own["target_bits"].to_numpy(), own["kl_nats"].to_numpy()),
             "independent targets, Fisher interval",
@@ -399,7 +295,7 @@ def _fig9(data: SweepData) -> Iterator[Claim]:
         if not len(saved):
             continue
         inside = data.group(vanilla).groupby("seed")["target_bits"].mean().loc[saved.index].between(*MODERATE)
-        found.append(_claim(
+        found.append(claimed(
             data, "Shuffled targets save most at moderate entropy, 4 to 12 bits (§5.4)",
             "loss saved there minus that elsewhere [nats]", difference_of_means(saved[inside], saved[~inside]),
             "Welch's t interval, a target each seed", f"{int(inside.sum())} of {len(saved)} targets are moderate.",
@@ -409,20 +305,15 @@ def _fig9(data: SweepData) -> Iterator[Claim]:
 
 
 def _fig10(data: SweepData) -> Iterator[Claim]:
-    for source in dict.fromkeys(data.targets["source"]):
-        own = SweepData(
-            data.name, data.figure, data.title, data.size, data.asked, data.rows[data.rows["source"] == source],
-            data.labels,
-        )  # fmt: skip
+    for (model, source), rows in data.rows.groupby(["model", "source"], sort=False):
         untrained = str(source).startswith("random:")
         note = "This source is untrained; the paper's sources are pretrained." if untrained else ""
-        found = _against_vanilla(own, "migrated", f"Targets migrated from {source} are easier than vanilla ones", note)
-        yield from map(_undecided, found) if untrained else found
-
-
-def _undecided(claim: Claim) -> Claim:
-    """The numbers stand, but they are about something else than the claim."""
-    return Claim(**{**asdict(claim), "verdict": "undecided"})
+        found = _against_vanilla(
+            replace(data, rows=rows), "migrated",
+            f"Targets migrated from {source} to {model} are easier than vanilla ones", note,
+        )  # fmt: skip
+        # What is found of untrained sources is about something else than the claim.
+        yield from (replace(claim, verdict="undecided") for claim in found) if untrained else found
 
 
 def _fig11(data: SweepData) -> Iterator[Claim]:
@@ -433,7 +324,7 @@ def _fig11(data: SweepData) -> Iterator[Claim]:
     pairs = {length: curve_correlation(_curves(data, "length", middle), _curves(data, "length", length))
              for length in lengths if length != middle}  # fmt: skip
     length = min(pairs, key=lambda each: pairs[each].value)
-    yield _claim(
+    yield claimed(
         data,
         "The length of the prefix does not change the trend over entropy",
         f"correlation of the curves of {middle} and {length} tokens (the least alike)",
@@ -462,7 +353,7 @@ def _adjectives(data: SweepData, model: str, groups: dict[str, np.ndarray]) -> C
     nearest = int(np.argmin(differences))
     interval = Interval(differences[nearest], float(ends.low[nearest]), float(ends.high[nearest]),
                         len(groups["ADJ"]) + len(list(others.values())[nearest]))  # fmt: skip
-    return _claim(
+    return claimed(
         data,
         f"Adjectives are the easiest part of speech ({model})",
         f"loss of {list(others)[nearest]}, the easiest other one, minus that of ADJ [nats]",
@@ -477,62 +368,17 @@ def _instruct(data: SweepData) -> Iterator[Claim]:
     for base, tuned in pairs:
         both = data.targets[data.targets["model"].isin((base, tuned))]
         difference = paired(both, "kl_nats", "model", tuned, base, ["tag", "seed"])
-        yield _claim(
+        yield claimed(
             data, f"The base model comes closer than its instruction-tuned variant ({base})",
             "loss of the variant minus that of the base [nats]", over_seeds(difference),
             "paired by part of speech and draw, t interval over draws", reading="words tagged alone",
         )  # fmt: skip
     if not pairs:
         nothing = Interval(np.nan, np.nan, np.nan, 0)
-        yield _claim(
+        yield claimed(
             data, "Base models come closer than their instruction-tuned variants", "", nothing, "",
             "this needs a base model and its variant; the data here hold no such pair",
         )  # fmt: skip
-
-
-def _exact(data: SweepData) -> Iterator[Claim]:
-    keys = ["model", "family", "seed", "bits"]
-    values = ["kl_nats", "floor_nats", "head_optimum_nats"]
-    wide = data.targets.pivot_table(index=keys, columns="group", values=values).dropna()
-    if wide.empty or not {TUNED, DIRECT} <= set(wide["kl_nats"].columns):
-        return
-    direct = wide["kl_nats", DIRECT]
-    seen = pd.DataFrame(
-        {
-            "off": direct - wide["head_optimum_nats", DIRECT],
-            "open": (direct - wide["floor_nats", DIRECT]) / direct,
-            "short": wide["kl_nats", TUNED] - direct,
-        }
-    ).reset_index()
-    for model in data.models:
-        families = [(reading, seen[(seen["model"] == model) & (seen["family"] == family)])
-                    for family, reading in READ_AS.items()]  # fmt: skip
-        made = [list(_exact_in(data, model, reading, own)) for reading, own in families if len(own)]
-        for claims in zip(*made, strict=True):
-            yield from where_all_agree(claims, list(READ_AS.values()))
-
-
-def _exact_in(data: SweepData, model: str, reading: str, own: Table) -> Iterator[Claim]:
-    """The three claims of one model in one family of targets."""
-    middle = own[own["bits"].between(*MODERATE)]
-
-    def by_seed(column: str, rows: Table = own) -> Interval:
-        return mean_interval(rows.groupby("seed")[column].mean())
-
-    yield _claim(
-        data, f"One soft token reaches the softmax head's optimum ({model}; ours)",
-        "direct token minus head optimum [nats]", by_seed("off"), OVER_SEEDS,
-        f"It counts as supported where the interval lies below {REACHED:g} nats.", below=REACHED, reading=reading,
-    )  # fmt: skip
-    yield _claim(
-        data, f"Between 4 and 12 bits floor and direct token leave less than a tenth of the loss open ({model}; ours)",
-        "share of the direct token's loss above the certified floor", by_seed("open", middle), OVER_SEEDS,
-        below=OPEN, reading=reading,
-    )  # fmt: skip
-    yield _claim(
-        data, f"Between 4 and 12 bits tuning stops short of what one token reaches ({model}; ours)",
-        "tuned soft prompt minus direct token [nats]", by_seed("short", middle), OVER_SEEDS, reading=reading,
-    )  # fmt: skip
 
 
 _CLAIMS: dict[str, Callable[[SweepData], Iterator[Claim]]] = {
@@ -546,22 +392,5 @@ _CLAIMS: dict[str, Callable[[SweepData], Iterator[Claim]]] = {
     "fig10": _fig10,
     "fig11": _fig11,
     "fig13": _fig13,
-    "exact": _exact,
+    "exact": exact_claims,
 }
-
-
-def claims_markdown(claims: list[Claim]) -> str:
-    """The same for a reader: one row a claim."""
-    lines = ["| the paper says | read as | here | effect, 95 % interval |", "|---|---|---|---|"]
-    for claim in claims:
-        unit = f" {claim.unit}" if claim.unit else ""
-        value, low, high = map(_short, (claim.value, claim.low, claim.high))
-        found = f"{claim.effect}: {value}{unit} ({low} to {high}), n = {claim.count}"
-        told = found if np.isfinite(claim.low) else claim.finding
-        lines.append(f"| {claim.claim} | {claim.reading} | **{claim.verdict}** | {told} |")
-    return "\n".join(lines) + "\n"
-
-
-def claims_table(claims: list[Claim]) -> Table:
-    """One row a claim, as it is written to CSV."""
-    return pd.DataFrame([claim.to_dict() for claim in claims])

@@ -213,14 +213,14 @@ def fig10(data: SweepData) -> Drawn:
     caption = (
         "Fig. 10. What other models say after five random tokens, moved to this model's vocabulary, and vanilla "
         f"targets of the same entropies; soft prompts. {protocol(data)} A point is a target. "
-        + ("All sources here are untrained. " if _untrained(data) else "")
+        + ("Sources whose name begins with random: are untrained. " if _untrained(data) else "")
     )
     columns = ["model", "series", "source", "seed", "target_bits", "kl_nats", "achieved_bits", "floor_nats"]
     return Drawn(figure, targets[columns], caption.strip())
 
 
 def _untrained(data: SweepData) -> bool:
-    return all(str(source).startswith("random:") for source in data.targets["source"])
+    return any(str(source).startswith("random:") for source in data.targets["source"])
 
 
 def _scatter_of_groups(data: SweepData, figure: go.Figure, order: tuple[str, ...], number: str) -> Drawn:

@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from dpexplore.errors import InputError
-from dpexplore.experiments.claims import claims_markdown, claims_table
+from dpexplore.experiments.claim import claims_markdown, claims_table
 from dpexplore.experiments.figures import DrawnFigure, draw_all
 from dpexplore.experiments.store import Store
 from dpexplore.extras import extra

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from dpexplore.experiments import comparisons, curves, exact
-from dpexplore.experiments.claims import Claim, claims_of
+from dpexplore.experiments.claim import Claim
+from dpexplore.experiments.claims import claims_of
 from dpexplore.experiments.data import SweepData, read_sweeps
 from dpexplore.experiments.drawing import Drawn
 from dpexplore.experiments.store import Store

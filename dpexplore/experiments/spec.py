@@ -69,13 +69,24 @@ class Spec:
         """Every model it tunes, in order."""
         return tuple(dict.fromkeys(model for group in self.groups for model in group.models))
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The models that its groups vary as `source`, in order."""
+        listed = (group.over["source"] for group in self.groups if isinstance(group.over.get("source"), list))
+        return tuple(dict.fromkeys(str(source) for sources in listed for source in sources))
+
     def problems(self, model: ModelFacts) -> Iterator[tuple[Problem, str, dict[str, Label]]]:
-        """The problems of one model, each with its group's name and its labels."""
+        """The problems of one model, each with its group's name and its labels.
+
+        A `source` that is the model itself is left out: what a model says itself is not migrated.
+        """
         for group in self.groups:
             if model.name not in group.models:
                 continue
             for values in _product(group, model.vocab_size):
                 labels = {name: value.label for name, value in values.items()}
+                if labels.get("source") == model.name:
+                    continue
                 recipe = str(parse_recipe(_fill_recipe(group.recipe, values))) if group.recipe else ""
                 for kind in group.kinds:
                     if kind != "tune":

@@ -19,7 +19,7 @@ from kaleido.errors import ChromeNotFoundError
 
 from dpexplore.cli import main
 from dpexplore.errors import InputError
-from dpexplore.experiments import Store, export, known_specs
+from dpexplore.experiments import ModelFacts, Store, export, known_specs, load_spec
 from dpexplore.experiments.claims import claims_of
 from dpexplore.experiments.data import SweepData, read_sweeps
 from dpexplore.experiments.drawing import ON_DARK
@@ -369,9 +369,23 @@ def test_the_exact_answer_is_decided_where_both_families_agree(sweeps: dict[str,
 
 def test_untrained_sources_decide_nothing(sweeps: dict[str, SweepData]) -> None:
     claims = claims_of(sweeps["fig10"])
-    assert {claim.verdict for claim in claims} == {"undecided"}
-    assert all("untrained" in claim.note for claim in claims)
+    untrained = [claim for claim in claims if "untrained" in claim.note]
+    assert {"random:" in claim.claim for claim in untrained} == {True}
+    assert {claim.verdict for claim in untrained} == {"undecided"}
     assert all(math.isfinite(claim.value) for claim in claims)
+    trained = [claim for claim in claims if claim not in untrained]
+    assert {claim.claim.split()[3] for claim in trained} == {"gemma-3-270m"}
+    assert {claim.verdict for claim in trained} == {"supported"}
+
+
+def test_a_model_is_not_among_the_sources_of_its_own_migrated_targets() -> None:
+    spec = load_spec("fig10-small")
+    assert spec.sources == ("gemma-3-270m", "smollm2-135m-instruct", "random:smollm2-135m-instruct")
+    for own, other in (spec.sources[:2], spec.sources[1::-1]):
+        groups = tuple(dataclasses.replace(group, models=(own,)) for group in spec.groups)
+        facts = ModelFacts(own, "an identity", "float32", 100)
+        asked = [labels for _, _, labels in dataclasses.replace(spec, groups=groups).problems(facts)]
+        assert {labels["source"] for labels in asked} == {other, "random:smollm2-135m-instruct"}
 
 
 def test_a_claim_without_data_says_what_it_needs(sweeps: dict[str, SweepData]) -> None:
