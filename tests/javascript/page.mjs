@@ -11,12 +11,12 @@ export function page(scripts, { classes = [], styles = {} } = {}) {
   class Observer { observe() {} }
   const window = {
     Plotly: { react: (div, data, layout) => drawn.push({ div, data, layout }), purge: (div) => drawn.push({ div }) },
-    document: { body, querySelector: (what) => (what === ".dragcover" && here.cover ? {} : null) },
+    document: { body, addEventListener() {}, querySelector: (what) => (what === ".dragcover" && here.cover ? {} : null) },
     getComputedStyle: () => ({ fontSize: "12px", getPropertyValue: (name) => styles[name] || (name.startsWith("--dpx-") ? "#102030" : "") }),
     performance: { now: () => here.now },
     requestAnimationFrame: (call) => frames.push(call),
     setTimeout: (call, wait) => timers.push({ call, at: here.now + wait }),
-    MutationObserver: Observer, ResizeObserver: Observer,
+    URLSearchParams, MutationObserver: Observer, ResizeObserver: Observer,
   };
   window.window = window;
   createContext(window);

@@ -66,7 +66,7 @@ def table(headers: list[tuple[str, str]], rows: list[list[str]], caption: str) -
     )
     return (
         f"<div class='dpx-table' tabindex='0' role='region' aria-label='{escape(caption)}'><table>"
-        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<caption><span>{escape(caption)}</span></caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 

@@ -21,47 +21,9 @@ from dpexplore.ui.components.markup import message
 from dpexplore.ui.components.settings import control_values, make_config, preset_of
 from dpexplore.ui.components.target_panel import QUIET, TargetPanel, panels_of, show_target
 from dpexplore.ui.components.tune_panel import ResultPanel, TunePanel, run_outputs, show_run
-from dpexplore.ui.components.widgets import view
+from dpexplore.ui.components.widgets import scripted, view
 from dpexplore.ui.visitor import session_of
 
-_SCRIPT = """
-const root = element.querySelector('.dpx-share-links');
-const [setup, run] = root.querySelectorAll('button'), said = root.querySelector('span');
-const base = () => location.origin + location.pathname;
-const chart = () => document.querySelector('#live-chart [data-chart]');
-const isRun = (name) => /^[A-Za-z0-9_-]{22}$/.test(name || '');
-let timer = 0;
-const offer = async (link, what) => {
-  clearTimeout(timer);
-  try { await navigator.clipboard.writeText(link); said.textContent = what + ' copied'; }
-  catch {
-    const field = Object.assign(document.createElement('input'), { value: link, readOnly: true });
-    field.setAttribute('aria-label', what);
-    said.replaceChildren(field); field.select();
-    if (!document.execCommand('copy')) return;
-    said.textContent = what + ' copied';
-  }
-  timer = setTimeout(() => (said.textContent = ''), 4000);
-};
-setup.addEventListener('click', () => trigger('input', {}));
-run.addEventListener('click', () => offer(base() + '?run=' + chart().dataset.run, 'Link to the run'));
-watch('value', () => {
-  const told = JSON.parse(props.value || '{}');
-  if (told.d) offer(base() + '?d=' + told.d, 'Link to this setup');
-  else if (told.problem) said.textContent = told.problem;
-});
-// The page's own address becomes the run's link, so that a reload picks the run up.
-const follow = () => {
-  const name = chart()?.dataset.run;
-  run.disabled = !isRun(name);
-  if (!isRun(name) || new URLSearchParams(location.search).get('run') === name) return;
-  const query = new URLSearchParams(location.search);
-  query.delete('d'); query.set('run', name);
-  history.replaceState(history.state, '', '?' + query);
-};
-new MutationObserver(follow).observe(document.body, { subtree: true, attributes: true, attributeFilter: ['data-run'] });
-follow();
-"""
 _TEMPLATE = (
     "<div class='dpx-copy dpx-share-links'>"
     "<button type='button' title='Model, target and settings, for somebody else or for later'>Copy link</button>"
@@ -88,7 +50,7 @@ def build_share_bar(app: AppContext) -> ShareBar:
     with gr.Row(elem_id="capsule-row"):
         capsule = gr.DownloadButton("Download capsule", interactive=False, elem_id="capsule", size="sm")
         upload = gr.UploadButton("Open a capsule", file_types=[".json"], elem_id="open-capsule", size="sm")
-    links = gr.HTML("", html_template=_TEMPLATE, js_on_load=_SCRIPT, apply_default_css=False, elem_id="share")
+    links = scripted("dpxShare", "", _TEMPLATE, tells=True, elem_id="share")
     keep = gr.Checkbox(False, label="Keep running when this page is closed", elem_id="keep-running")
     note = view(live=True, elem_id="share-note")
     return ShareBar(links, capsule, upload, keep, note, gr.State(app.model), gr.State(""))

@@ -9,31 +9,17 @@ import gradio as gr
 
 from dpexplore.ui.theme import script_tags
 
-_MOUNT = "window.dpxCharts.mount(element, props, watch);"
 
-_SLIDERS = "window.dpxSliders(element, props, watch, (data) => trigger('input', data));"
+def scripted(script: str, value: str, template: str, *, tells: bool = False, **settings: Any) -> gr.HTML:
+    """HTML that a function of assets/*.js draws and listens to, called with (element, props, watch).
 
-_SLOTS = "window.dpxSlots(element, props, watch, (data) => trigger('input', data));"
-
-_MICROSCOPE = "window.dpxMicroscope(element, props, watch);"
-
-_TRIANGLE = "window.dpxTriangle(element, props, watch, (data) => trigger('input', data));"
-
-_SHOW = """
-const root = element.querySelector('.dpx-view');
-const live = root.hasAttribute('aria-live');
-const show = () => {
-  const html = props.value || '';
-  if (live) root.setAttribute('aria-live', html.includes('data-moving') ? 'off' : 'polite');
-  const before = root.querySelector('.dpx-table');
-  const top = before ? before.scrollTop : 0, held = before && before === document.activeElement;
-  root.innerHTML = html;
-  const table = root.querySelector('.dpx-table');
-  if (table && top) table.scrollTop = top;  // a table that is told anew stays where its reader has scrolled it
-  if (table && held) table.focus({ preventScroll: true });
-};
-watch('value', show); show();
-"""
+    With `tells` it gets a fourth argument, by which it tells the server something: the data of an `input` event.
+    """
+    tell = ", (data) => trigger('input', data)" if tells else ""
+    call = f"window.{script}(element, props, watch{tell});"
+    return gr.HTML(
+        value, html_template=template, js_on_load=call, head=script_tags(), apply_default_css=False, **settings
+    )
 
 
 def view(value: str = "", *, live: bool = False, **settings: Any) -> gr.HTML:
@@ -45,41 +31,31 @@ def view(value: str = "", *, live: bool = False, **settings: Any) -> gr.HTML:
     """
     region = " role='status' aria-live='polite'" if live else ""
     template = f"<div class='dpx-view'{region}></div>"
-    return gr.HTML(
-        value, html_template=template, js_on_load=_SHOW, head=script_tags(), apply_default_css=False, **settings
-    )
+    return scripted("dpxView", value, template, **settings)
 
 
 def sliders(**settings: Any) -> gr.HTML:
     """A list of weights as bars that can be dragged or nudged; its `input` event tells `index` and `weight`."""
     template = "<div class='dpx-sliders'></div>"
-    return gr.HTML(
-        "[]", html_template=template, js_on_load=_SLIDERS, head=script_tags(), apply_default_css=False, **settings
-    )
+    return scripted("dpxSliders", "[]", template, tells=True, **settings)
 
 
 def slot_chips(value: str, **settings: Any) -> gr.HTML:
     """A prompt's slots as chips to edit; its `input` event tells `items`, as `components.settings` reads them."""
     template = "<div class='dpx-slots'></div>"
-    return gr.HTML(
-        value, html_template=template, js_on_load=_SLOTS, head=script_tags(), apply_default_css=False, **settings
-    )
+    return scripted("dpxSlots", value, template, tells=True, **settings)
 
 
 def microscope(empty: str, **settings: Any) -> gr.HTML:
     """Tokens that a divergence comes from, to follow through the run; see `components.microscope` for the value."""
     template = f"<div class='dpx-microscope is-empty'><p class='dpx-empty-card'>{escape(empty)}</p></div>"
-    return gr.HTML(
-        "", html_template=template, js_on_load=_MICROSCOPE, head=script_tags(), apply_default_css=False, **settings
-    )
+    return scripted("dpxMicroscope", "", template, **settings)
 
 
 def triangle_picture(**settings: Any) -> gr.HTML:
     """Three words in their triangle (`dpexplore.serving.words`); its `input` event tells `ids` and `shares`."""
     template = "<div class='dpx-triangle'></div>"
-    return gr.HTML(
-        "", html_template=template, js_on_load=_TRIANGLE, head=script_tags(), apply_default_css=False, **settings
-    )
+    return scripted("dpxTriangle", "", template, tells=True, **settings)
 
 
 def chart(kind: str, panes: list[tuple[str, str]], empty: str, *, under: str = "", **settings: Any) -> gr.HTML:
@@ -100,9 +76,7 @@ def chart(kind: str, panes: list[tuple[str, str]], empty: str, *, under: str = "
         f"<div class='dpx-chart is-empty' data-chart='{kind}' data-points='0'>{plots}"
         f"<p class='dpx-empty'>{escape(empty)}</p>{under}</div>"
     )
-    return gr.HTML(
-        "", html_template=template, js_on_load=_MOUNT, head=script_tags(), apply_default_css=False, **settings
-    )
+    return scripted("dpxCharts.mount", "", template, **settings)
 
 
 SCRUBBER = (

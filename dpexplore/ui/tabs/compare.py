@@ -28,7 +28,7 @@ from dpexplore.ui.components.compare_runs import (
 )
 from dpexplore.ui.components.markup import message, quantity, table
 from dpexplore.ui.components.target_panel import QUIET
-from dpexplore.ui.components.widgets import axis_switch, card_title, chart, view
+from dpexplore.ui.components.widgets import axis_switch, card_title, chart, scripted, view
 from dpexplore.ui.visitor import session_of
 
 MOST_RUNS = 24
@@ -43,41 +43,6 @@ EMPTY = (
 )
 AXES = [("steps", "step"), ("prompts scored", "evaluations")]
 FILES = ("runs csv", "runs parquet", "curves csv", "curves parquet")
-
-_SCRIPT = """
-const root = element.querySelector('.dpx-view');
-const show = () => { root.innerHTML = props.value || ''; };
-watch('value', show); show();
-root.addEventListener('change', (event) => {
-  const box = event.target.closest('input[data-run-id]');
-  if (box) trigger('input', { toggle: box.dataset.runId });
-});
-root.addEventListener('click', (event) => {
-  const button = event.target.closest('button[data-drop]');
-  if (button) trigger('input', { drop: button.dataset.drop });
-});
-if (!window.dpxImages) {
-  window.dpxImages = true;
-  document.addEventListener('click', async (event) => {
-    const button = event.target.closest('button[data-image]');
-    if (!button) return;
-    const [id, format] = button.dataset.image.split(':');
-    const plot = document.querySelector(`#${id} .js-plotly-plot`);
-    if (!plot || !plot.data.length) return;
-    // On paper: dark ink on white, whatever the page's own colours are.
-    const layout = JSON.parse(JSON.stringify(plot.layout));
-    const ink = '#1C1C1A', grid = '#DDDBD3';
-    Object.assign(layout, { paper_bgcolor: '#fff', plot_bgcolor: '#fff', width: 1000, height: 600, autosize: false });
-    layout.font = { family: 'Helvetica, Arial, sans-serif', color: ink, size: 15 };
-    layout.margin = { l: 70, r: 24, t: 60, b: 60 };
-    for (const name of Object.keys(layout).filter((key) => /^[xy]axis/.test(key)))
-      Object.assign(layout[name], { gridcolor: grid, linecolor: ink, tickcolor: ink, zerolinecolor: grid });
-    const scale = format === 'png' ? 3 : 1;
-    const url = await window.Plotly.toImage({ data: plot.data, layout }, { format, width: 1000, height: 600, scale });
-    Object.assign(document.createElement('a'), { href: url, download: `dpexplore-${id}.${format}` }).click();
-  });
-}
-"""
 
 
 class Library:
@@ -241,10 +206,7 @@ def _build_panel() -> ComparePanel:
             several: dict[str, Any] = {"file_types": [".json"], "file_count": "multiple"}
             add = gr.UploadButton("Add capsules", size="sm", elem_id="compare-add", scale=0, **several)
         note = view(live=True, elem_id="compare-note")
-        template = "<div class='dpx-view'></div>"
-        rows = gr.HTML(
-            EMPTY, html_template=template, js_on_load=_SCRIPT, apply_default_css=False, elem_id="compare-table"
-        )
+        rows = scripted("dpxCompare", EMPTY, "<div class='dpx-view'></div>", tells=True, elem_id="compare-table")
         with gr.Row(elem_id="compare-files"):
             ids = [f"compare-{name.replace(' ', '-')}" for name in FILES]
             files = [
