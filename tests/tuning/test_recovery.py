@@ -15,10 +15,11 @@ from dpexplore.targets import Target, capture, entropy, random_prompt
 from dpexplore.tuning import Engine, TuneConfig, TuneResult, tune
 from dpexplore.tuning.captured import captured_length
 from dpexplore.tuning.engine.recovery import SHARE, Recover
-from dpexplore.tuning.init import recovery
+from dpexplore.tuning.init import general
+from dpexplore.tuning.init.general import Learning
 from dpexplore.tuning.init.layout import Layout
 from dpexplore.tuning.init.policy import allowed_ids, survives
-from dpexplore.tuning.init.recovery import Learning, Recovery
+from dpexplore.tuning.init.recovery import Recovery
 from dpexplore.tuning.init.regression import RIDGE, SHRINK, Moments, Regression, normal_log_densities
 from dpexplore.tuning.objectives.states import last_states, reads_states
 from dpexplore.tuning.record.bounds import RECOVERED, RECOVERED_NATS
@@ -246,8 +247,8 @@ def test_stop_keeps_the_closest_prompt(lm: LanguageModel) -> None:
 def test_what_was_learnt_is_kept(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     target, ids = planted(lm, 2, seed=3)
     assert recovered(lm, target, config(2)).prompt_ids == ids
-    recovery._known.clear()
-    monkeypatch.setattr(recovery, "Learning", lambda *_: pytest.fail("learnt again"))
+    general._known.clear()
+    monkeypatch.setattr(general, "Learning", lambda *_: pytest.fail("learnt again"))
     assert recovered(lm, target, config(2)).prompt_ids == ids
 
 

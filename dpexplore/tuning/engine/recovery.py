@@ -14,8 +14,9 @@ from dpexplore.floor.inverse import state_behind
 from dpexplore.models.interruption import interruptible, unless
 from dpexplore.tuning.captured import captured_length
 from dpexplore.tuning.engine.capacity import Capacity, is_out_of_memory
+from dpexplore.tuning.init.general import General, Learning, general_of
 from dpexplore.tuning.init.layout import Start
-from dpexplore.tuning.init.recovery import MOST_POSITIONS, General, Learning, Recovery, States, general_of
+from dpexplore.tuning.init.recovery import MOST_POSITIONS, Recovery, States
 from dpexplore.tuning.objectives.next_token import entropy_of
 from dpexplore.tuning.objectives.states import last_states, reads_states
 from dpexplore.tuning.record.bounds import RECOVERED_NATS, Bounds
