@@ -51,7 +51,7 @@ CONFIGS = [
 
 def recorded_engine(lm: LanguageModel, recorder: FakeRecorder) -> Engine:
     engine = Engine(lm)
-    engine.passes = CapturedPasses(lm, recorder)
+    engine.evaluator.passes = CapturedPasses(lm, recorder)
     return engine
 
 

@@ -22,7 +22,7 @@ from dpexplore.serving.run_view import RunView
 from dpexplore.targets import Target, entropy
 from dpexplore.tuning import Engine, EngineServer, Run, TuneConfig, tune
 from dpexplore.tuning.engine import engine as engine_module
-from dpexplore.tuning.engine.engine import INTERNAL_ERROR
+from dpexplore.tuning.engine.evaluator import INTERNAL_ERROR
 from dpexplore.tuning.engine.fairness import SHARED_STEP_SECONDS, Owner, Pace, fair_shares, shares_of_owners
 from dpexplore.tuning.engine.rows import RowStack
 from dpexplore.tuning.objectives.next_token import NextTokenObjective, Scores

@@ -180,14 +180,14 @@ def test_what_the_soft_part_scores_is_counted(
     lm: LanguageModel, target: Target, config: TuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, scored = Engine(lm), 0
-    original = engine._evaluate
+    original = engine.evaluator.evaluate
 
     def watch(stack: RowStack, batch: Batch) -> Evaluation:
         nonlocal scored
         scored += len(batch)
         return original(stack, batch)
 
-    monkeypatch.setattr(engine, "_evaluate", watch)
+    monkeypatch.setattr(engine.evaluator, "evaluate", watch)
     run = prepared(engine.submit(target, config))  # which ends with the step at which the restarts begin
     assert sum(run.steps[0].evaluations) == scored > config.restarts * config.soft_steps
     assert run.result.evaluations == scored

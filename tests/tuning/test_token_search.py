@@ -66,14 +66,14 @@ def test_search_scores_no_prompt_twice_and_never_gets_worse(lm: LanguageModel, t
     engine = Engine(lm)
     run = engine.submit(target, config)
     asked: list[tuple[int, ...]] = []
-    original = engine._evaluate
+    original = engine.evaluator.evaluate
 
     def watch(stack: RowStack, batch: Batch) -> Evaluation:
         if not batch.grad:
             asked.extend(map(tuple, batch.ids.tolist()))
         return original(stack, batch)
 
-    engine._evaluate = watch  # type: ignore[method-assign]
+    engine.evaluator.evaluate = watch  # type: ignore[method-assign]
     while engine.step():
         pass
     assert len(set(asked)) == len(asked)

@@ -13,7 +13,8 @@ from dpexplore.models.cores import take_all_cores
 from dpexplore.models.memory import give_back_memory
 from dpexplore.targets import Target
 from dpexplore.tuning.config import TuneConfig
-from dpexplore.tuning.engine.engine import INTERNAL_ERROR, Engine
+from dpexplore.tuning.engine.engine import Engine
+from dpexplore.tuning.engine.evaluator import INTERNAL_ERROR
 from dpexplore.tuning.engine.fairness import NOBODY, Owner
 from dpexplore.tuning.init.layout import Start
 from dpexplore.tuning.run import Run
