@@ -1,4 +1,4 @@
-"""Targets from NumPy's files: one array over the vocabulary, of probabilities, log-probabilities or logits.
+"""Targets from NumPy's files: one array over the vocabulary, of probabilities, weights, log-probabilities or logits.
 
 Files are treated as hostile: headers are checked before anything is expanded, nothing is unpickled.
 """
@@ -35,13 +35,13 @@ def read_array(
     """Probabilities `(vocab,)` float64 that sum to 1, and what was done to get them.
 
     One array under any name; `(vocab,)`, `(1, vocab)` or `(vocab, 1)`; float16, bfloat16, float32 or float64. `chosen`
-    names one of several arrays. InputError in one sentence for everything else.
+    names one of several arrays; whole numbers are read as `kind` says. InputError in one sentence for everything else.
     """
     try:
         if data[:6] == b"\x93NUMPY":
-            stored, precision = _array(name, "the array", io.BytesIO(data), len(data), lm)
+            stored, precision = _array(name, "the array", io.BytesIO(data), len(data), lm, kind)
         else:
-            stored, precision = _of_archive(name, data, lm, chosen)
+            stored, precision = _of_archive(name, data, lm, kind, chosen)
     except InputError:
         raise
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError, KeyError) as error:
@@ -69,26 +69,58 @@ def _names(archive: zipfile.ZipFile) -> list[str]:
     return [each for each in names if each != "recipe"]  # what `target --out` writes beside `probs`
 
 
-def _of_archive(name: str, data: bytes, lm: LanguageModel, chosen: str | None) -> tuple[np.ndarray, str]:
+def _of_archive(
+    name: str, data: bytes, lm: LanguageModel, kind: Kind | None, chosen: str | None
+) -> tuple[np.ndarray, str]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         arrays = _names(archive)
         if chosen is None:
-            chosen = "probs" if "probs" in arrays else arrays[0] if len(arrays) == 1 else None
+            chosen = _only_row(name, archive, arrays, lm)
         if chosen is None or chosen not in arrays:
             held = ", ".join(map(repr, arrays[:8])) or "nothing"
             raise InputError(f"{name!r} holds {held}; say which array it is by file(…, array='name').")
         member = archive.getinfo(chosen + _SUFFIX)
         with archive.open(member) as stream:
-            return _array(name, f"`{chosen}`", stream, member.file_size, lm)
+            return _array(name, f"`{chosen}`", stream, member.file_size, lm, kind)
 
 
-def _array(name: str, place: str, stream: IO[bytes], size: int, lm: LanguageModel) -> tuple[np.ndarray, str]:
-    """The row of numbers in a .npy stream, its header checked before its data are expanded."""
+def _only_row(name: str, archive: zipfile.ZipFile, arrays: list[str], lm: LanguageModel) -> str | None:
+    """The array that is meant where none is named: `probs`, the only one, or the only row of floats."""
+    rows, orders = [], []
+    for each in arrays[:MOST_NAMES] if len(arrays) > 1 else ():
+        with archive.open(each + _SUFFIX) as stream:
+            shape, dtype = _header(stream)
+        if _is_row(shape) and int(np.prod(shape)) in (lm.vocab_size, len(lm.tokenizer)):
+            (rows if dtype.kind == "f" or dtype == _BFLOAT16 else orders).append(each)
+    chosen = "probs" if "probs" in arrays else arrays[0] if len(arrays) == 1 else rows[0] if len(rows) == 1 else None
+    if chosen is not None and (orders := [each for each in orders if each != chosen]):
+        raise InputError(
+            f"{name!r} holds {chosen!r} and {orders[0]!r}, which may list the tokens in another order than the model's "
+            f"ids; write file(…, array={chosen!r}) if it does not."
+        )
+    return chosen
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     version = np.lib.format.read_magic(stream)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read_header(stream)
-    if sum(side != 1 for side in shape) > 1 or not shape or (dtype.kind != "f" and dtype != _BFLOAT16):
-        raise InputError(f"{place} in {name!r} has shape {shape} and type {dtype}; it is no row of floats.")
+    return shape, dtype
+
+
+def _is_row(shape: tuple[int, ...]) -> bool:
+    return bool(shape) and sum(side != 1 for side in shape) <= 1
+
+
+def _array(
+    name: str, place: str, stream: IO[bytes], size: int, lm: LanguageModel, kind: Kind | None
+) -> tuple[np.ndarray, str]:
+    """The row of numbers in a .npy stream, its header checked before its data are expanded."""
+    shape, dtype = _header(stream)
+    if not _is_row(shape) or (dtype.kind not in "fiu" and dtype != _BFLOAT16):
+        raise InputError(f"{place} in {name!r} has shape {shape} and type {dtype}; it is no row of numbers.")
+    if dtype.kind in "iu" and kind is None:
+        raise InputError(f"{place} in {name!r} holds whole numbers; add kind='weights' if they are counts.")
     count = int(np.prod(shape))
     if count not in (lm.vocab_size, len(lm.tokenizer)) or count > lm.vocab_size:
         raise InputError(f"{name!r} has {count:,} numbers, but the model's vocabulary has {lm.vocab_size:,} tokens.")
@@ -121,8 +153,10 @@ def _probabilities(name: str, values: np.ndarray, kind: Kind | None, precision: 
     if (values < 0).any():
         raise InputError(f"{name!r} holds negative values{'' if kind else f'; {_look(values)}'}.")
     total = float(values.sum())
-    if abs(total - 1) > SUM_TOLERANCE + _lost(precision, len(values)):
-        hint = "" if kind else "; if these are logits, add kind='logits'"
+    if kind == "weights" and not total > 0:
+        raise InputError(f"Every number of {name!r} is 0; at least one token needs a weight.")
+    if kind != "weights" and abs(total - 1) > SUM_TOLERANCE + _lost(precision, len(values)):
+        hint = "" if kind else "; add kind='weights' for counts or percent, kind='logits' for logits"
         raise InputError(f"{name!r} sums to {total:.6g}, but probabilities sum to 1{hint}.")
     return values / total
 

@@ -19,19 +19,23 @@ SEPARATORS = (";", "\t", "|", ",")  # in order of trust: a decimal comma may mak
 ID_NAMES = frozenset({"id", "ids", "token_id", "token_ids", "tokenid", "token id"})
 TEXT_NAMES = frozenset({"text", "token_text", "token text", "token_str", "word", "string", "piece", "decoded_token"})
 TOKEN_NAMES = frozenset({"token", "tokens"})
-VALUE_NAMES = frozenset(
-    {"p", "prob", "probs", "probability", "probabilities", "p(x)", "likelihood", "softmax"}
-    | {"weight", "weights", "share", "frequency", "freq", "count", "counts", "percent", "%"}
-)
+PROBABILITY_NAMES = frozenset({"p", "prob", "probs", "probability", "probabilities", "p(x)", "likelihood", "softmax"})
+WEIGHT_NAMES = frozenset({"weight", "weights", "share", "frequency", "freq", "count", "counts", "percent", "%"})
 LOGPROB_NAMES = frozenset(
     {"logprob", "logprobs", "log_prob", "log_probs", "log prob", "log-probability", "log_probability"}
     | {"log probability", "logp", "log_p", "log p"}
 )
 LOGIT_NAMES = frozenset({"logit", "logits"})
-NUMBER_NAMES = VALUE_NAMES | LOGPROB_NAMES | LOGIT_NAMES
+NUMBER_NAMES = (PROBABILITY_NAMES, WEIGHT_NAMES, LOGPROB_NAMES, LOGIT_NAMES)
+"""In the order in which one of several columns of numbers is taken."""
+_ALL_NUMBERS = frozenset().union(*NUMBER_NAMES)
+TOTAL_NAMES = frozenset({"total", "sum", "grand total", "gesamt", "summe", "gesamtergebnis", "somme", "suma"})
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|nan|[+-]?inf(?:inity)?", re.IGNORECASE)
 _COMMA_NUMBER = re.compile(r"[+-]?\d*,\d+(?:e[+-]?\d+)?", re.IGNORECASE)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+")
+_POINTED = re.compile(r"[1-9]\d{0,2}\.\d{3}")
+_GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(['\u2019 \u2009\u202f])\d{3}(?:\1\d{3})*(?:[.,]\d+)?")
+"""Thousands set apart by what is no decimal sign: apostrophes, spaces of any width."""
 _WHOLE = re.compile(r"\d+(?:\.0*)?")
 _SHOWN = 40
 MOST_CELLS = 2_000_000
@@ -51,6 +55,8 @@ class _Columns:
     """Whether the first row is a header."""
     token_name: str = ""
     kind: Kind | None = None
+    text: int | None = None
+    """Column of the tokens' texts beside that of their ids."""
 
 
 class _Unreadable(Exception):
@@ -80,11 +86,13 @@ def read_table(name: str, data: bytes) -> Listed:
 
 
 def decoded(name: str, data: bytes) -> str:
-    """A file's text in UTF-8, or in UTF-16 with its mark as spreadsheets write it."""
+    """A file's text in UTF-8, or in UTF-16 with its mark as spreadsheets write it. InputError for other encodings."""
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode("utf-16" if utf16 else "utf-8-sig")
         text.encode()  # UTF-16 can hold half characters
+        if 3 * text.count("\0") > len(text):  # UTF-16 without its mark, UTF-32
+            raise UnicodeError
     except UnicodeError:
         raise InputError(f"{name!r} is not UTF-8 text; save it as UTF-8 (Excel: “CSV UTF-8”).") from None
     return text
@@ -130,6 +138,7 @@ def _table(rows: list[Row], separator: str) -> Listed:
         return Listed([])
     columns = _columns(rows, separator)
     body = rows[1:] if columns.names else rows
+    _no_total(body, columns)
     width = len(rows[0][1])
     for line, cells in body:
         if len(cells) != width:
@@ -145,7 +154,18 @@ def _table(rows: list[Row], separator: str) -> Listed:
     ambiguous = whole and columns.token_name not in ID_NAMES | TEXT_NAMES
     if ambiguous:
         tokens = [str(int(float(text))) if "." in text else text for text in texts]
-    return Listed(list(zip(tokens, values, strict=True)), columns.kind, ambiguous)
+    shown = None if columns.text is None else [cells[columns.text] for _, cells in body]
+    return Listed(list(zip(tokens, values, strict=True)), columns.kind, ambiguous, shown=shown)
+
+
+def _no_total(body: list[Row], columns: _Columns) -> None:
+    """A spreadsheet's last line may add up the others; as a token it would take half of the probability."""
+    line, last = body[-1] if len(body) > 2 else (0, [])
+    if last and last[columns.token].strip().rstrip(":").casefold() in TOTAL_NAMES:
+        raise _Unreadable(
+            f"line {line}, {last[columns.token][:_SHOWN]!r}, looks like the sum of the lines above; delete it, or "
+            "put it first if it is a token"
+        )
 
 
 def _width_sentence(line: int, cells: list[str], width: int, separator: str) -> str:
@@ -164,7 +184,7 @@ def _columns(rows: list[Row], separator: str) -> _Columns:
             f"line {line} has 1 column; a token and its probability are two, separated by , or ; or a tab"
         )
     names = [cell.strip().casefold() for cell in first]
-    known = any(name in ID_NAMES | TEXT_NAMES | TOKEN_NAMES or name in NUMBER_NAMES for name in names)
+    known = any(name in ID_NAMES | TEXT_NAMES | TOKEN_NAMES | _ALL_NUMBERS for name in names)
     if _is_number(first[-1]) and (len(first) == 2 or not known):  # a token may be called as a column is
         if len(first) != 2:
             raise _Unreadable(
@@ -182,8 +202,10 @@ def _named_columns(rows: list[Row], names: list[str]) -> _Columns:
     columns = [i for i in range(len(names)) if not (names[i] in ("", "unnamed: 0", "index") and _is_index(rows, i))]
     by_kind = [next((i for i in columns if names[i] in group), None) for group in (ID_NAMES, TEXT_NAMES, TOKEN_NAMES)]
     token = next((i for i in by_kind if i is not None), None)
-    values = [i for i in columns if names[i] in NUMBER_NAMES]
-    value = min(values, key=lambda i: names[i] not in VALUE_NAMES, default=None)
+    value, *others = next(filter(None, ([i for i in columns if names[i] in group] for group in NUMBER_NAMES)), [None])
+    if others:
+        both = f"{names[value]!r} and {names[others[0]]!r}"  # type: ignore[index]
+        raise _Unreadable(f"it has two columns of numbers, {both}; keep the one that is meant")
     if len(columns) == 2:  # the other of two columns needs no name that is known
         token = token if token is not None else next(i for i in columns if i != value)
         value = value if value is not None else next(i for i in columns if i != token)
@@ -195,7 +217,8 @@ def _named_columns(rows: list[Row], names: list[str]) -> _Columns:
     kind: Kind | None = (
         "logprobs" if names[value] in LOGPROB_NAMES else "logits" if names[value] in LOGIT_NAMES else None
     )
-    return _Columns(token, value, True, names[token], kind)
+    text = next((i for i in by_kind[1:] if i is not None), None) if token == by_kind[0] else None
+    return _Columns(token, value, True, names[token], kind, text)
 
 
 def _is_index(rows: list[Row], column: int) -> bool:
@@ -203,8 +226,10 @@ def _is_index(rows: list[Row], column: int) -> bool:
 
 
 def _plain(cell: str) -> str:
-    """A number's cell without what surrounds it: spaces of any kind, a percent sign, a typographic minus."""
-    return cell.replace("\N{NO-BREAK SPACE}", " ").replace("\N{MINUS SIGN}", "-").strip().removesuffix("%").strip()
+    """A number's cell as digits and one decimal sign, without what surrounds it or sets thousands apart."""
+    plain = cell.replace("\N{NO-BREAK SPACE}", " ").replace("\N{MINUS SIGN}", "-").strip().removesuffix("%").strip()
+    grouped = _GROUPED.fullmatch(plain)
+    return plain.replace(grouped[1], "") if grouped else plain
 
 
 def _is_number(cell: str) -> bool:
@@ -221,6 +246,14 @@ def _numbers(cells: list[tuple[int, str]]) -> list[float]:
         raise _Unreadable(f"line {line} mixes percentages with other numbers; write all of them one way")
     if commas and (points or all(_THOUSANDS.fullmatch(cell) for _, cell in commas)):
         raise _Unreadable(f"line {commas[0][0]} has the number {commas[0][1]!r}; write it without commas for thousands")
+    pointed = [(line, cell) for line, cell in cells if "." in cell]
+    whole = any(_WHOLE.fullmatch(_plain(cell)) and _plain(cell).strip("0") for _, cell in cells if "." not in cell)
+    if whole and pointed and not any(percent) and all(_POINTED.fullmatch(_plain(cell)) for _, cell in pointed):
+        line, cell = pointed[0]
+        raise _Unreadable(
+            f"line {line} has the number {cell!r} among whole numbers, which may be {cell.replace('.', '')} or "
+            f"{cell.rstrip('0').rstrip('.')}; write it without points for thousands, or with other decimals"
+        )
     scale = 0.01 if any(percent) else 1.0
     return [scale * _number(line, cell) for line, cell in cells]
 

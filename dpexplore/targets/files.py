@@ -26,6 +26,14 @@ MAX_FILE_BYTES = 64 * 2**20
 """Largest file read; 256,000 tokens with their texts take a tenth of it."""
 ARRAYS, TABLES = (".npz", ".npy"), (".csv", ".tsv", ".json")
 
+_CURES = {
+    (".xlsx", ".xls", ".ods", ".parquet", ".feather"): "save the table as CSV",
+    (".txt", ".dat"): "call a table .csv, whatever separates its columns",
+    (".gz", ".zip", ".xz", ".bz2", ".zst"): "unpack it first",
+    (".pt", ".pth", ".bin", ".safetensors", ".pkl"): "save the tensor by numpy.save(name, tensor.float().numpy())",
+    (".jsonl", ".ndjson"): "put its lines into one list, as in [{…}, {…}]",
+}
+
 
 def save_target(target: Target, path: str | Path, dtype: Literal["float32", "float64"] = "float64") -> None:
     """Write `probs` `(vocab,)` and the recipe text as a .npz file, which `file(path)` reads back."""
@@ -74,7 +82,7 @@ def read_target(
 
 def _read(path: Path) -> bytes:
     if path.suffix.lower() not in ARRAYS + TABLES:
-        hint = "; save the spreadsheet as CSV" if path.suffix.lower() in (".xlsx", ".xls", ".ods") else ""
+        hint = next((f"; {cure}" for endings, cure in _CURES.items() if path.suffix.lower() in endings), "")
         raise InputError(f"{path.name!r} is no target file; it ends in {', '.join(ARRAYS + TABLES)}{hint}.")
     try:
         if not path.is_file():  # a device or a pipe would never end

@@ -16,14 +16,20 @@ _VALUES: dict[str, Kind | None] = {
     "p": None,
     "prob": None,
     "probability": None,
+    "score": None,
     "weight": None,
+    "count": None,
     "logprob": "logprobs",
     "log_prob": "logprobs",
     "logProbability": "logprobs",
     "logit": "logits",
 }
 _IDS = ("id", "token_id", "tokenId")
-_TEXTS = ("token", "text", "tok_str", "decoded_token")
+_TEXTS = ("token", "text", "tok_str", "token_str", "decoded_token")
+_LISTS = {"token": ("tokens", *_TEXTS), "id": ("ids", "token_ids", *_IDS)}
+_NUMBERS = {"p": ("probs", "probabilities"), "logprob": ("logprobs", "log_probs"), "logit": ("logits",)}
+_ANSWERS = ("choices", "generated_text", "completion_probabilities", "candidates", "response", "details", "meta_info")
+"""Fields by which a server's answer is known, whether it tells the likeliest tokens or not."""
 _BYTES = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")  # OpenAI's completions write broken UTF-8 so
 _BY_ID = re.compile(r"token_id:(\d+)")  # vLLM's --return-tokens-as-token-ids
 MOST_JSON = json_text.JsonLimits(items=2_000_000)
@@ -45,7 +51,8 @@ def read_json(name: str, text: str) -> Listed:
     """Tokens and numbers of a JSON file. InputError in one sentence for what holds none.
 
     An object `{token: p}`, a list of such pairs, a list of objects with `token` (or `id`) and `p`, `logprob` or
-    `logit`; or the answer of a server with the likeliest tokens, of which the first position counts.
+    `logit`, or an object with a list of each; a list of one number for each id; or the answer of a server with the
+    likeliest tokens, of which the first position counts.
     """
     try:
         parsed = json_text.read_json(text, MOST_JSON, pairs=_Pairs, finite=False)  # servers write -Infinity
@@ -54,9 +61,14 @@ def read_json(name: str, text: str) -> Listed:
     if (dump := _dump(name, parsed)) is not None:
         return dump
     if isinstance(parsed, _Pairs):
-        return _object(name, parsed)
+        columns = _of_columns(name, parsed)
+        if columns is None:
+            return _object(name, parsed)
+        parsed = columns
     if not isinstance(parsed, list):
         raise InputError(f"{name!r} holds no tokens; write {_EXAMPLE}.")
+    if len(parsed) > 1 and all(_is_number(value) for value in parsed):
+        return Listed([(i, _number(name, "The list", value)) for i, value in enumerate(parsed)], whole=True)
     kinds: set[Kind | None] = set()
     entries: list[tuple[Token, float]] = []
     for index, entry in enumerate(parsed, start=1):
@@ -65,12 +77,55 @@ def read_json(name: str, text: str) -> Listed:
         kinds.add(kind)
     if len(kinds) > 1:
         raise InputError(f"{name!r} mixes probabilities with log-probabilities or logits; write all of them one way.")
-    texts = [entry for entry in parsed if isinstance(entry, list) and not isinstance(entry, _Pairs)]
-    ambiguous = bool(texts) and len(texts) == len(parsed) and all(str(token).isdecimal() for token, _ in entries)
-    return Listed(entries, kinds.pop() if kinds else None, ambiguous)
+    ambiguous = all(str(token).isdecimal() for token, _ in entries) and not any(map(_names_kind, parsed))
+    if ambiguous:
+        entries = [(str(token), value) for token, value in entries]
+    shown = [_text_beside(entry) for entry in parsed]
+    return Listed(entries, kinds.pop() if kinds else None, bool(entries) and ambiguous, shown=shown)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _names_kind(entry: Any) -> bool:
+    """Whether an entry of a list says that its token is an id, or that it is a text."""
+    return isinstance(entry, _Pairs) and any(name in (*_IDS, *_TEXTS[1:]) for name, _ in entry)
+
+
+def _text_beside(entry: Any) -> str:
+    """The text that an entry gives beside an id, empty for none."""
+    texts = (value for name, value in entry if name in _TEXTS) if isinstance(entry, _Pairs) else ()
+    return next((value for value in texts if isinstance(value, str)), "")
+
+
+def _of_columns(name: str, pairs: _Pairs) -> list[_Pairs] | None:
+    """Entries of an object that holds a list, or an object by row, of tokens and one of numbers; None for another."""
+    columns: dict[str, list[Any]] = {}
+    for field, value in pairs:
+        if isinstance(value, list):
+            columns[field] = [each for _, each in value] if isinstance(value, _Pairs) else value
+    fields = {
+        key: next((columns[each] for each in names if each in columns), None)
+        for key, names in {**_LISTS, **{key: (key, *_NUMBERS.get(key, ())) for key in _VALUES}}.items()
+    }
+    found = {key: column for key, column in fields.items() if column is not None}
+    if not set(found) & set(_LISTS) or not set(found) & set(_VALUES):
+        return None
+    if len({len(column) for column in found.values()}) > 1:
+        lengths = " and ".join(f"{len(column):,}" for column in found.values())
+        raise InputError(f"{name!r} has lists of {lengths} entries; each token takes one number.")
+    return [_Pairs(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
 
 
 def _object(name: str, pairs: _Pairs) -> Listed:
+    if any(isinstance(value, list) for _, value in pairs):
+        if pairs.has(*_ANSWERS):
+            raise InputError(
+                f"{name!r} is a server's answer without its likeliest tokens; ask the server for them (`logprobs` with "
+                "`top_logprobs`, `top_n_tokens` or `n_probs`, as it calls them)."
+            )
+        raise InputError(f"{name!r} is an object of other things than tokens and numbers; write {_EXAMPLE}.")
     entries: list[tuple[Token, float]] = [
         (check_text(f"token of {name}", token), _number(name, repr(token), value)) for token, value in pairs
     ]
@@ -84,6 +139,8 @@ def _entry(name: str, place: str, entry: Any) -> tuple[Token, float, Kind | None
     fields: dict[str, Any] = dict(entry) if isinstance(entry, _Pairs) else {}
     value = next((key for key in _VALUES if key in fields), None)
     by_id = next((key for key in _IDS if fields.get(key) is not None), None)
+    if by_id is None and isinstance(fields.get("token"), int):  # fill-mask pipelines; by itself it may be digits
+        by_id = "token"
     text = next((fields[key] for key in _TEXTS if isinstance(fields.get(key), str)), None)
     if value is None or (by_id is None and text is None):
         raise InputError(f'{place} of {name!r} has no token and p; write {{"token": " the", "p": 0.6}}.')
@@ -93,8 +150,9 @@ def _entry(name: str, place: str, entry: Any) -> tuple[Token, float, Kind | None
 
 
 def _token_id(name: str, place: str, value: object) -> int:
-    whole = isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer()
-    if whole or (isinstance(value, str) and value.isdecimal() and len(value) < 20):
+    if (isinstance(value, int | float) and value is not True and float(value).is_integer()) or (
+        isinstance(value, str) and value.isdecimal() and len(value) < 20
+    ):
         return int(value)  # type: ignore[call-overload]
     raise InputError(f"{place} of {name!r} has {str(value)[:40]!r} where a token id should be.")
 

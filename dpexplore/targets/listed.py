@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from dpexplore.models.language_model import LanguageModel
 
-Kind = Literal["probabilities", "logprobs", "logits"]
-"""What a file's numbers are; log-probabilities are natural logarithms."""
+Kind = Literal["probabilities", "weights", "logprobs", "logits"]
+"""What a file's numbers are; weights (counts, percent) have any sum, log-probabilities are natural logarithms."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Rest = Literal["spread", "drop", "refuse"]
 """What becomes of probability that a list of tokens does not account for: evenly to all others, nothing, an error."""
@@ -46,6 +46,10 @@ class Listed:
     """Every token is a whole number, and nothing says whether they are ids or texts of digits."""
     dump_of: str | None = None
     """The server whose answer this is: the likeliest tokens only, of a vocabulary that may be another."""
+    shown: list[str] | None = None
+    """The text that stands beside each id, empty where none does; None for tokens given by text alone."""
+    whole: bool = False
+    """One number for each id from 0 on, as a list without tokens."""
 
 
 def listed_target(
@@ -56,7 +60,12 @@ def listed_target(
     A plain table is normalised. The likeliest tokens that a server gives leave a rest, which by default is spread
     evenly over all other tokens. InputError for what is ambiguous, naming the argument that settles it.
     """
+    if listed.whole and len(listed.entries) not in (lm.vocab_size, len(lm.tokenizer)):
+        raise InputError(
+            f"{name!r} has {len(listed.entries):,} numbers, but the model's vocabulary has {lm.vocab_size:,} tokens."
+        )
     entries = _resolved(name, listed, tokens)
+    _check_shown(name, entries, listed.shown or [], lm)
     kind = kind or listed.kind
     shares = _shares(name, entries, kind)
     told: Provenance = {"sum": sum(share for _, share in shares)}
@@ -82,6 +91,27 @@ def _resolved(name: str, listed: Listed, tokens: TokensAre | None) -> list[tuple
             raise InputError(f"{name!r} has the token {token[:40]!r} where tokens='id' expects a token id.")
         entries.append((int(token) if isinstance(token, str) else token, value))
     return entries
+
+
+def _check_shown(name: str, entries: list[tuple[Token, float]], shown: list[str], lm: LanguageModel) -> None:
+    """InputError if most ids have another text beside them than in this model: the table is of another vocabulary."""
+    named = [(i, text) for (i, _), text in zip(entries, shown, strict=False) if isinstance(i, int) and text.strip()]
+    others = [(i, text) for i, text in named if 0 <= i < lm.vocab_size and not _is_written(lm, i, text)]
+    if 2 * len(others) > len(named):
+        i, text = others[0]
+        raise InputError(
+            f"{name!r} calls the token id {i} {_shown(text)}, but in {lm.name} it is {_shown(lm.token_text(i))}; leave "
+            "the ids out if they are another model's, else the texts."
+        )
+
+
+def _is_written(lm: LanguageModel, i: int, text: str) -> bool:
+    """Whether a text may stand for a token: as it is shown, as its tokenizer stores it, or without spaces."""
+    if text.strip() == lm.token_text(i).strip():
+        return True
+    raw = lm.token_bytes(i)
+    forms = {lm.token_text(i), vocabulary(lm).names.get(i, ""), raw.decode(errors="replace") if raw else ""}
+    return text.strip() in {form.strip() for form in forms} | {repr(form)[1:-1].strip() for form in forms}
 
 
 def _shares(name: str, entries: list[tuple[Token, float]], kind: Kind | None) -> list[tuple[Token, float]]:

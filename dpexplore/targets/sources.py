@@ -281,7 +281,7 @@ class File(Source):
     path: str
     """.npz, .npy, .csv, .tsv or .json."""
     kind: Kind | None = None
-    """What its numbers are: probabilities, natural log-probabilities (`logprobs`) or `logits`."""
+    """What its numbers are: probabilities, weights of any sum, natural log-probabilities (`logprobs`) or `logits`."""
     rest: Rest | None = None
     """Of a list of tokens: what becomes of the probability it does not account for."""
     tokens: TokensAre | None = None
@@ -384,9 +384,9 @@ def file(
 ) -> File:
     """What a file holds: a NumPy array over the vocabulary, or tokens with numbers in CSV or JSON.
 
-    `kind` is 'probabilities', 'logprobs' or 'logits'; `rest` ('spread', 'drop', 'refuse') is what becomes of the
-    probability that a server's likeliest tokens leave; `tokens` ('id', 'text') settles what whole numbers are; `array`
-    names one of several arrays.
+    `kind` is 'probabilities', 'weights' (counts, percent), 'logprobs' or 'logits'; `rest` ('spread', 'drop', 'refuse')
+    is what becomes of the probability that a server's likeliest tokens leave; `tokens` ('id', 'text') settles what
+    whole numbers are; `array` names one of several arrays.
     """
     return File(fspath(path) if isinstance(path, PathLike) else path, kind, rest, tokens, array)
 

@@ -101,7 +101,10 @@ def token_id(lm: LanguageModel, token: str | int) -> int:
     pieces = [lm.token_text(i) for i in lm.encode(token, bos=False)]
     split = " + ".join(repr(piece) for piece in pieces[:8]) + (" + …" if len(pieces) > 8 else "")
     spaced = " " + token
+    stored = lm.tokenizer.get_vocab().get(token)
     hint = f"; {spaced!r}, with a space, is one" if spaced.encode() in ids else ""
+    if stored is not None and stored < lm.vocab_size:  # Ġthe, ▁the, <0x0A>: the tokenizer's own spelling
+        hint = f"; the tokenizer's own name for {lm.token_text(stored)!r} (id {stored}) is no text, write that"
     raise InputError(f"{token[:80]!r} is not one token of {lm.name}: it splits into {split}{hint}.")
 
 

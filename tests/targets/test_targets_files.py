@@ -59,7 +59,16 @@ def test_where_nothing_can_be_written(lm: LanguageModel, tmp_path: Path) -> None
         ("e.json", '{" the": 0.6, "a": 0.2}'),
         ("f.json", '[[" the", 0.6], ["a", 0.2]]'),
         ("g.json", '[{"token": " the", "p": 3}, {"token": "a", "p": 1}]'),
-        ("h.json", '[{"id": {the}, "token": "?", "p": 3}, {"id": {a}, "p": 1}]'),
+        ("h.json", '[{"id": {the}, "token": "Ġthe", "p": 3}, {"id": {a}, "p": 1}]'),
+        ("i.json", '{"tokens": [" the", "a"], "probs": [0.6, 0.2]}'),
+        ("j.json", '{"token_id": {"0": {the}, "1": {a}}, "count": {"0": 3, "1": 1}}'),
+        (
+            "k.json",
+            '[{"score": 0.6, "token": {the}, "token_str": "the"}, {"score": 0.2, "token": {a}, "token_str": "a"}]',
+        ),
+        ("l.csv", "token;count\n the;7\u202f500\na;2\u202f500\n"),
+        ("m.csv", "token,count\n the,7'500\na,2'500\n"),
+        ("n.csv", "id,token,p,logprob\n{the},the,0.6,-0.5\n{a},a,0.2,-1.6\n"),
     ],
 )
 def test_tables_of_token_and_probability(lm: LanguageModel, tmp_path: Path, name: str, text: str) -> None:
@@ -86,22 +95,37 @@ def test_tables_of_token_and_probability(lm: LanguageModel, tmp_path: Path, name
         ("a.csv", b"id,p\nx,1\n", "where a token id"),
         ("a.csv", b'"a,1\n', "no CSV .* quotation mark"),
         ("a.csv", b"\xff\xfe\xff", "UTF-8"),
+        ("a.csv", "token,p\na,1\n".encode("utf-16-be"), "UTF-8"),
+        ("a.csv", "token,p\na,1\n".encode("utf-32"), "UTF-8"),
+        ("a.csv", b"token,p\na,0.5\nb,0.5\nTotal,1\n", "line 4, 'Total', looks like the sum"),
+        ("a.csv", b"token;n\na;1.000\nb;500\n", "'1.000' among whole numbers"),
+        ("a.csv", b"token,p,p\na,1,2\n", "two columns of numbers, 'p' and 'p'"),
+        ("a.csv", b"id,token,p\n5, the,0.6\n6,a,0.4\n", "calls the token id 5 ' the'"),
+        ("a.csv", "Ġthe,1\n".encode(), "tokenizer's own name for ' the'"),
         ("a.csv", b"a,1\n" + b"b" * 200_000, "CSV"),
         ("a.json", b"{", "no JSON"),
         ("a.json", b"[" * 100_000, "no JSON"),
         ("a.json", b"7", "holds no tokens"),
+        ("a.json", b"[0.5, 0.5]", "has 2 numbers"),
+        ("a.json", b'{"tokens": ["a"], "p": [1, 2]}', "lists of 1 and 2"),
+        ("a.json", b'[{"token": "1", "p": 1}]', "tokens='id'"),
+        ("a.json", b'[{"token": 1, "p": 1}]', "tokens='id'"),
+        ("a.json", b'{"choices": [{"logprobs": null}]}', "without its likeliest tokens"),
+        ("a.json", b'{"recipe": "x", "top": []}', "other things than tokens"),
         ("a.json", b'{"a": 1, "a": 2}', "given twice"),
         ("a.json", b'{"a": "x"}', "where a probability"),
         ("a.json", b'{"a": true}', "where a probability"),
         ("a.json", b'{"a": NaN}', "0 or more"),
         ("a.json", b'{"a": 1' + b"0" * 5000 + b"}", "JSON"),
-        ("a.json", b'{"a": [1]}', "where a probability"),
+        ("a.json", b'{"a": [1]}', "other things than tokens"),
         ("a.json", b'[{"p": 1}]', "no token and p"),
         ("a.json", b"[[1, 2]]", "no token and p"),
         ("a.json", b'[{"id": 1.5, "p": 1}]', "where a token id"),
         ("a.json", b'[{"id": 100000, "p": 1}]', "no token id"),
         ("a.npz", b"no archive", "no .npz file"),
-        ("a.txt", b"a,1", "is no target file"),
+        ("a.txt", b"a,1", "is no target file.*call a table .csv"),
+        ("a.csv.gz", b"a,1", "unpack it"),
+        ("a.pt", b"a,1", "numpy.save"),
     ],
 )
 def test_bad_files_get_a_sentence(lm: LanguageModel, tmp_path: Path, name: str, data: bytes, says: str) -> None:
@@ -124,16 +148,37 @@ def test_bad_arrays_get_a_sentence(lm: LanguageModel, tmp_path: Path) -> None:
         (np.full(7, 1 / 7), rf"7 numbers.*{size}"),
         (np.stack([good, good]), "no row"),
         (np.full(size, "x"), "no row"),
-        (np.zeros(size, dtype=np.int64), "no row"),
+        (np.ones(size, dtype=np.int64), "kind='weights'"),
         (np.where(np.arange(size) == 3, np.nan, good), "NaN"),
         (np.where(np.arange(size) == 3, -good, good), "negative"),
-        (good * 2, "sums to 2"),
+        (good * 2, "sums to 2.*kind='weights'"),
     ):
         with pytest.raises(InputError, match=says):
             file(npz(path, probs=array)).build(lm)
     with pytest.raises(InputError, match=r"holds 'a', 'b'; say which array"):
         file(npz(path, a=good, b=good)).build(lm)
     assert torch.equal(file(npz(path, a=good, b=good), array="b").build(lm).probs, torch.from_numpy(good))
+
+
+def test_counts_are_normalised_on_request(lm: LanguageModel, tmp_path: Path) -> None:
+    counts = np.arange(lm.vocab_size)
+    for array in (counts, counts.astype(np.uint16), counts / 7):
+        read = file(npz(tmp_path / "a.npz", n=array), kind="weights").build(lm).probs
+        np.testing.assert_allclose(read, counts / counts.sum())
+    with pytest.raises(InputError, match="is 0"):
+        file(npz(tmp_path / "a.npz", n=0 * counts), kind="weights").build(lm)
+    (tmp_path / "a.json").write_text(json.dumps(counts.tolist()))
+    np.testing.assert_allclose(file(tmp_path / "a.json").build(lm).probs, counts / counts.sum())
+
+
+def test_the_only_row_of_several_arrays_is_taken(lm: LanguageModel, tmp_path: Path) -> None:
+    """Unless another one may say whose numbers these are."""
+    path, good = tmp_path / "a.npz", np.full(lm.vocab_size, 1 / lm.vocab_size)
+    assert torch.equal(file(npz(path, kl=0.5, p=good, prompt="x")).build(lm).probs, torch.from_numpy(good))
+    for names in ({"p": good, "tokens": np.full(len(good), "x")}, {"probs": good, "ids": np.arange(len(good))[::-1]}):
+        with pytest.raises(InputError, match=r"another order than the model's ids; write file\(…, array='p"):
+            file(npz(path, **names)).build(lm)
+        assert file(path, array=next(iter(names))).build(lm).probs[0] == good[0]
 
 
 def test_pickles_are_never_read(lm: LanguageModel, tmp_path: Path) -> None:
