@@ -43,7 +43,7 @@ def check_layers(raw: dict[str, Any], name: str) -> None:
 def count_parameters(config: PretrainedConfig, name: str) -> int:
     """Parameters of the architecture, tied ones once, without allocating any.
 
-    InputError if the architecture has more modules than could be built in seconds, or sizes that contradict each other.
+    InputError if the architecture has more modules than could be built in seconds, or settings that do not go together.
     """
     check_layers(config.to_dict(), name)
     try:
@@ -59,7 +59,8 @@ def count_parameters(config: PretrainedConfig, name: str) -> int:
         ) from error
     except Exception as error:  # each architecture fails in its own way at sizes that do not go together
         raise InputError(
-            f"The sizes in the config.json of {name} contradict each other; download or save the model again."
+            f"No model can be built from the config.json of {name} ({in_short(error)}); upgrade transformers if the model "
+            "is newer, else download or save it again."
         ) from error
     return sum(parameter.numel() for parameter in model.parameters())
 

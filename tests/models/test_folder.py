@@ -60,6 +60,29 @@ def test_a_config_that_is_none_is_a_sentence(folder: Path, content: str) -> None
         load_model(str(folder), device="cpu")
 
 
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "hyperbolic", "factor": 2.0},
+        {"type": "hyperbolic", "factor": 2.0},
+        {"rope_type": ["linear"], "factor": 2.0},
+        {"rope_type": "linear", "factor": "two"},
+        "linear",
+        [1],
+    ],
+)
+def test_a_rotation_that_transformers_does_not_know_is_a_sentence(
+    tiny_folders: Callable[[str], Path], tmp_path: Path, scaling: object
+) -> None:
+    folder = shutil.copytree(tiny_folders("llama"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"rope_scaling": scaling, "rope_parameters": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="hyperbolic|damaged|upgrade transformers") as refusal:
+        load_model(str(folder), device="cpu")
+    assert "\n" not in str(refusal.value)
+
+
 def test_a_config_that_never_ends_is_not_read(folder: Path) -> None:
     (folder / "config.json").unlink()
     os.mkfifo(folder / "config.json")
