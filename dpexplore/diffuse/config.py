@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from dpexplore.checks import check_flag, check_number, check_seed, check_whole
 from dpexplore.errors import InputError
 
 Size = Literal["small", "full"]
@@ -48,14 +48,13 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         for name, high in {"rank": 1024, "passes": 1_000_000, "batch": 1_000_000}.items():
-            _whole(name, getattr(self, name), 1, high)
-        _whole("seed", self.seed, 0, 2**63 - 1)
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), 1, high))
+        object.__setattr__(self, "seed", check_seed(self.seed))
         for name in ("learning_rate", "clip"):
-            _number(name, getattr(self, name), above=0.0)
-        _number("gamma", self.gamma, above=-1e-12)
+            check_number(name, getattr(self, name), "a number above 0", lambda number: number > 0)
+        check_number("gamma", self.gamma, "a number from 0 on", lambda number: number >= 0)
         for name in ("decay", "early_stop"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} is {getattr(self, name)!r}; use True or False.")
+            check_flag(name, getattr(self, name))
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> AdapterConfig:
@@ -66,13 +65,3 @@ class AdapterConfig:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
-
-
-def _whole(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InputError(f"{name} is {value!r}; it is a whole number from {low} to {high}.")
-
-
-def _number(name: str, value: object, above: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < math.inf:
-        raise InputError(f"{name} is {value!r}; it is a number above {above:.0f}.")

@@ -114,7 +114,7 @@ def coverage(counts: Iterable[int], draws: int, total: int | None = None) -> flo
 
 def perplexity(lm: LanguageModel, text: str) -> float:
     """exp of the mean NLL of a text's tokens, each given up to 512 tokens before it (windows side by side)."""
-    ids = lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = lm.text_ids(text)
     window = min(TEXT_WINDOW, lm.max_positions or TEXT_WINDOW) - len(lm.bos_ids)
     total = count = 0.0
     for start in range(0, len(ids), window):

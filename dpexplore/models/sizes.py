@@ -59,8 +59,8 @@ def count_parameters(config: PretrainedConfig, name: str) -> int:
         ) from error
     except Exception as error:  # each architecture fails in its own way at sizes that do not go together
         raise InputError(
-            f"No model can be built from the config.json of {name} ({in_short(error)}); upgrade transformers if the model "
-            "is newer, else download or save it again."
+            f"No model can be built from the config.json of {name} ({in_short(error)}); upgrade transformers if the "
+            "model is newer, else download or save it again."
         ) from error
     return sum(parameter.numel() for parameter in model.parameters())
 

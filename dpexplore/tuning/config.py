@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from dpexplore.checks import check_text
+from dpexplore.checks import check_flag, check_number, check_text, check_whole
 from dpexplore.errors import InputError
 from dpexplore.tuning.knobs import KNOBS, Divergence, TokenPolicy
 from dpexplore.tuning.norm_budget import NormBudget
@@ -152,15 +151,12 @@ class TuneConfig:
             if knob.choices:
                 _one_of(name, value, knob.choices)
             elif knob.low is not None and knob.high is not None and not (knob.optional and value is None):
-                object.__setattr__(self, name, _whole(name, value, knob.low, knob.high))
+                object.__setattr__(self, name, check_whole(name, value, knob.low, knob.high))
         for name in ("bos", "strict", "round_trip", "chat"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} is {getattr(self, name)!r}; use True or False.")
+            check_flag(name, getattr(self, name))
         if self.init_text is not None:
             check_text("init_text", self.init_text)
-        rate = self.learning_rate
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
-            raise InputError(f"learning_rate is {rate!r}; it is a number above 0, 0.1 in the paper.")
+        check_number("learning_rate", self.learning_rate, "a number above 0, 0.1 in the paper", lambda rate: rate > 0)
 
     def parsed_slots(self) -> Slots:
         """The slots asked for, or the paper's: `length` tokens of one kind."""
@@ -253,14 +249,6 @@ def fig4_slots(length: int = 5) -> tuple[str, ...]:
 def _one_of(name: str, value: object, accepted: tuple[str, ...]) -> None:
     if value not in accepted:
         raise InputError(f"{name} is {value!r}; use one of {', '.join(map(repr, accepted))}.")
-
-
-def _whole(name: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, float) and value.is_integer():  # 2.0, as YAML, JSON and spreadsheets write numbers
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InputError(f"{name} is {value!r}; it is a whole number from {low} to {high}.")
-    return value
 
 
 def _tokens(name: str, value: object) -> tuple[str | int, ...]:

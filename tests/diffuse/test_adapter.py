@@ -122,7 +122,7 @@ def test_adapters_load_with_plain_peft_and_replay(
     faults = " ".join(json.loads(capsys.readouterr().out)["faults"])
     for fault in (
         "`model.name` is missing",
-        "passes is 0",
+        "`passes` is 0",
         "`targets.0.recipe` is missing",
         "`result.answers.0.valid_",
     ):

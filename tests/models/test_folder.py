@@ -78,7 +78,7 @@ def test_a_rotation_that_transformers_does_not_know_is_a_sentence(
     config = json.loads((folder / "config.json").read_text())
     config |= {"rope_scaling": scaling, "rope_parameters": None}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="hyperbolic|damaged|upgrade transformers") as refusal:
+    with pytest.raises(InputError, match=r"hyperbolic|damaged|upgrade transformers") as refusal:
         load_model(str(folder), device="cpu")
     assert "\n" not in str(refusal.value)
 

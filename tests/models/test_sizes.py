@@ -61,5 +61,5 @@ def test_a_missing_package_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None
 def test_sizes_that_contradict_each_other() -> None:
     config = LlamaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
     config.vocab_size = -8
-    with pytest.raises(InputError, match="No model can be built .*upgrade transformers"):
+    with pytest.raises(InputError, match=r"No model can be built .*upgrade transformers"):
         count_parameters(config, "it")

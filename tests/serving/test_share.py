@@ -98,7 +98,7 @@ def test_a_small_link_cannot_become_a_large_one() -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (["m", "entropy(bits=2)", {"restarts": 0}], "restarts is 0"),
+        (["m", "entropy(bits=2)", {"restarts": 0}], "`restarts` is 0"),
         (["m", "entropy(bits=2)", {"colour": 1}], "unknown field"),
         (["m", "entropy(bit=2)", {}], "takes no `bit`"),
         (["", "entropy(bits=2)", {}], "names no model"),

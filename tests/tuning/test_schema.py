@@ -92,7 +92,7 @@ def test_any_damage_is_a_sentence(capsule: dict[str, Any], data: st.DataObject) 
         (("result", "kl_nats"), "0.3", '`result.kl_nats` is "0.3"; it should be a valid number'),
         (("result", "best_restart"), 9, "names restart 9 as the best"),
         (("result", "status"), "fine", "`result.status`"),
-        (("config", "steps"), 0, "steps is 0"),
+        (("config", "steps"), 0, "`steps` is 0"),
         (("config", "speed"), 1, "unknown field 'speed'"),
         (("restarts", 1, "embeds"), None, "`restarts.1` has soft positions and no embeds"),
         (("result", "prompt_embeds", "shape"), [1, HIDDEN], "does not have"),

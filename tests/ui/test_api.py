@@ -124,7 +124,7 @@ def test_reach_answers_with_its_proof(address: str) -> None:
         (("entropy(bits=99)",), "99 was asked for"),
         (("",), "use a text"),
         (("entropy(bits=2)", "loud"), "method is 'loud'"),
-        (("entropy(bits=2)", "soft", 2, 0), "restarts is 0"),
+        (("entropy(bits=2)", "soft", 2, 0), "`restarts` is 0"),
         (("entropy(bits=2)", "soft", 2, 1, 4, 0, "", "", "slow"), "preset is 'slow'"),
         (("entropy(bits=2)", "soft", 2, 1, 4, 0, "", "", "paper", {"colour": 1}), "unknown field 'colour'"),
     ],

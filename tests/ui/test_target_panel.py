@@ -93,8 +93,8 @@ def test_a_control_writes_the_recipe_and_the_preview(app: AppContext) -> None:
         ("outliers", (3, 500, 0, [], ""), None, {"count": 100}, "Outlier tokens goes from 1 to 100: 500 became 100"),
         ("hand", ("#70 1", 2.5), None, {"rest": 0.99}, "2.5 became 0.99"),
         ("entropy", (None, 0, "", 0.2), None, {}, "Entropy is empty"),
-        ("entropy", (3, 1.5, "", 0.2), None, {}, "Seed is 1.5; type a whole number, 0 or more"),
-        ("pos", ("NOUN", 0, 0, "strict"), None, {}, "Tokens is 0; type a whole number, 1 or more"),
+        ("entropy", (3, 1.5, "", 0.2), None, {}, "`Seed` is 1.5; use a whole number 0 or more"),
+        ("pos", ("NOUN", 0, 0, "strict"), None, {}, "`Tokens` is 0; use a whole number 1 or more"),
     ],
 )
 def test_a_number_out_of_range_is_put_to_the_end_in_words_or_refused_by_the_name_of_its_field(
@@ -108,7 +108,7 @@ def test_a_number_out_of_range_is_put_to_the_end_in_words_or_refused_by_the_name
 
 def test_settings_are_judged_as_they_are_typed_and_a_mended_one_is_ready_again(app: AppContext) -> None:
     values = control_values(TuneConfig())
-    for change, said in (({"restarts": 0}, "restarts is 0"), ({"seed": 1.5}, "seed is 1.5"), ({}, "Ready")):
+    for change, said in (({"restarts": 0}, "`restarts` is 0"), ({"seed": 1.5}, "`seed` is 1.5"), ({}, "Ready")):
         assert said in (check_settings(app, "typing", "tiny", values | change) or "")
     assert check_settings(app, "typing", "tiny", values) is None  # said before
     assert "prepared" in (check_settings(app, "early", "not loaded", values) or "")

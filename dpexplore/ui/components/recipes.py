@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
+from dpexplore.checks import check_number, check_whole
 from dpexplore.errors import InputError
 from dpexplore.targets import Recipe, parse_recipe
 from dpexplore.targets.descent import STEP_SIZE
@@ -64,14 +64,14 @@ def with_base(text: str, base: Recipe) -> str:
 def entropy_recipe(bits: float, seed: float, method: str, step: float = STEP_SIZE) -> Recipe:
     """`method` as `METHOD_NAMES` calls it; `step` counts for gradient descent alone."""
     if method == METHOD_NAMES["temperature"]:
-        return Entropy(_number("Entropy", bits), whole("Seed", seed), method="temperature")
-    return Entropy(_number("Entropy", bits), whole("Seed", seed), step=_number("Step", step))
+        return Entropy(number("Entropy", bits), whole("Seed", seed), method="temperature")
+    return Entropy(number("Entropy", bits), whole("Seed", seed), step=number("Step", step))
 
 
 def outliers_recipe(bits: float, count: float, seed: float, picks: list[str] | None, mass: str) -> Recipe:
     """`picks` as `token_value` writes them; without any, `count` tokens are drawn with the seed."""
     outliers = tuple(_picked(pick) for pick in picks or ()) or whole("Outlier tokens", count, 1)
-    return Entropy(_number("Entropy", bits), whole("Seed", seed), outliers=outliers, mass=mass_of(mass))
+    return Entropy(number("Entropy", bits), whole("Seed", seed), outliers=outliers, mass=mass_of(mass))
 
 
 def mass_of(name: str) -> Mass:
@@ -95,7 +95,7 @@ def pos_recipe(tag: str, count: float, seed: float, mode: str) -> Recipe:
 
 
 def hand_recipe(lines: str, rest: float) -> Recipe:
-    return Tokens(tuple(read_weights(lines)), rest=_number("Share", rest))
+    return Tokens(tuple(read_weights(lines)), rest=number("Share", rest))
 
 
 def file_recipe(path: str | None, kind: str = "", tokens: str = "", rest: str = "", array: str = "") -> Recipe:
@@ -196,16 +196,14 @@ def _picked(pick: str) -> str | int:
     return int(pick[1:]) if pick.startswith("#") else pick[1:]
 
 
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def number(name: str, value: object) -> float:
+    """A field's value. InputError that names the field if it is empty."""
+    if value is None:
         raise InputError(f"{name} is empty; a number is needed.")
-    return float(value)
+    return check_number(name, value, "a number", lambda _: True)
 
 
 def whole(name: str, value: object, low: int = 0, high: int | None = None) -> int:
     """A field's value as a whole number from `low` to `high`. InputError that names the field and its range."""
-    number = _number(name, value)
-    if not math.isfinite(number) or number != int(number) or number < low or (high is not None and number > high):
-        span = f"{low} or more" if high is None else f"from {low} to {high}"
-        raise InputError(f"{name} is {number:g}; type a whole number, {span}.")
-    return int(number)
+    number(name, value)
+    return check_whole(name, value, low, high)

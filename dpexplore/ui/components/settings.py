@@ -13,6 +13,7 @@ from gradio.components import Component
 from dpexplore.errors import InputError
 from dpexplore.tuning import PRESETS, Slot, Slots, TuneConfig
 from dpexplore.tuning.knobs import HARD_RULES, KNOBS, SOFT_RULES, Knob
+from dpexplore.ui.components.recipes import number
 
 MAIN = ("method", "slots", "length", "restarts", "steps", "seed")
 """Settings that are always in view."""
@@ -99,8 +100,8 @@ def from_control(name: str, value: Any) -> Any:
     if _may_be_off(knob):
         value = value or None
     numeric = knob.low is not None or name == "learning_rate"
-    if value is None and numeric and not knob.optional:
-        raise InputError(f"{name} is empty; a number is needed.")
+    if numeric and not knob.optional:
+        number(name, value)
     return int(value) if numeric and value is not None and float(value).is_integer() else value
 
 
