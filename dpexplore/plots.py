@@ -130,8 +130,8 @@ def kl_parts(target: np.ndarray, log_achieved: np.ndarray, count: int = 10) -> K
 
     below = rows(np.argsort(-shares, kind="stable"), shares > 0)
     above = rows(np.argsort(-extra, kind="stable"), extra > 0)
-    told = sum(row.kl_nats for row in below + above)
-    return KlParts(below, above, len(target) - len(below) - len(above), float(shares.sum()) - told)
+    listed = sum(row.kl_nats for row in below + above)
+    return KlParts(below, above, len(target) - len(below) - len(above), float(shares.sum()) - listed)
 
 
 @dataclass(frozen=True)

@@ -256,12 +256,12 @@ def _show_step(name: str, run: dp.Run, step: dp.TuneStep, show: Show) -> None:
 def _show(before: list[Answers], after: list[Answers], summary: dict[str, Any]) -> None:
     moments = {"untuned": before} if after is before else {"before": before, "after": after}
     for i, first in enumerate(before):
-        fits = [told[i].fit for told in moments.values()]
+        fits = [answers[i].fit for answers in moments.values()]
         kls = " -> ".join(f"{fit.kl_nats:.4f}" for fit in fits)
         masses = " -> ".join(f"{fit.valid_mass:.2%}" for fit in fits)
         say(f"{first.name}: KL {kls} nats, valid mass {masses}")
-        for when, told in moments.items():
-            _show_facts(when, told[i].facts)
+        for when, answers in moments.items():
+            _show_facts(when, answers[i].facts)
     cost = ""
     if "perplexity_before" in summary:
         cost = f", held-out perplexity {summary['perplexity_before']:.2f} -> {summary['perplexity_after']:.2f}"

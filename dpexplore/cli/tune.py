@@ -165,8 +165,8 @@ def _tune_and_show(run: dp.Run, out: Path | None, as_json: bool) -> None:
 def _follow(run: dp.Run, show: Callable[[dp.TuneStep], None]) -> None:
     """Show every step; a first signal stops the run and keeps its best, a second one leaves."""
     with stoppable(run.cancel):
-        for told in run.preparing():
-            progress(told)
+        for text in run.preparing():
+            progress(text)
         for step in run:
             show(step)
 

@@ -28,7 +28,7 @@ CAPSULE_FILE = "capsule.json"
 REPLAY_TOLERANCE_NATS = 1e-3
 
 
-def make_capsule(run: AdapterRun, told: Sequence[Answers]) -> dict[str, Any]:
+def make_capsule(run: AdapterRun, results: Sequence[Answers]) -> dict[str, Any]:
     """Everything that made an adapter and that came of it, as JSON-ready values."""
     return {
         "format": FORMAT,
@@ -44,24 +44,24 @@ def make_capsule(run: AdapterRun, told: Sequence[Answers]) -> dict[str, Any]:
         "config": run.config.to_dict(),
         "targets": [
             {"name": one.name, "recipe": target.recipe, "provenance": target.provenance}
-            for one, target in zip(told, run.targets, strict=True)
+            for one, target in zip(results, run.targets, strict=True)
         ],
         "result": {
             "status": run.status,
             "passes": len(run.steps),
             "seconds": round(run.seconds, 3),
-            "answers": [one.to_dict() for one in told],
+            "answers": [one.to_dict() for one in results],
         },
         "history": {"cross_entropy_nats": [[finite(nats) for nats in step.cross_entropy_nats] for step in run.steps]},
     }
 
 
-def save_run(run: AdapterRun, told: Sequence[Answers], folder: Path) -> None:
+def save_run(run: AdapterRun, results: Sequence[Answers], folder: Path) -> None:
     """Write the adapter in PEFT's format, and the capsule beside it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with replacing_folder(folder) as beside:
         run.adapter.save(beside)
-        text = json.dumps(make_capsule(run, told), indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(make_capsule(run, results), indent=1, ensure_ascii=False, allow_nan=False)
         write_file(beside / CAPSULE_FILE, text)
 
 

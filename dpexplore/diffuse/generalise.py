@@ -31,7 +31,7 @@ class Cell:
     mode: Mode
     trained: tuple[str, ...]
     tested: str
-    told: list[Answers]
+    results: list[Answers]
     """Each request, in the order of seeds."""
 
     @property
@@ -41,12 +41,12 @@ class Cell:
     @property
     def kl_nats(self) -> tuple[float, float, float]:
         """Sequence-level KL over the outcomes: mean, and the ends of its interval."""
-        return interval([one.fit.kl_nats for one in self.told])
+        return interval([one.fit.kl_nats for one in self.results])
 
     @property
     def valid_mass(self) -> tuple[float, float, float]:
         """Probability of a valid outcome: mean, and the ends of its interval."""
-        return interval([one.fit.valid_mass for one in self.told])
+        return interval([one.fit.valid_mass for one in self.results])
 
 
 def generalise(
@@ -74,14 +74,14 @@ def generalise(
             tested = [name for name in planned if (mode, trained, name) not in known]
             if not tested:
                 continue
-            told: dict[str, list[Answers]] = {name: [] for name in tested}
+            results: dict[str, list[Answers]] = {name: [] for name in tested}
             for seed in seeds if trained else seeds[:1]:
                 progress(f"{mode}: " + (f"training on {', '.join(trained)}, seed {seed}" if trained else "measuring"))
                 model = _train(lm, [target for name in trained for _, target in built[name]], config, seed)
                 for name in tested:
-                    told[name] += [answers(model, task, target, seed=seed) for task, target in built[name]]
+                    results[name] += [answers(model, task, target, seed=seed) for task, target in built[name]]
             for name in tested:
-                yield Cell(mode, trained, name, told[name])
+                yield Cell(mode, trained, name, results[name])
 
 
 def _plan(mode: Mode, families: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:

@@ -16,7 +16,7 @@ ROWS = {"untuned": "nothing (untuned)", "leave-one-out": "all the others"}
 
 def cell_record(cell: Cell, settings: dict[str, Any]) -> dict[str, Any]:
     """A cell as JSON-ready values; `settings` are what it depends on besides its place."""
-    fields = {"mode": cell.mode, "trained": list(cell.trained), "tested": cell.tested, "requests": len(cell.told)}
+    fields = {"mode": cell.mode, "trained": list(cell.trained), "tested": cell.tested, "requests": len(cell.results)}
     return {"event": "cell", **fields, "kl_nats": cell.kl_nats, "valid_mass": cell.valid_mass, "settings": settings}
 
 

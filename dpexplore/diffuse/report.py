@@ -58,13 +58,13 @@ def answers(
     return Answers(name, fit, sample_facts(target, drawn) if samples else None, drawn)
 
 
-def means(told: Sequence[Answers]) -> dict[str, float]:
+def means(results: Sequence[Answers]) -> dict[str, float]:
     """The exact figures, in nats and shares, averaged over requests."""
     return {
-        "cross_entropy_nats": fmean(one.fit.cross_entropy_nats for one in told),
-        "floor_nats": fmean(one.fit.floor_nats for one in told),
-        "kl_nats": fmean(one.fit.kl_nats for one in told),
-        "valid_mass": fmean(one.fit.valid_mass for one in told),
+        "cross_entropy_nats": fmean(one.fit.cross_entropy_nats for one in results),
+        "floor_nats": fmean(one.fit.floor_nats for one in results),
+        "kl_nats": fmean(one.fit.kl_nats for one in results),
+        "valid_mass": fmean(one.fit.valid_mass for one in results),
     }
 
 

@@ -49,8 +49,8 @@ class Claim:
         unit = f" {self.unit}" if self.unit else ""
         read = f"{self.reading[:1].upper()}{self.reading[1:]}. " if self.reading else ""
         effect = f"{self.effect[:1].upper()}{self.effect[1:]}" if read else self.effect
-        told = f"{read}{effect}: {_short(self.value)}{unit}{interval} (n = {self.count}; {self.method})"
-        return f"{told}. {self.note}" if self.note else told
+        text = f"{read}{effect}: {_short(self.value)}{unit}{interval} (n = {self.count}; {self.method})"
+        return f"{text}. {self.note}" if self.note else text
 
     def to_dict(self) -> dict[str, Any]:
         plain = {key: None if isinstance(value, float) and not np.isfinite(value) else value
@@ -120,8 +120,8 @@ def claims_markdown(claims: list[Claim]) -> str:
         unit = f" {claim.unit}" if claim.unit else ""
         value, low, high = map(_short, (claim.value, claim.low, claim.high))
         found = f"{claim.effect}: {value}{unit} ({low} to {high}), n = {claim.count}"
-        told = found if np.isfinite(claim.low) else claim.finding
-        lines.append(f"| {claim.claim} | {claim.reading} | **{claim.verdict}** | {told} |")
+        finding = found if np.isfinite(claim.low) else claim.finding
+        lines.append(f"| {claim.claim} | {claim.reading} | **{claim.verdict}** | {finding} |")
     return "\n".join(lines) + "\n"
 
 

@@ -245,13 +245,13 @@ def _against_vanilla(data: SweepData, group: str, text: str, note: str = "", als
         difference = paired(data.targets, "kl_nats", "group", vanilla, group, ["seed"])
         if not len(difference):
             continue
-        told = note
+        remark = note
         if len(difference) > 5 and np.ptp(difference) > 0:
             test: Any = stats.wilcoxon(difference, alternative="greater")
             easier = f"Easier in {int((difference > 0).sum())} of {len(difference)} pairs"
-            told = f"{easier}; Wilcoxon p = {test.pvalue:.1g}. {note}".strip()
+            remark = f"{easier}; Wilcoxon p = {test.pvalue:.1g}. {note}".strip()
         effect, reading = "loss of matched vanilla minus theirs [nats]", f"{family}{also}"
-        found.append(claimed(data, text, effect, over_seeds(difference), PAIRED, told, reading=reading))
+        found.append(claimed(data, text, effect, over_seeds(difference), PAIRED, remark, reading=reading))
     return where_all_agree(found, [f"{family}{also}" for family in FAMILIES.values()])
 
 

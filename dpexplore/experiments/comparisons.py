@@ -56,9 +56,9 @@ def fig3(data: SweepData) -> Drawn | None:
     for look, (_, shape) in zip(series_of(list(shapes["group"])), shapes.iterrows(), strict=False):
         ranks = [int(rank) for rank in shape["names"]]
         loss = data.group(look.name)["kl_nats"]
-        told = f"{named(look.name)}: loss {loss.iloc[0]:.2f} nats" if len(loss) else named(look.name)
+        legend = f"{named(look.name)}: loss {loss.iloc[0]:.2f} nats" if len(loss) else named(look.name)
         figure.add_scatter(
-            x=ranks, y=list(shape["values"]), name=told, mode="lines",
+            x=ranks, y=list(shape["values"]), name=legend, mode="lines",
             line={"color": look.colour, "width": 2.5, "dash": look.dash},
         )  # fmt: skip
         rows += [
@@ -229,8 +229,8 @@ def _scatter_of_groups(data: SweepData, figure: go.Figure, order: tuple[str, ...
         own = data.group(group)
         mean = mean_interval(own["kl_nats"])
         interval = f" ({mean.low:.2f} to {mean.high:.2f})" if mean.count > 1 else ""
-        told = f"{look.name}: mean {mean.value:.2f}{interval} nats"
-        add_points(figure, own["target_bits"].tolist(), own["kl_nats"].tolist(), dataclasses.replace(look, name=told))
+        legend = f"{look.name}: mean {mean.value:.2f}{interval} nats"
+        add_points(figure, own["target_bits"].tolist(), own["kl_nats"].tolist(), dataclasses.replace(look, name=legend))
     caption = (
         f"{number}. What the model says after five random tokens, the same probabilities on shuffled tokens, and "
         f"vanilla targets of the same entropies; soft prompts. {protocol(data)} A point is a target; "

@@ -147,7 +147,7 @@ class RayExecutor:
         return least if least is not None and least.shards < SHARDS_AT_ONCE else None
 
     def _withdraw(self, queue: deque[_Shard], busy: dict[Any, tuple[_Hired, _Shard]]) -> None:
-        """Take shards back from workers that wait for a place which went with its node: others shall have them."""
+        """Take shards back from workers that wait for a place which went with its node: others compute them."""
         waiting = [worker for worker in self._hired if not worker.begun]
         surplus = waiting[: max(0, len(self._hired) - self._places())]
         for stream, (worker, shard) in list(busy.items()):

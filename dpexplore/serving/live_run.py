@@ -87,16 +87,16 @@ class LiveRun:
 
     def views(self) -> Generator[RunView]:
         """What to show, as it changes, until the run has ended. Closing the iterator unsubscribes."""
-        told, told_at, seen = None, 0.0, -1
+        sent, sent_at, seen = None, 0.0, -1
         with self._looking():
             while self._last is None:
                 with self._changed:
                     self._changed.wait_for(lambda seen=seen: self._changes != seen, LOOK_SECONDS)
                     seen = self._changes
                 view = self._view()
-                if self._last is None and (view != told or time.monotonic() - told_at > SIGN_OF_LIFE_SECONDS):
+                if self._last is None and (view != sent or time.monotonic() - sent_at > SIGN_OF_LIFE_SECONDS):
                     yield view
-                    told, told_at = view, time.monotonic()
+                    sent, sent_at = view, time.monotonic()
                     time.sleep(UPDATE_SECONDS / 2)
             yield self._last
 
@@ -105,12 +105,12 @@ class LiveRun:
 
         Gradio cannot end a generator in a thread before its next value, and lets everybody else wait until then.
         """
-        told = 0
+        shown = 0
         with self._looking():
             while self._last is None:
                 view = self._view()
-                if view.step is not None and view.step.step > told:
-                    told = view.step.step
+                if view.step is not None and view.step.step > shown:
+                    shown = view.step.step
                     yield view
                 await asyncio.sleep(UPDATE_SECONDS)
             yield self._last

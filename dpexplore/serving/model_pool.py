@@ -217,5 +217,5 @@ def _prepare_floor(lm: LanguageModel) -> None:
     """Read the model's head while nobody else uses it: that takes hooks on its modules, which every pass would meet."""
     try:
         floor_solver(lm)
-    except InputError as reason:  # kept, and told to whoever asks for a floor
+    except InputError as reason:  # kept for those who ask for a floor
         logger.info("no floor for %s: %s", lm.name, reason)

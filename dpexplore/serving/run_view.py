@@ -28,8 +28,8 @@ class Moving:
 
     @classmethod
     def of(cls, run: Run) -> Moving:
-        told = None if run.preparation is None else run.preparation.text
-        return cls(run.queue_position, told, run.waiting_rows, run.config.restarts, run.config.most_steps)
+        preparing = None if run.preparation is None else run.preparation.text
+        return cls(run.queue_position, preparing, run.waiting_rows, run.config.restarts, run.config.most_steps)
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def _short(values: Sequence[float]) -> list[float]:
 
 
 def narrowest(found: ThreeWords) -> dict[str, Any]:
-    """The pair that can be told apart least: their places, and the largest odds either way as a power of ten."""
+    """The pair hardest to tell apart: their places, and the largest odds either way as a power of ten."""
     pairs = [(0, 1), (0, 2), (1, 2)]
     odds = [max(found.most_log_odds(i, j), found.most_log_odds(j, i)) / math.log(10) for i, j in pairs]
     least = min(range(3), key=odds.__getitem__)

@@ -54,7 +54,7 @@ class News(NamedTuple):
 
     steps: list[TuneStep]
     best: bytes | None
-    """The best prompt, packed; None if it is the one told last."""
+    """The best prompt, packed; None if it is the one sent last."""
     saved: Checkpoint | None
     """At times, and at the end."""
     ended: bool = False
@@ -66,15 +66,15 @@ def run_slice(model: str, saved: Checkpoint, seconds: float) -> Iterator[News]:
     began = time.monotonic()
     engine = Engine(_placed(_MODELS[model]), capture=False)  # a slice is too short for it to pay
     run = resume(engine, saved)
-    seen, best, told, kept = run.step_count, _best(run), began, began
+    seen, best, sent_at, kept = run.step_count, _best(run), began, began
     while not run.finished and time.monotonic() - began < seconds:
         engine.step()
         now = time.monotonic()
-        if now - told >= TELL_SECONDS or run.finished:
+        if now - sent_at >= TELL_SECONDS or run.finished:
             keep = now - kept >= CHECKPOINT_SECONDS
             steps, before, best = run.steps_since(seen), best, _best(run)
             yield News(steps, _packed(best, before), checkpoint(engine, run) if keep else None)
-            seen, told, kept = seen + len(steps), now, now if keep else kept
+            seen, sent_at, kept = seen + len(steps), now, now if keep else kept
     yield News(run.steps_since(seen), _packed(_best(run), best), checkpoint(engine, run), run.finished)
 
 
@@ -207,7 +207,7 @@ def _best(run: Run) -> BestPrompt | None:
     return None if best is None else best._replace(log_q=best.log_q if best.log_q is not None else log_q)
 
 
-def _packed(best: BestPrompt | None, told: BestPrompt | None) -> bytes | None:
-    if best is None or (told is not None and (best.loss, best.restart) == (told.loss, told.restart)):
+def _packed(best: BestPrompt | None, sent: BestPrompt | None) -> bytes | None:
+    if best is None or (sent is not None and (best.loss, best.restart) == (sent.loss, sent.restart)):
         return None
     return pack(tuple(best))

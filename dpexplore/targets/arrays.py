@@ -46,11 +46,11 @@ def read_array(
         raise
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError, KeyError) as error:
         raise InputError(f"{name!r} is no .npz file that can be read.") from error
-    told: dict[str, Any] = {} if precision in ("float32", "float64") else {"precision": precision}
+    facts: dict[str, Any] = {} if precision in ("float32", "float64") else {"precision": precision}
     if len(stored) < lm.vocab_size:
-        told["padded_rows"] = lm.vocab_size - len(stored)
+        facts["padded_rows"] = lm.vocab_size - len(stored)
     probs = _probabilities(name, stored, kind, precision)
-    return np.concatenate([probs, np.zeros(lm.vocab_size - len(probs))]), told
+    return np.concatenate([probs, np.zeros(lm.vocab_size - len(probs))]), facts
 
 
 def array_names(path: Path) -> list[str]:

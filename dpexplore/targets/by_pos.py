@@ -99,5 +99,5 @@ def pos_target(lm: LanguageModel, tag: str, n: int, seed: int, mode: Mode) -> tu
     order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))
     probs = torch.zeros(lm.vocab_size, dtype=torch.float64)
     probs[candidates[order[:n]]] = 1 / n
-    told: Provenance = {"kind": "pos", "tag": tag, "mode": mode, "tagger": key, "candidates": len(candidates)}
-    return probs, told
+    provenance: Provenance = {"kind": "pos", "tag": tag, "mode": mode, "tagger": key, "candidates": len(candidates)}
+    return probs, provenance

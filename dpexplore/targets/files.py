@@ -73,11 +73,11 @@ def read_target(
     provenance: Provenance = {"file": path.name, "sha256": hashlib.sha256(data).hexdigest()}
     suffix = path.suffix.lower()
     if suffix in ARRAYS:
-        probs, told = read_array(path.name, data, lm, kind, array)
-        return torch.from_numpy(probs), provenance | told
+        probs, facts = read_array(path.name, data, lm, kind, array)
+        return torch.from_numpy(probs), provenance | facts
     listed = read_json(path.name, decoded(path.name, data)) if suffix == ".json" else read_table(path.name, data)
-    probs, told = listed_target(path.name, listed, lm, kind, rest, tokens)
-    return probs, provenance | told
+    probs, facts = listed_target(path.name, listed, lm, kind, rest, tokens)
+    return probs, provenance | facts
 
 
 def _read(path: Path) -> bytes:

@@ -68,12 +68,12 @@ def listed_target(
     _check_shown(name, entries, listed.shown or [], lm)
     kind = kind or listed.kind
     shares = _shares(name, entries, kind)
-    told: Provenance = {"sum": sum(share for _, share in shares)}
+    facts: Provenance = {"sum": sum(share for _, share in shares)}
     if listed.dump_of:
-        shares, told = _known_tokens(name, shares, lm, listed.dump_of)
+        shares, facts = _known_tokens(name, shares, lm, listed.dump_of)
     partial = listed.dump_of is not None or kind == "logprobs"
     policy = rest or ("spread" if partial else "drop")
-    return _with_rest(name, shares, lm, policy, told, says_so=partial)
+    return _with_rest(name, shares, lm, policy, facts, says_so=partial)
 
 
 def _resolved(name: str, listed: Listed, tokens: TokensAre | None) -> list[tuple[Token, float]]:
@@ -169,31 +169,31 @@ def _known_tokens(
             kept[i] = kept.get(i, 0.0) + share
     if not kept:
         raise InputError(f"No token that {name!r} lists exists in the vocabulary of {lm.name}.")
-    told: Provenance = {"server": server, "listed": len(shares), "sum": sum(kept.values())}
+    facts: Provenance = {"server": server, "listed": len(shares), "sum": sum(kept.values())}
     if lost:
-        told["warnings"] = [
+        facts["warnings"] = [
             f"{len(lost)} of the {len(shares)} tokens in {name!r} do not exist in {lm.name} and are left out, "
             f"{_shown(lost[0])} first."
         ]
-    return list(kept.items()), told
+    return list(kept.items()), facts
 
 
 def _with_rest(
-    name: str, shares: list[tuple[Token, float]], lm: LanguageModel, policy: Rest, told: Provenance, *, says_so: bool
+    name: str, shares: list[tuple[Token, float]], lm: LanguageModel, policy: Rest, facts: Provenance, *, says_so: bool
 ) -> tuple[Tensor, Provenance]:
-    missing = max(0.0, 1 - told["sum"])
+    missing = max(0.0, 1 - facts["sum"])
     if missing > REST_WORTH_SAYING and policy == "refuse":
         raise InputError(
-            f"{name!r} accounts for {told['sum']:.4g} of the probability; rest='spread' gives the other {missing:.4g} "
+            f"{name!r} accounts for {facts['sum']:.4g} of the probability; rest='spread' gives the other {missing:.4g} "
             "to all other tokens evenly, rest='drop' scales up what is there."
         )
     spread = missing if policy == "spread" and missing < 1 else 0.0
     if missing > REST_WORTH_SAYING and says_so:
         done = "is spread evenly over all other tokens" if spread else "is left out"
-        warning = f"{name!r} accounts for {told['sum']:.2%} of the probability; the other {missing:.2%} {done}."
-        told = {**told, "rest": missing, "warnings": [*told.get("warnings", []), warning]}
+        warning = f"{name!r} accounts for {facts['sum']:.2%} of the probability; the other {missing:.2%} {done}."
+        facts = {**facts, "rest": missing, "warnings": [*facts.get("warnings", []), warning]}
     weights = [(_key(lm, token), share) for token, share in shares]
-    return spread_weights(lm, weights, spread), told
+    return spread_weights(lm, weights, spread), facts
 
 
 def _key(lm: LanguageModel, token: Token) -> str | int:

@@ -70,11 +70,11 @@ def migrate(
         "tokens_shared": mapped.tokens_shared,
         "tokens_source": mapped.tokens_source,
     }
-    told: Provenance = {**provenance, "migration": migration}
+    facts: Provenance = {**provenance, "migration": migration}
     if mass < LOW_MASS:
         warning = (
             f"Only {mass:.0%} of the probability of {source.name} lies on tokens that {lm.name} has too: "
             "the target says little about its source."
         )
-        told["warnings"] = [*provenance.get("warnings", []), warning]
-    return moved / mass, told
+        facts["warnings"] = [*provenance.get("warnings", []), warning]
+    return moved / mass, facts

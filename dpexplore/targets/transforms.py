@@ -51,10 +51,10 @@ class Transform(Recipe):
 
     def probabilities(self, context: BuildContext) -> tuple[Tensor, Provenance]:
         probs, provenance = self.base.probabilities(context)
-        changed, told = self.apply(probs, context)
-        step = {"transform": self.call, **{key: value for key, value in told.items() if key != "warnings"}}
+        changed, facts = self.apply(probs, context)
+        step = {"transform": self.call, **{key: value for key, value in facts.items() if key != "warnings"}}
         transforms = [*provenance.get("transforms", []), step]
-        warnings = [*provenance.get("warnings", []), *told.get("warnings", [])]
+        warnings = [*provenance.get("warnings", []), *facts.get("warnings", [])]
         return changed, {**provenance, "transforms": transforms} | ({"warnings": warnings} if warnings else {})
 
 
@@ -184,7 +184,7 @@ class Mix(Transform):
 
     def apply(self, probs: Tensor, context: BuildContext) -> tuple[Tensor, Provenance]:
         other, provenance = self.other.probabilities(context)
-        told: Provenance = {"other": provenance}
+        facts: Provenance = {"other": provenance}
         if provenance.get("warnings"):
-            told["warnings"] = provenance["warnings"]
-        return probs + self.weight * (other - probs), told
+            facts["warnings"] = provenance["warnings"]
+        return probs + self.weight * (other - probs), facts

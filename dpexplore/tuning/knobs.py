@@ -29,7 +29,7 @@ class Knob:
     high: int | None = None
     """The range of a whole number."""
     optional: bool = False
-    """Whether None, the knob's being off, is accepted."""
+    """Whether None turns the knob off."""
     group: str = "Search"
     """The heading it stands under in the command line's help."""
     rules: tuple[str, ...] = ()

@@ -136,11 +136,11 @@ class Run:
 
     def preparing(self) -> Iterator[str]:
         """Progress of what is done before the first step; ends once the restarts begin."""
-        told = ""
+        reported = ""
         while (preparation := self.preparation) is not None and not self._finished:
-            if preparation.text != told:
-                told = preparation.text
-                yield told
+            if preparation.text != reported:
+                reported = preparation.text
+                yield reported
             if self._drive is not None:
                 self._drive()
             else:

@@ -141,15 +141,15 @@ async def _no_such_endpoint(_request: Request, _error: Exception) -> JSONRespons
 
 def serve(app: AppContext, host: str, port: int, names: Collection[str] | None = None, **settings: Any) -> None:
     """Serve the page until the process is asked to stop; runs then stop and keep their best so far."""
-    told = threading.Event()
+    stop = threading.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(sign, lambda _sign, _frame: told.set())
+        signal.signal(sign, lambda _sign, _frame: stop.set())
     take_short_turns()
     loading = app.pool.start_loading(app.model)
     demo = start(app, host, port, names, **settings)
-    while not (told.is_set() or loading.done.wait(LOOK_SECONDS)):
+    while not (stop.is_set() or loading.done.wait(LOOK_SECONDS)):
         pass
     spare_what_stays()
-    told.wait()
+    stop.wait()
     app.close()
     demo.close(verbose=False)

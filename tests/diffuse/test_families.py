@@ -67,7 +67,7 @@ def test_leave_one_out_trains_on_the_others_alone(tiny_lm: TinyLm, monkeypatch: 
         | {("leave-one-in", (name,), tested) for name in small for tested in small}
     )
     own = by_place["leave-one-in", ("a",), "a"]
-    assert len(own.told) == 2
+    assert len(own.results) == 2
     mean, low, high = own.kl_nats
     assert low <= mean <= high
     assert mean < by_place["untuned", (), "a"].kl_nats[0]

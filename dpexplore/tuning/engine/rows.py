@@ -246,7 +246,7 @@ class RowStack:
         return gone
 
     def leave_ended(self) -> list[tuple[Row, RowOutcome]]:
-        """Let go of the rows that the latest report told of."""
+        """Drop the rows of the latest report."""
         ended, self._ended = self._ended, self._ended[:0]
         return self.leave(ended.tolist())
 

@@ -98,7 +98,7 @@ class Objective(Protocol):
 
 
 class NextTokenObjective:
-    """A distance between the target p and q at the last position, KL(p‖q) unless told otherwise.
+    """A distance between the target p and q at the last position, KL(p‖q) by default.
 
     KL(p‖q) = Σ p log p − Σ p log q, from log-probabilities (Distribution Prompting, §3).
     """

@@ -43,7 +43,7 @@ def objective_for(lm: LanguageModel, target: Target, kind: Divergence = "kl") ->
 
 
 class SequenceObjective:
-    """A distance between weights on outcomes and what a prompt makes of them, KL unless told otherwise.
+    """A distance between weights on outcomes and what a prompt makes of them, KL by default.
 
     KL(w‖q) = Σ wᵢ log wᵢ − Σ wᵢ log q(outcome i), the loss of the paper less its floor H(w). q is a distribution over
     the outcomes and all else, `(outcomes + 1,)`; behind several prefixes it is their mean, and so is the loss.

@@ -39,7 +39,7 @@ class DialsPanel:
     draw: gr.Button
     power: gr.Slider
     curve: gr.HTML
-    told: gr.HTML
+    caption: gr.HTML
     curves: gr.State
 
 
@@ -83,15 +83,15 @@ def dial_html(dials: int, here: Dial) -> str:
     over = f"<b>{here.tokens:,} tokens, {dials:,} dials.</b>"
     floor, alike = quantity(here.lower_bound_nats, "kl", 3), quantity(here.alike_nats, "kl", 3)
     if here.lower_bound_nats < REACHED_NATS:
-        told = f"These odds can be said: the floor is {floor}."
+        caption = f"These odds can be said: the floor is {floor}."
     elif here.tokens <= dials:
-        told = (
+        caption = (
             f"There are dials enough, but the final norm does not let them be turned as far as it takes: no prompt "
             f"comes closer than {floor}."
         )
     else:
-        told = f"No prompt comes closer than {floor}; saying all {here.tokens:,} alike would be {alike} away."
-    return f"<p class='dpx-note' data-tokens='{here.tokens}'>{over} {told}</p>"
+        caption = f"No prompt comes closer than {floor}; saying all {here.tokens:,} alike would be {alike} away."
+    return f"<p class='dpx-note' data-tokens='{here.tokens}'>{over} {caption}</p>"
 
 
 def build_dials_card() -> DialsPanel:
@@ -102,10 +102,10 @@ def build_dials_card() -> DialsPanel:
         power = gr.Slider(
             1, MOST_POWER, CHOSEN_POWER, step=0.5, label="Tokens, as a power of two", elem_id="dials-power", scale=1
         )
-    told = view(live=True, elem_id="dials-told")
+    caption = view(live=True, elem_id="dials-told")
     curve = chart("figure", [("dpx-figure", "")], EMPTY, elem_id="dials-chart")
     gr.Markdown(LOOK_FOR, elem_classes="dpx-look-for")
-    return DialsPanel(draw, power, curve, told, gr.State({}))
+    return DialsPanel(draw, power, curve, caption, gr.State({}))
 
 
 def wire_dials_panel(app: AppContext, panel: DialsPanel, model: gr.Textbox) -> None:
@@ -119,9 +119,9 @@ def wire_dials_panel(app: AppContext, panel: DialsPanel, model: gr.Textbox) -> N
     panel.draw.click(
         draw,
         asked,
-        [panel.curve, panel.told, panel.curves],
+        [panel.curve, panel.caption, panel.curves],
         show_progress="hidden",
         concurrency_limit=None,
         api_visibility="private",
     )
-    panel.power.input(choose, asked, [panel.curve, panel.told], **QUIET)
+    panel.power.input(choose, asked, [panel.curve, panel.caption], **QUIET)

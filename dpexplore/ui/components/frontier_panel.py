@@ -38,11 +38,11 @@ class FrontierPanel:
     stop: gr.Button
     progress: gr.HTML
     curve: gr.HTML
-    told: gr.HTML
+    caption: gr.HTML
 
     @property
     def shown(self) -> list[Any]:
-        return [self.progress, self.curve, self.told]
+        return [self.progress, self.curve, self.caption]
 
 
 class Drawing:
@@ -106,8 +106,8 @@ def follow_frontier(app: AppContext, drawing: Drawing, session: str, model: str,
             moving = progress_bar(f"{len(points)} of {work.total} points", len(points) / work.total)
             yield [moving, _picture(points, floor), points_html(points, floor)]
         word = "Stopped" if work.stopped else "Done"
-        told = f"<p class='dpx-note' data-done='{word}'>{word}: {len(points)} of {work.total} points.</p>"
-        yield [told, gr.skip(), gr.skip()]
+        caption = f"<p class='dpx-note' data-done='{word}'>{word}: {len(points)} of {work.total} points.</p>"
+        yield [caption, gr.skip(), gr.skip()]
     except Exception as error:
         yield [message(sentence(error), "error"), gr.skip(), gr.skip()]
     finally:
@@ -125,20 +125,20 @@ def points_html(points: list[FrontierPoint], floor: FloorResult) -> str:
         name: min((point.kl_nats for point in points if where(point)), default=None)
         for name, where in (("direct", _is_direct), ("ordinary", _is_ordinary))
     }
-    told = f"No prompt comes closer than {quantity(max(floor.lower_bound_nats, 0.0), 'kl')} (certified)."
+    caption = f"No prompt comes closer than {quantity(max(floor.lower_bound_nats, 0.0), 'kl')} (certified)."
     if best["ordinary"] is not None:
-        told += (
+        caption += (
             f" With soft tokens as long as the vocabulary's, the best found is at {quantity(best['ordinary'], 'kl')}."
         )
     if best["direct"] is not None:
-        told += f" Without a bound on their length one token reaches {quantity(best['direct'], 'kl')}."
+        caption += f" Without a bound on their length one token reaches {quantity(best['direct'], 'kl')}."
     rows = [
         [_name(point), "no bound" if point.budget is None else f"{point.budget:g}x", quantity(point.kl_nats, "kl")]
         for point in points
     ]
     headers = [("prompt", "is-token"), ("budget", "is-num"), ("KL(p‖q)", "is-num")]
     listed = table(headers, rows, "Best KL within each norm budget")
-    return f"<p class='dpx-note'>{told}</p><details><summary>All points</summary>{listed}</details>"
+    return f"<p class='dpx-note'>{caption}</p><details><summary>All points</summary>{listed}</details>"
 
 
 def _is_direct(point: FrontierPoint) -> bool:

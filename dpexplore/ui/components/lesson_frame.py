@@ -90,5 +90,5 @@ class Lesson:
 def bars(rows: Sequence[tuple[str, float, str]], role: str, top: float | None = None, label: str = "") -> str:
     """A list of bars; `rows` are (name as HTML, size, the number as HTML)."""
     most = top or max((size for _, size, _ in rows), default=1) or 1
-    items = "".join(f"<li><span>{name}</span>{bar(size / most, role)}<b>{told}</b></li>" for name, size, told in rows)
+    items = "".join(f"<li><span>{name}</span>{bar(size / most, role)}<b>{value}</b></li>" for name, size, value in rows)
     return f"<ol class='dpx-bars' aria-label='{escape(label)}'>{items}</ol>"

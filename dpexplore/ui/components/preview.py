@@ -140,10 +140,10 @@ def pos_bars(app: AppContext, model: str, tag: str, mode: str) -> Any:
         f"{bar(n / top, 'target')}<b>{n:,}</b></li>"
         for name, n in list(counts.items())[:8]
     )
-    told = " and ".join(f"{count:,} with {why}" for why, count in out.items())
+    reasons = " and ".join(f"{count:,} with {why}" for why, count in out.items())
     return (
         f"<ol class='dpx-top is-pos' aria-label='Tokens of each part of speech'>{rows}</ol>"
-        f"<p class='dpx-note'>Tokens of letters that are left out: {told}.</p>"
+        f"<p class='dpx-note'>Tokens of letters that are left out: {reasons}.</p>"
     )
 
 

@@ -88,18 +88,18 @@ def listing_html(lm: LanguageModel, now: Listing) -> str:
     named = sum(record["ids"][0] in ordinary for record in now.unsayable)
     open_ones = f" {now.undecided:,} are undecided." if now.undecided else ""
     count = len(now.unsayable)
-    told = (
+    text = (
         f"<p class='dpx-note' data-unsayable='{count}'>{count:,} of {now.decided:,} tokens can never come first; "
         f"{named:,} of them are ordinary text, the others special tokens.{open_ones}</p>"
     )
     if not now.unsayable:
-        return told
+        return text
     rows = [
         [token(record["first"]), str(record["ids"][0]), " ".join(map(token, record["above"][:MOST_ABOVE])) + " …"]
         for record in now.unsayable[:MOST_LISTED]
     ]
     headers = [("never first", "is-token"), ("id", "is-num"), ("one of these is at or above it", "is-token")]
-    return told + table(headers, rows, "Tokens that no prompt can make the likeliest")
+    return text + table(headers, rows, "Tokens that no prompt can make the likeliest")
 
 
 def follow_listing(app: AppContext, model: str) -> Iterator[str]:

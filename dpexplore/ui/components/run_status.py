@@ -16,8 +16,8 @@ def status_line(view: RunView) -> str:
     if view.error is not None:
         return message(view.error, "error")
     if view.result is not None:
-        told = "" if view.note is None else message(view.note + TODAY * (view.recorded is not None))
-        return _ended_line(view.result, view.recipe, view.interrupted) + told
+        note = "" if view.note is None else message(view.note + TODAY * (view.recorded is not None))
+        return _ended_line(view.result, view.recipe, view.interrupted) + note
     assert view.moving is not None
     return _moving_line(view.moving, view.step)
 

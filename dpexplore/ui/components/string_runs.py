@@ -161,7 +161,7 @@ def reach(
 def _go(app: AppContext, running: Running, plan: Plan, course: Course) -> Iterator[str]:
     """Go the ways; what the status says, whenever there is something new of the course to see."""
     lm = app.pool.get(plan.model).lm
-    course.ways["alone"] = Way(told=answers(lm, WAYS["alone"][0], plan.target, samples=plan.samples))
+    course.ways["alone"] = Way(answers=answers(lm, WAYS["alone"][0], plan.target, samples=plan.samples))
     course.perplexity_before = perplexity(lm, held_out_text())
     yield message("The request alone is measured", "busy")
     if "lora" in plan.ways and not running.stopped(plan.session):
@@ -201,14 +201,14 @@ def _follow_adapter(course: Course, run: AdapterRun, most_seconds: float | None)
 def _finish_adapter(course: Course, run: AdapterRun, samples: int) -> None:
     """Measure the adapted model and pack the adapter."""
     way, adapted = course.ways["lora"], run.adapter.lm
-    way.told = answers(adapted, WAYS["lora"][0], course.target, samples=samples)
+    way.answers = answers(adapted, WAYS["lora"][0], course.target, samples=samples)
     way.perplexity = perplexity(adapted, held_out_text())
     count = sum(parameter.numel() for parameter in run.adapter.parameters())
     way.note = (
         f"{len(run.steps)} passes in {run.seconds:.0f} s; {count:,} parameters trained, the model's own untouched."
     )
     folder = download_folder()
-    save_run(run, [way.told], folder / "adapter")
+    save_run(run, [way.answers], folder / "adapter")
     course.archive = shutil.make_archive(str(folder / "dpexplore-adapter"), "zip", folder / "adapter")
 
 
@@ -235,7 +235,7 @@ def _follow_prompt(app: AppContext, running: Running, plan: Plan, course: Course
         run.cancel()
     yield message(f"Tuned prompt: drawing {plan.samples:,} answers", "busy")
     result = run.result
-    way.told = answers(entry.lm, WAYS["prompt"][0], plan.target, samples=plan.samples, prompt=result.prompt_embeds)
+    way.answers = answers(entry.lm, WAYS["prompt"][0], plan.target, samples=plan.samples, prompt=result.prompt_embeds)
     written = f" The prompt: {result.prompt_text}" if result.prompt_text else ""
     way.note = f"{result.steps} steps in {result.seconds:.0f} s, the weights are as they were.{written}"
 

@@ -54,7 +54,7 @@ class Way:
     cross_entropy_nats: list[float] = field(default_factory=list)
     latest: Tensor | None = None
     """The outcomes' probabilities `(outcomes,)` while it moves, as its run has met them; NaN for those it has not."""
-    told: Answers | None = None
+    answers: Answers | None = None
     perplexity: float | None = None
     """Of the held-out text afterwards; None where the weights are as they were."""
     note: str = ""
@@ -63,7 +63,7 @@ class Way:
     @property
     def probabilities(self) -> Tensor | None:
         """The outcomes' `(outcomes,)`, exact once the way has ended; None before there are any."""
-        return self.latest if self.told is None else self.told.fit.probabilities
+        return self.latest if self.answers is None else self.answers.fit.probabilities
 
 
 @dataclass
@@ -95,8 +95,8 @@ def course_chart(course: Course) -> str:
     level(floor, "floor", "floor H(w)")
     for key, way in course.seen():
         name, role = WAYS[key]
-        if key == "alone" and way.told is not None:
-            level(way.told.fit.cross_entropy_nats, role, name)
+        if key == "alone" and way.answers is not None:
+            level(way.answers.fit.cross_entropy_nats, role, name)
         elif way.steps:
             figure.add_scatter(
                 x=way.steps,
@@ -130,7 +130,7 @@ class Pictures:
 
     def draw(self) -> list[str]:
         """The chart, the bars and the answers as they stand."""
-        ended = sum(way.told is not None for way in self._course.ways.values())
+        ended = sum(way.answers is not None for way in self._course.ways.values())
         pause = max(BARS_SECONDS, len(self._course.target.outcomes) / BARS_A_SECOND)
         if ended > self._ended or time.monotonic() - self._drawn >= pause:
             self._bars, self._drawn = bars_html(self._course), time.monotonic()
@@ -156,7 +156,8 @@ def live_line(course: Course, key: str, most: int) -> str:
 
 def ended_line(course: Course, word: str) -> str:
     """What every way came to."""
-    parts = [f"{WAYS[key][0]} {quantity(way.told.fit.kl_nats, 'kl', 4)}" for key, way in course.seen() if way.told]
+    seen = [(WAYS[key][0], way.answers) for key, way in course.seen()]
+    parts = [f"{name} {quantity(answers.fit.kl_nats, 'kl', 4)}" for name, answers in seen if answers]
     return f"<p class='dpx-message is-ready' data-done='1'>{word}. KL to the target: {', '.join(parts)}.</p>"
 
 
@@ -206,13 +207,13 @@ def _bar(share: float, role: str) -> str:
 
 def answers_html(course: Course) -> str:
     """Each way's figures and some of its answers."""
-    told = [_way_html(course, key, way) for key, way in course.seen() if way.told is not None]
-    return f"<div class='dpx-ways'>{''.join(told)}</div>{ANSWERS_NOTE}" if told else EMPTY_ANSWERS
+    answers = [_way_html(course, key, way) for key, way in course.seen() if way.answers is not None]
+    return f"<div class='dpx-ways'>{''.join(answers)}</div>{ANSWERS_NOTE}" if answers else EMPTY_ANSWERS
 
 
 def _way_html(course: Course, key: str, way: Way) -> str:
-    assert way.told is not None
-    fit, facts = way.told.fit, way.told.facts
+    assert way.answers is not None
+    fit, facts = way.answers.fit, way.answers.facts
     name, role = WAYS[key]
     numbers: list[tuple[str, str]] = [
         ("KL to the target", quantity(fit.kl_nats, "kl", 4)),
@@ -242,7 +243,7 @@ def _way_html(course: Course, key: str, way: Way) -> str:
     valid = set(course.target.outcomes)
     shown = "".join(
         f"<li class='{'' if text in valid else 'is-invalid'}'>{escape(text).replace(chr(10), _BREAK)}</li>"
-        for text in _first(way.told.samples)
+        for text in _first(way.answers.samples)
     )
     note = f"<p class='dpx-note'>{escape(way.note)}</p>" if way.note else ""
     return (

@@ -35,7 +35,7 @@ FAR_BEYOND = 6.0
 class WordsPanel:
     words: gr.Textbox
     picture: gr.HTML
-    told: gr.HTML
+    caption: gr.HTML
     inseparable: gr.Button
     ids: gr.State
     """The words shown now, by id: their corners stay theirs while the target moves."""
@@ -71,33 +71,33 @@ def words_html(found: dict[str, Any]) -> str:
     first, second = (token(found["words"][place]) for place in found["narrowest"]["pair"])
     power = found["narrowest"]["log10_odds"]
     if power > FAR_BEYOND:
-        told = (
+        caption = (
             f"All of it can be said: even {first} and {second} can be up to 10<sup>{power:,.0f}</sup> to 1 apart. "
             "Three ordinary words bind no model; the whole vocabulary together does."
         )
     elif power < EQUAL:
-        told = (
+        caption = (
             f"Whatever the prompt, {first} and {second} are said <b>equally often</b>: the model's last layer holds "
             "the same vector for both. Drag the point away from the line, and see the floor rise."
         )
     else:
-        told = (
+        caption = (
             f"Whatever the prompt, {first} and {second} are at most {10**power:,.3g} to 1 apart: "
             "the model can hardly tell them from one another."
         )
     rest = "" if found["mass"] > 0.995 else f" The three hold {100 * found['mass']:.3g} % of the target."
-    return f"<p class='dpx-note' data-can='{str(found['can']).lower()}'>{told}{rest}</p>"
+    return f"<p class='dpx-note' data-can='{str(found['can']).lower()}'>{caption}{rest}</p>"
 
 
 def build_words_card() -> WordsPanel:
     card_title("Three words", legend(LEGEND))
     picture = triangle_picture(elem_id="triangle")
-    told = view(live=True, elem_id="words-told")
+    caption = view(live=True, elem_id="words-told")
     gr.Markdown(LOOK_FOR, elem_classes="dpx-look-for")
     with gr.Row(elem_classes="dpx-inline"):
         words = gr.Textbox("", label="Words, by commas", placeholder=PLACEHOLDER, max_lines=1, elem_id="words")
         inseparable = gr.Button("Inseparable two", size="sm", elem_id="words-inseparable", scale=0, min_width=130)
-    return WordsPanel(words, picture, told, inseparable, gr.State([]))
+    return WordsPanel(words, picture, caption, inseparable, gr.State([]))
 
 
 def wire_words_panel(
@@ -110,7 +110,7 @@ def wire_words_panel(
         return show_words(app, session_of(app, request), model, recipe, text, ids)
 
     def named(changes: Changes) -> dict[Any, Any]:
-        return {panel.told: gr.skip(), **{outputs[name]: value for name, value in changes.items()}}
+        return {panel.caption: gr.skip(), **{outputs[name]: value for name, value in changes.items()}}
 
     def drag(request: gr.Request, model: str, event: gr.EventData) -> dict[Any, Any]:
         session = session_of(app, request)
@@ -121,27 +121,27 @@ def wire_words_panel(
                 app.pool.get(model).lm, [int(i) for i in data["ids"]], [float(share) for share in data["shares"]]
             )
         except Exception as error:
-            return {panel.told: message(sentence(error), "error")}
+            return {panel.caption: message(sentence(error), "error")}
         changes = {"recipe": recipe, **read_recipe(app, model, recipe)}
         if not app.sessions.is_latest(session, turn):
-            return {panel.told: gr.skip()}
+            return {panel.caption: gr.skip()}
         note_shown(app, session, model, recipe, changes)
         return named(changes)
 
     def inseparable(model: str, recipe: str) -> dict[Any, Any]:
         if not model:
-            return {panel.told: message("The words can be found as soon as the model is ready.", "info")}
+            return {panel.caption: message("The words can be found as soon as the model is ready.", "info")}
         try:
             lm = app.pool.get(model).lm
             ids = inseparable_words(lm, app.target(model, recipe))
             recipe = words_recipe(lm, ids, FIRST_SHARES)
             return {**named({"recipe": recipe, **read_recipe(app, model, recipe)}), panel.words: "", panel.ids: ids}
         except Exception as error:
-            return {panel.told: message(sentence(error), "error")}
+            return {panel.caption: message(sentence(error), "error")}
 
-    shown = [panel.picture, panel.told, panel.ids]
+    shown = [panel.picture, panel.caption, panel.ids]
     changed = [target.chart.change, floor.change, result.change, panel.words.input, model.change]
     gr.on(changed, show, [model, target.recipe, panel.words, panel.ids], shown, **QUIET)
-    moved = [panel.told, *outputs.values()]
+    moved = [panel.caption, *outputs.values()]
     panel.picture.input(drag, model, moved, **QUIET)  # type: ignore[attr-defined]
     panel.inseparable.click(inseparable, [model, target.recipe], [*moved, panel.words, panel.ids], **QUIET)

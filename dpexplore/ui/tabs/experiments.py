@@ -22,7 +22,7 @@ SHIPPED, HERE = "shipped", "here"
 SOURCES = [("shipped with dpexplore", SHIPPED), ("computed on this machine", HERE)]
 SIZES = [("small: minutes on a laptop", "small"), ("paper: as in the paper, for GPUs", "paper")]
 STORE = Path("runs")
-"""Where sweeps that are started from the page write, and the command line too unless told otherwise."""
+"""Where sweeps started from the page write; the command line's default too."""
 NOTHING_HERE = (
     "Nothing has been computed on this machine yet. Start an experiment above, or run "
     "`python -m dpexplore sweep fig1` in a terminal; its figure appears here while it runs."

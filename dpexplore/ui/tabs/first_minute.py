@@ -53,16 +53,16 @@ def answer(context: LessonContext, question: Question, guess: str | None) -> Ite
     context.app.guesses.note(f"first minute: {question.key}", context.session, place)
     try:
         yield message("Computing …", "busy"), False
-        for told in question.answer(context):
-            yield (told, False) if isinstance(told, str) else (_verdict(question, place, told), True)
+        for given in question.answer(context):
+            yield (given, False) if isinstance(given, str) else (_verdict(question, place, given), True)
     except Exception as error:
         yield message(sentence(error), "error"), True
 
 
-def _verdict(question: Question, guess: int, told: Answer) -> str:
-    right = guess == told.right
-    verdict = "Right." if right else f"Not this time: <b>{question.options[told.right]}.</b>"
-    return f"<div class='dpx-answer{' is-right' if right else ''}'><p>{verdict}</p>{told.html}</div>"
+def _verdict(question: Question, guess: int, given: Answer) -> str:
+    right = guess == given.right
+    verdict = "Right." if right else f"Not this time: <b>{question.options[given.right]}.</b>"
+    return f"<div class='dpx-answer{' is-right' if right else ''}'><p>{verdict}</p>{given.html}</div>"
 
 
 def build_first_minute(app: AppContext, tab: gr.Tab, tabs: gr.Tabs, model: gr.Textbox, target: TargetPanel) -> None:
@@ -94,8 +94,8 @@ def _build(number: int, question: Question) -> Step:
         view(f"<h3><span>{number}</span>{question.title}</h3><p>{question.text}</p>")
         shown = view(live=True)
         guess = gr.Radio(list(question.options), value=None, label=question.ask, elem_classes="dpx-predict")
-        told = view(live=True)
-    return Step(question, column, shown, guess, told)
+        given = view(live=True)
+    return Step(question, column, shown, guess, given)
 
 
 def _wire(app: AppContext, step: Step, following: gr.Column, steps: list[Step], tab: gr.Tab, model: gr.Textbox) -> None:
@@ -105,9 +105,9 @@ def _wire(app: AppContext, step: Step, following: gr.Column, steps: list[Step], 
         return LessonContext(app, session_of(app, request), model or app.model)
 
     def guessed(request: gr.Request, model: str, guess: str | None) -> Iterator[dict[Any, Any]]:
-        for told, answered in answer(context(request, model), step.question, guess):
+        for given, answered in answer(context(request, model), step.question, guess):
             opened = {following: gr.update(visible=True)} if answered else {}
-            yield {step.answer: told, **opened}
+            yield {step.answer: given, **opened}
 
     def opened(request: gr.Request, model: str) -> str:
         return show(context(request, model), step.question)

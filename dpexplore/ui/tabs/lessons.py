@@ -52,8 +52,8 @@ def answer(context: LessonContext, lesson: Lesson, predicted: str | None, *value
     room = guesses_html(lesson, context.app.guesses.counts(lesson.key, lesson.options))
     try:
         yield room + message("Computing …", "busy")
-        for told in lesson.answer(context, *values):
-            yield room + (told if isinstance(told, str) else answer_html(lesson, place, told))
+        for given in lesson.answer(context, *values):
+            yield room + (given if isinstance(given, str) else answer_html(lesson, place, given))
     except Exception as error:
         yield message(sentence(error), "error")
 
@@ -79,12 +79,12 @@ def notes_html(lesson: Lesson) -> str:
     )
 
 
-def answer_html(lesson: Lesson, predicted: int, told: Answer) -> str:
-    right = predicted == told.right
-    verdict = "Right." if right else f"Not this time: {lesson.options[told.right]}."
+def answer_html(lesson: Lesson, predicted: int, given: Answer) -> str:
+    right = predicted == given.right
+    verdict = "Right." if right else f"Not this time: {lesson.options[given.right]}."
     return (
-        f"<div class='dpx-answer {'is-right' if right else 'is-wrong'}' data-right='{told.right}'>"
-        f"<p class='dpx-told'><b>{'✓' if right else '✗'}</b> {verdict}</p>{told.html}"
+        f"<div class='dpx-answer {'is-right' if right else 'is-wrong'}' data-right='{given.right}'>"
+        f"<p class='dpx-told'><b>{'✓' if right else '✗'}</b> {verdict}</p>{given.html}"
         f"<p class='dpx-take'>{lesson.lesson}</p></div>"
     )
 
@@ -110,9 +110,9 @@ def _build(number: int, lesson: Lesson) -> LessonPanel:
             list(lesson.options), value=None, label=f"Your prediction. {lesson.question}", elem_classes="dpx-predict"
         )
         check = gr.Button("Check", size="sm", elem_classes="dpx-check")
-        told = view(live=True)
+        given = view(live=True)
         view(notes_html(lesson))
-    return LessonPanel(lesson, controls, shown, prediction, check, told)
+    return LessonPanel(lesson, controls, shown, prediction, check, given)
 
 
 def _wire(app: AppContext, panel: LessonPanel, tab: gr.Tab, model: gr.Textbox) -> None:
