@@ -105,4 +105,4 @@ def _finite(text: str) -> float:
 
 
 def _refuse(text: str) -> float:
-    raise JsonRefused(f"{text} is no number of JSON")
+    raise JsonRefused(f"{text} is not a JSON number")

@@ -76,5 +76,5 @@ def test_architectures_are_tried_and_what_fails_has_a_reason(capsys: pytest.Capt
     assert "| xlnet | [2] | [2] | [2] | [2] |" in output
     assert "| qwen4_exp | yes | yes | [3] | yes |" in output
     assert "1. The model does not take input embeddings" in output
-    assert "2. The model is no left-to-right model" in output
+    assert "2. The model is not a left-to-right model" in output
     assert "3. No floor for this model: no RMSNorm or LayerNorm stands right before its unembedding" in output

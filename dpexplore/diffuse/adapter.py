@@ -106,7 +106,7 @@ def load_adapter(lm: LanguageModel, folder: str | Path) -> Adapter:
     folder = Path(folder).expanduser()
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
-            raise InputError(f"{folder} is no adapter: it has no {name}; `diffuse --out` writes one.")
+            raise InputError(f"{folder} is not an adapter: it has no {name}; `diffuse --out` writes one.")
     if (folder / WEIGHTS_FILE).stat().st_size > MAX_ADAPTER_BYTES:
         raise InputError(f"The adapter in {folder} is larger than {MAX_ADAPTER_BYTES // 2**30} GiB.")
     shared = _shared_copy(lm)

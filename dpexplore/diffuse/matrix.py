@@ -36,11 +36,11 @@ def read_cells(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
             write_file(path, whole + "\n" if whole else "")
         records = [json.loads(line) for line in whole.splitlines()]
         found = [record for record in records if record["settings"] == settings]
-        matrix_table(found)  # refuses what is no cell
+        matrix_table(found)  # refuses what is not a cell
     except OSError as error:
         raise InputError(f"{str(path)!r} cannot be read or written ({error.strerror}).") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{str(path)!r} holds no cells of `generalise`; another file is needed.") from error
+        raise InputError(f"{str(path)!r} holds no cells of `generalise`; give another file.") from error
     return found
 
 

@@ -55,7 +55,7 @@ class AdapterRun:
     def __init__(self, lm: LanguageModel, targets: Sequence[StringTarget], config: AdapterConfig | None = None) -> None:
         """InputError if there is no target."""
         if not targets:
-            raise InputError("There is nothing to train on; at least one target over strings is needed.")
+            raise InputError("There is nothing to train on; give at least one target over strings.")
         self.lm = lm
         self.targets = list(targets)
         self.config = config or AdapterConfig()

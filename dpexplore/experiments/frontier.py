@@ -78,7 +78,7 @@ class Frontier:
     """Whether points are kept on disk."""
 
     def __post_init__(self) -> None:
-        """InputError for what has no frontier: a target over strings, a budget that is no number above 0."""
+        """InputError for what has no frontier: a target over strings, a budget that is not a number above 0."""
         if isinstance(self.target, StringTarget):
             raise InputError("The frontier is of one softmax head; use a target over single tokens.")
         if not self.multiples or min(self.multiples) <= 0 or not self.lengths or min(self.lengths) < 1:

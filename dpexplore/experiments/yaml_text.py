@@ -42,11 +42,11 @@ def read_yaml(name: str, text: str) -> Any:
         return None if node is None else _Reader(name).value(node)
     except yaml.MarkedYAMLError as error:
         place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise InputError(f"{name} is no YAML that can be read{place}: {error.problem or error.context}.") from None
+        raise InputError(f"{name} cannot be read as YAML{place}: {error.problem or error.context}.") from None
     except yaml.YAMLError as error:
-        raise InputError(f"{name} is no YAML that can be read: {' '.join(str(error).split())[:200]}.") from None
+        raise InputError(f"{name} cannot be read as YAML: {' '.join(str(error).split())[:200]}.") from None
     except RecursionError:
-        raise InputError(f"{name} is nested too deep.") from None
+        raise InputError(f"{name} is nested too deeply.") from None
 
 
 def scalar(value: Any) -> Any:
@@ -88,7 +88,7 @@ class _Reader:
         for key, item in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
-                raise InputError(f"{self.name} has a key that is no text in line {line}; write a name.")
+                raise InputError(f"{self.name} has a key that is not text in line {line}; write a name.")
             if key.value in table:
                 both = f"lines {lines[key.value]} and {line}"
                 raise InputError(f"{self.name} has the key {key.value!r} twice, in {both}; leave one out.")
@@ -101,6 +101,6 @@ class _Reader:
         others = table.pop("<<")
         for other in others if isinstance(others, list) else [others]:
             if not isinstance(other, dict):
-                raise InputError(f"{self.name} takes `<<` over from {str(other)[:40]!r}, which is no table.")
+                raise InputError(f"{self.name} takes `<<` over from {str(other)[:40]!r}, which is not a table.")
             table = {**other, **table}
         return table

@@ -241,7 +241,7 @@ class RankingSolver:
     def _checked(self, ids: Sequence[int]) -> list[int]:
         ids = [int(index) for index in ids]
         if not ids:
-            raise InputError("No token was named; name at least one.")
+            raise InputError("Name at least one token.")
         if len(set(ids)) < len(ids):
             raise InputError("A token is named twice; each can stand at one place of an order.")
         size = self.products.vocab_size
@@ -332,7 +332,7 @@ class RankingSolver:
         """A u on the sphere with the same order, by hit-and-run from one inside; None if none was met.
 
         Without a bias a longer u only widens margins. With one the order's region may end inside the ball, and
-        a largest margin over the sphere is no concave problem.
+        a largest margin over the sphere is not a concave problem.
         """
         if float(point.norm()) >= self.radius * (1 - 1e-9):
             return point

@@ -93,8 +93,8 @@ def reach(
     """Whether `words`, tokens by text or id, can be the model's likeliest next tokens in this order; one word: first.
 
     seconds: of wall time, after which what is not proved stays None. check_model: run the soft token that does it
-    through the model. InputError for a text that is no single token and for a token named twice; NoHead, which is one
-    too, if the model has no softmax head.
+    through the model. InputError for text that is not a single token and for a token named twice; NoHead, one too,
+    if the model has no softmax head.
     """
     named = [words] if isinstance(words, str | int) else list(words)
     if len(named) > MAX_WORDS:

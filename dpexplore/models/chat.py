@@ -88,7 +88,7 @@ def _template(lm: LanguageModel) -> str:
     if not template:
         raise InputError(f"{lm.name} has no chat template; leave chat off.")
     if not isinstance(template, str):
-        raise InputError(f"The chat template of {lm.name} is no text; save the tokenizer again or leave chat off.")
+        raise InputError(f"The chat template of {lm.name} is not text; save the tokenizer again or leave chat off.")
     return template
 
 

@@ -25,7 +25,7 @@ def read_config(folder: Path, name: str) -> PretrainedConfig:
         raw = read_object(folder, "config.json", name)
     except FileNotFoundError as error:
         raise InputError(
-            f"{name} holds no config.json, so it is no transformers model; give a folder written by save_pretrained."
+            f"{name} holds no config.json, so it is not a transformers model; give a folder written by save_pretrained."
         ) from error
     model_type = raw.get("model_type")
     if not isinstance(model_type, str):

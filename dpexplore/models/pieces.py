@@ -1,4 +1,4 @@
-"""Pieces of a prompt as ids, each as it stands in the whole text. The one way to encode what is no whole prompt."""
+"""Pieces of a prompt as ids, each as it stands in the whole text. The one way to encode what is not a whole prompt."""
 
 from __future__ import annotations
 

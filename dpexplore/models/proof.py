@@ -38,7 +38,7 @@ def prove(lm: LanguageModel) -> str | None:
     noise = NOISE_NATS.get(lm.dtype, LOW_PRECISION_NOISE_NATS)
     allowed = noise + SHARE * float((by_ids[:, -1] - other[:, -1]).abs().max())
     if by_ids.shape[1] > 1 and _differ(by_ids[:, :-1], other[:, :-1], allowed):
-        raise InputError(f"{lm.name} is no left-to-right model: a later token changes what it says before it.")
+        raise InputError(f"{lm.name} is not a left-to-right model: a later token changes what it says before it.")
     return _why_untunable(lm, ids, by_ids[:, -1], allowed)
 
 

@@ -49,7 +49,7 @@ def encode_setup(setup: Setup) -> str:
 def decode_setup(text: str) -> Setup:
     """The setup of a link's text. InputError, with what is wrong, for any other text."""
     if text[:1] != VERSION:
-        raise InputError("This link was made by another version of dpexplore, or is no link; the page begins afresh.")
+        raise InputError("This link was made by another version of dpexplore, or is damaged; the page starts afresh.")
     try:
         model, recipe, changed = _unpack(text[1:])
         if not (isinstance(model, str) and isinstance(recipe, str) and isinstance(changed, dict)):

@@ -68,7 +68,7 @@ def _requirements(root: Path, manifest: Manifest) -> list[str]:
         try:
             requirement = Requirement(text)
         except InvalidRequirement:
-            problems.append(f"requirements.txt has the line {text!r}, which is no requirement.")
+            problems.append(f"requirements.txt has the line {text!r}, which is not a requirement.")
         else:
             named[requirement.name.lower()] = requirement
     gradio, version = named.get("gradio"), manifest.space.sdk_version

@@ -148,7 +148,7 @@ def _sentence(error: ValidationError) -> str:
     place = ".".join(map(str, first["loc"])) or "the manifest"
     reason = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        return f"{place} is no field of it"
+        return f"{place} is not a field of it"
     if first["type"] == "missing":
         return f"{place} is missing"
     if first["type"] == "value_error":

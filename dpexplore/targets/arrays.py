@@ -118,7 +118,7 @@ def _array(
     """The row of numbers in a .npy stream, its header checked before its data are expanded."""
     shape, dtype = _header(stream)
     if not _is_row(shape) or (dtype.kind not in "fiu" and dtype != _BFLOAT16):
-        raise InputError(f"{place} in {name!r} has shape {shape} and type {dtype}; it is no row of numbers.")
+        raise InputError(f"{place} in {name!r} has shape {shape} and type {dtype}; it is not a row of numbers.")
     if dtype.kind in "iu" and kind is None:
         raise InputError(f"{place} in {name!r} holds whole numbers; add kind='weights' if they are counts.")
     count = int(np.prod(shape))

@@ -35,7 +35,7 @@ _COMMA_NUMBER = re.compile(r"[+-]?\d*,\d+(?:e[+-]?\d+)?", re.IGNORECASE)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+")
 _POINTED = re.compile(r"[1-9]\d{0,2}\.\d{3}")
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(['\u2019 \u2009\u202f])\d{3}(?:\1\d{3})*(?:[.,]\d+)?")
-"""Thousands set apart by what is no decimal sign: apostrophes, spaces of any width."""
+"""Thousands set apart by what is not a decimal sign: apostrophes, spaces of any width."""
 _WHOLE = re.compile(r"\d+(?:\.0*)?")
 _SHOWN = 40
 MOST_CELLS = 2_000_000
@@ -64,7 +64,7 @@ class _Unreadable(Exception):
 
 
 def read_table(name: str, data: bytes) -> Listed:
-    """The tokens and numbers of a CSV file. InputError for what is no table or reads in two ways."""
+    """The tokens and numbers of a CSV file. InputError for what is not a table or reads in two ways."""
     text = decoded(name, data)
     if (lines := max(text.count("\n"), text.count("\r"))) > MOST_LINES:
         raise InputError(f"{name!r} has {lines:,} lines; use at most {MOST_LINES:,}, one for each token.")

@@ -83,7 +83,7 @@ def read_target(
 def _read(path: Path) -> bytes:
     if path.suffix.lower() not in ARRAYS + TABLES:
         hint = next((f"; {cure}" for endings, cure in _CURES.items() if path.suffix.lower() in endings), "")
-        raise InputError(f"{path.name!r} is no target file; it ends in {', '.join(ARRAYS + TABLES)}{hint}.")
+        raise InputError(f"{path.name!r} is not a target file; one ends in {', '.join(ARRAYS + TABLES)}{hint}.")
     try:
         if not path.is_file():  # a device or a pipe would never end
             raise InputError(f"There is no file {path.name!r}.")

@@ -107,9 +107,7 @@ def _unreadable(text: str, at: int) -> str:
         rest = re.compile(rf"(?:[^{text[at]}\\\r\n]|{_ESCAPE})*").match(text, at + 1)
         end = rest.end() if rest else at + 1
         if text[end : end + 1] == "\\":
-            return (
-                f"The text in quotes holds `{text[end : end + 2]}`, which is no escape; a backslash is written `\\\\`"
-            )
+            return f"The text in quotes holds `{text[end : end + 2]}`, an unknown escape; a backslash is written `\\\\`"
         if end < len(text):
             return "The text in quotes runs over the end of the line; a line break is written `\\n`"
         return "The quotation mark is never closed"

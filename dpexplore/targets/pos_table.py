@@ -76,4 +76,4 @@ def _keep(table: Mapping[str, WordTags], key: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_table(path, table, key)
     except OSError:
-        pass  # a cache that cannot be written is no reason to refuse the tags
+        pass  # a cache that cannot be written does not stop the tags

@@ -129,7 +129,7 @@ def _folder_version(folder: str) -> str:
     try:
         return str(json.loads((Path(folder) / "meta.json").read_text())["version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder!r} is no folder of a spaCy pipeline: it has no meta.json with a version.") from error
+        raise InputError(f"{folder!r} is not a spaCy pipeline: it has no meta.json with a version.") from error
 
 
 @cache

@@ -86,7 +86,7 @@ class Recipe(ABC):
         `load` gives migration sources by name (a cache, say) and keeps them; without it a source is
         loaded by `load_model` and released after capture. `recorded` are prompts to capture from
         again (`recorded.recorded_prompts`). InputError for what `lm` cannot have: an
-        entropy out of range, a text that is no token, a file for another vocabulary, …
+        entropy out of range, a text that is not a token, a file for another vocabulary, …
         """
         probs, provenance = self.probabilities(BuildContext(lm, load, recorded or {}))
         return Target(probs, str(self), provenance)

@@ -112,11 +112,11 @@ def _strings(name: str, record: dict[str, Any]) -> Strings:
     if weights is None or weights == []:  # the repository takes an empty list for none
         weights = [1.0] * len(targets)
     if not isinstance(weights, list) or len(weights) != len(targets):
-        raise InputError(f"`weights` of {name!r} is no list of {len(targets):,} numbers, one for each target.")
+        raise InputError(f"`weights` of {name!r} is not a list of {len(targets):,} numbers, one for each target.")
     response = record.get("response", "")
     response = [response] if isinstance(response, str) else response
     if not isinstance(response, list) or not response:
-        raise InputError(f"`response` of {name!r} is no text and no list of texts.")
+        raise InputError(f"`response` of {name!r} is neither text nor a list of texts.")
     eos = record.get("eos", True)
     try:
         return Strings(tuple(zip(targets, weights, strict=True)), record["request"], tuple(response), eos)

@@ -169,7 +169,7 @@ class Mix(Transform):
     def check(self) -> None:
         if not isinstance(self.other, Recipe):
             raise InputError(
-                "`other` is no recipe; `.mix(other, weight)` takes one, as in `.mix(entropy(bits=7), 0.5)`."
+                "`other` is not a recipe; `.mix(other, weight)` takes one, as in `.mix(entropy(bits=7), 0.5)`."
             )
         weight = check_number("weight", self.weight, "a share from 0 to 1", lambda w: 0 <= w <= 1)
         object.__setattr__(self, "weight", weight)

@@ -104,7 +104,7 @@ def token_id(lm: LanguageModel, token: str | int) -> int:
     stored = lm.tokenizer.get_vocab().get(token)
     hint = f"; {spaced!r}, with a space, is one" if spaced.encode() in ids else ""
     if stored is not None and stored < lm.vocab_size:  # Ġthe, ▁the, <0x0A>: the tokenizer's own spelling
-        hint = f"; the tokenizer's own name for {lm.token_text(stored)!r} (id {stored}) is no text, write that"
+        hint = f"; the tokenizer's own name for {lm.token_text(stored)!r} (id {stored}) is not text; write that"
     raise InputError(f"{token[:80]!r} is not one token of {lm.name}: it splits into {split}{hint}.")
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def spread_weights(lm: LanguageModel, weights: Iterable[tuple[str | int, float]], rest: float = 0.0) -> Tensor:
     """Probabilities `(vocab,)`: `1 − rest` shared in proportion to the weights, `rest` evenly by all other tokens.
 
-    Weights are non-negative, finite, not all 0. InputError for what is no single token, for a token
+    Weights are non-negative, finite, not all 0. InputError for what is not a single token, for a token
     given twice, and for a `rest` when no other token is left to take it.
     """
     chosen: dict[int, float] = {}
@@ -32,7 +32,7 @@ def spread_weights(lm: LanguageModel, weights: Iterable[tuple[str | int, float]]
     if not len(shares) or not shares.max() > 0:
         raise InputError("All weights are 0; at least one token needs a weight above 0.")
     if rest and len(chosen) == lm.vocab_size:
-        raise InputError("Every token has a weight of its own, so `rest` has nobody to go to; leave it 0.")
+        raise InputError("Every token has a weight of its own, so no token is left for `rest`; leave it at 0.")
     shares /= shares.max()  # before the sum, which could overflow
     others = lm.vocab_size - len(chosen)
     probs = torch.full((lm.vocab_size,), rest / others if others else 0.0, dtype=torch.float64)

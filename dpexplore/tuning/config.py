@@ -131,7 +131,7 @@ class TuneConfig:
         if soft and hard and self.soft_rule != "adamw" and self.hard_rule == "eq4":
             raise InputError(
                 f"soft_rule {self.soft_rule!r} cannot follow the unchecked swaps of hard_rule 'eq4' in one prompt; "
-                "accepted beside it are 'gcg' and 'search'."
+                "use 'gcg' or 'search' with it."
             )
         if soft and self.round_trip:
             raise InputError(f"round_trip asks for text, but the slots {slots} hold soft tokens; hard slots have text.")
@@ -141,9 +141,9 @@ class TuneConfig:
                 "or leave strict off."
             )
         if self.init == "soft" and not hard:
-            raise InputError(f"init 'soft' is a beginning for hard tokens, and the slots {slots} hold none.")
+            raise InputError(f"init 'soft' starts hard tokens, and the slots {slots} hold none.")
         if (self.init == "text") != (self.init_text is not None):
-            raise InputError("init 'text' and init_text go together: the one names the other's use.")
+            raise InputError("init 'text' and init_text go together; give both or neither.")
 
     def _check_values(self) -> None:
         for name, knob in KNOBS.items():
@@ -254,7 +254,7 @@ def _one_of(name: str, value: object, accepted: tuple[str, ...]) -> None:
 def _tokens(name: str, value: object) -> tuple[str | int, ...]:
     entries = tuple(value) if isinstance(value, list | tuple) else None
     if entries is None or any(isinstance(entry, bool) or not isinstance(entry, str | int) for entry in entries):
-        raise InputError(f"{name} is {value!r}; it is a list of token texts or ids.")
+        raise InputError(f"{name} is {value!r}; use a list of token texts or ids.")
     for entry in entries:
         if isinstance(entry, str):
             check_text(name, entry)

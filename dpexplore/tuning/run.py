@@ -75,7 +75,7 @@ class Run:
         self.layout = layout or Layout.of(lm, config)
         self.objective = objective_for(lm, target, config.objective)
         if starts is not None and any(len(ids) != len(self.layout) for ids, _ in starts):
-            raise InputError(f"The prompts to go on from do not have the {len(self.layout)} tokens of the slots.")
+            raise InputError(f"The prompts to continue from do not have the {len(self.layout)} tokens of the slots.")
         self.starts = starts
         self.resumed_from = resumed_from
         self.owner = owner

@@ -94,5 +94,5 @@ def _literal(quoted: str) -> str:
         return check_text("slots", ast.literal_eval(quoted))
     except (SyntaxError, ValueError) as error:
         raise InputError(
-            f"The slots hold a text that is not closed or escaped rightly: {quoted[:30]}. {ACCEPTED}"
+            f"The slots hold a text that is not closed or not escaped correctly: {quoted[:30]}. {ACCEPTED}"
         ) from error

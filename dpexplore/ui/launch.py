@@ -74,7 +74,7 @@ def check(options: Options) -> None:
         try:
             ipaddress.ip_network(proxy)
         except ValueError:
-            raise InputError(f"--trusted-proxies {proxy!r} is no address; give one such as 10.0.0.0/8.") from None
+            raise InputError(f"--trusted-proxies {proxy!r} is not an address; give one such as 10.0.0.0/8.") from None
     where = f"{options.host}:{options.port}"
     try:
         family = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0][0]

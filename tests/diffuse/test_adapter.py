@@ -131,7 +131,7 @@ def test_adapters_load_with_plain_peft_and_replay(
         replay_adapter(lm, tmp_path)
     with pytest.raises(dp.InputError, match="made for another model"):
         load_adapter(tiny_lm("gpt2"), tmp_path)
-    with pytest.raises(dp.InputError, match="is no adapter"):
+    with pytest.raises(dp.InputError, match="is not an adapter"):
         load_adapter(lm, tmp_path / "nowhere")
 
 

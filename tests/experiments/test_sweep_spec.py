@@ -177,7 +177,7 @@ def test_unknown_specs_and_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no size 'large'"):
         load_spec("fig1", "large")
     (tmp_path / "broken.yaml").write_text("title: [")
-    with pytest.raises(InputError, match="no YAML that can be read, line 1"):
+    with pytest.raises(InputError, match="cannot be read as YAML, line 1"):
         load_spec(str(tmp_path / "broken.yaml"))
 
 

@@ -75,7 +75,7 @@ def test_a_text_slot_in_the_users_turn_is_the_captured_prompt(with_template: Wit
         ("{{ 1 / 0 }}", "fails"),
         ("nothing of it", "does not write the user's words"),
         ({"tool_use": PLAIN, "rag": PLAIN}, "templates named tool_use, rag and no default"),
-        (7, "is no text"),
+        (7, "is not text"),
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "more than 1 seconds"),
         ("{{ 9**(9**9) }}", "more than 1 seconds"),
         ("{{ 'x' * 10**10 }}", "fails|ended the process"),

@@ -81,7 +81,7 @@ def test_a_model_that_embeddings_do_not_determine_is_captured_and_not_tuned(
 
 def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:
     model = built("xlnet", d_model=32, n_layer=2, n_head=4, d_inner=48)
-    with pytest.raises(InputError, match="no left-to-right model"):
+    with pytest.raises(InputError, match="not a left-to-right model"):
         load_model(folder_of(model, tmp_path), device="cpu")
     assert plain(model).max_positions is None  # the −1 that it writes is no limit
 

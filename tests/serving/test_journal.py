@@ -123,7 +123,7 @@ def test_a_failed_run_says_so_again(app: AppContext, monkeypatch: pytest.MonkeyP
 def test_ids_that_no_run_has(app: AppContext, run_id: str) -> None:
     assert app.journal.read(run_id) is None
     if run_id:
-        assert "knows no run" in arrive(app, {"run": run_id}).problem
+        assert "has no run" in arrive(app, {"run": run_id}).problem
 
 
 def test_ids_cannot_be_guessed() -> None:

@@ -66,7 +66,7 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
         ('hardware = "cpu-basic"', 'hardware = "abacus"', "use one of cpu-basic"),
         ("rows = 10 ", "rows = 0 ", "limits.cpu.rows is 0"),
         ("rows = 10 ", 'rows = "10" ', "limits.cpu.rows is '10'"),
-        ("rows = 10 ", "rows = 10\nshoes = 2 ", "limits.cpu.shoes is no field"),
+        ("rows = 10 ", "rows = 10\nshoes = 2 ", "limits.cpu.shoes is not a field"),
         ("seconds = 300 ", "#", "limits.cpu.seconds is missing"),
         ("[limits.gpu]", "[limits.tpu]", "tpu"),
         ('    "gpt2",', '    "gpt2", "gpt9",', "gpt9"),
@@ -89,7 +89,7 @@ def test_a_wrong_manifest_is_told_in_one_sentence(checkout: Path, old: str, new:
     [
         ("requirements.txt", "gradio>=6.31,<7", "gradio>=7", "gradio 6.31.0"),
         ("requirements.txt", "gradio>=6.31,<7", "", "does not name gradio"),
-        ("requirements.txt", "gradio>=6.31,<7", "gradio>=6.31,<7\n???", "no requirement"),
+        ("requirements.txt", "gradio>=6.31,<7", "gradio>=6.31,<7\n???", "not a requirement"),
         ("pyproject.toml", '>=3.11,<3.14"', '>=3.11,<3.12"', "Python 3.12"),
     ],
 )

@@ -197,7 +197,7 @@ def test_files_and_folders_of_the_papers_repository_load(tmp_path: Path) -> None
         ('{"request": "r", "targets": ["a", ""]}', "empty"),
         ('{"request": "r", "targets": ["a", "b"], "weights": [1]}', "`weights`"),
         ('{"request": "r", "targets": ["a", "b"], "weights": [1, -1]}', "0 or more"),
-        ('{"request": "r", "targets": ["a", "b"], "weights": [1, NaN]}', "NaN is no number"),
+        ('{"request": "r", "targets": ["a", "b"], "weights": [1, NaN]}', "NaN is not a JSON number"),
         ('{"request": "r", "targets": ["a", "b"], "weights": [1, "2"]}', "0 or more"),
         ('{"request": "r", "targets": ["a", "a"]}', "given twice"),
         ('{"request": "r", "targets": ["a"], "eos": "yes"}', "True or False"),

@@ -123,7 +123,7 @@ def test_tables_of_token_and_probability(lm: LanguageModel, tmp_path: Path, name
         ("a.json", b'[{"id": 1.5, "p": 1}]', "where a token id"),
         ("a.json", b'[{"id": 100000, "p": 1}]', "no token id"),
         ("a.npz", b"no archive", "no .npz file"),
-        ("a.txt", b"a,1", "is no target file.*call a table .csv"),
+        ("a.txt", b"a,1", "is not a target file.*call a table .csv"),
         ("a.csv.gz", b"a,1", "unpack it"),
         ("a.pt", b"a,1", "numpy.save"),
     ],
@@ -146,8 +146,8 @@ def test_bad_arrays_get_a_sentence(lm: LanguageModel, tmp_path: Path) -> None:
     good = np.full(size, 1 / size)
     for array, says in (
         (np.full(7, 1 / 7), rf"7 numbers.*{size}"),
-        (np.stack([good, good]), "no row"),
-        (np.full(size, "x"), "no row"),
+        (np.stack([good, good]), "not a row"),
+        (np.full(size, "x"), "not a row"),
         (np.ones(size, dtype=np.int64), "kind='weights'"),
         (np.where(np.arange(size) == 3, np.nan, good), "NaN"),
         (np.where(np.arange(size) == 3, -good, good), "negative"),
@@ -187,7 +187,7 @@ def test_pickles_are_never_read(lm: LanguageModel, tmp_path: Path) -> None:
             return pytest.fail, ("unpickled",)
 
     path = npz(tmp_path / "a.npz", probs=np.array([Hostile()] * lm.vocab_size, dtype=object))
-    with pytest.raises(InputError, match="no row"):
+    with pytest.raises(InputError, match="not a row"):
         file(path).build(lm)
 
 

@@ -39,7 +39,7 @@ from tests.tuning.shared import TinyLM
         ({"slots": "soft*2 sift*3"}, "'sift\\*3'"),
         ({"slots": "soft*0"}, "at least one token"),
         ({"slots": '"open soft*2'}, "cannot be read"),
-        ({"slots": '"bad \\x" soft*2'}, "closed or escaped"),
+        ({"slots": '"bad \\x" soft*2'}, "not escaped correctly"),
         ({"slots": '"\ud83d" soft*2'}, "`slots` holds half of a character"),
         ({"init": "text", "init_text": "\ud83d"}, "`init_text` holds half of a character"),
         ({"method": "hard", "forbid": ("\ud83d",)}, "`forbid` holds half of a character"),

@@ -98,7 +98,7 @@ def test_any_damage_is_a_sentence(capsule: dict[str, Any], data: st.DataObject) 
         (("result", "prompt_embeds", "shape"), [1, HIDDEN], "does not have"),
         (("result", "prompt_embeds", "base64"), "AAA", "holds 3 characters"),
         (("format_version",), 99, "format 99"),
-        (("format",), "letter", "no capsule"),
+        (("format",), "letter", "not a capsule"),
     ],
 )
 def test_what_is_wrong_is_named(capsule: dict[str, Any], path: tuple[Any, ...], value: Any, says: str) -> None:

@@ -24,7 +24,7 @@ def allowed_ids(
     any: every token of the tokenizer; no_special: those that stand for text; printable: text without control
     characters or broken bytes; ascii: printable ASCII; words: letters, with or without a space in front.
     `allow`, where it is not empty, takes the policy's place; `forbid` is taken away from either.
-    InputError if an entry is no single token of the vocabulary, or if nothing is left.
+    InputError if an entry is not a single token of the vocabulary, or if nothing is left.
     """
     ids = {_token_id(lm, entry) for entry in allow} if allow else _ids_of_policy(lm, policy)
     ids -= {_token_id(lm, entry) for entry in forbid}

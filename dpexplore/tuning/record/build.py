@@ -25,8 +25,8 @@ def build_result(run: RecordedRun) -> TuneResult:
         if run.status == "cancelled":
             raise InputError("The run was stopped before its first step; there is no prompt to show.")
         raise InputError(
-            "No restart gave a finite KL, so there is no prompt to show; a smaller learning rate or another "
-            "initialisation is worth a try."
+            "No restart gave a finite KL, so there is no prompt to show; try a smaller learning rate "
+            "or another initialisation."
         )
     losses, kls = _per_restart(run, outcomes)
     best = min(losses, key=lambda restart: losses[restart])

@@ -212,7 +212,7 @@ def resume(
     config = TuneConfig.from_dict({**capsule["config"], **changes})
     records = [record for record in capsule["restarts"] if record is not None]
     if not records:
-        raise InputError("The capsule holds no prompt to go on from: no restart of it stayed finite.")
+        raise InputError("The capsule holds no prompt to continue from: none of its restarts stayed finite.")
     config = TuneConfig.from_dict({**config.to_dict(), "restarts": len(records), "screen": 1})
     starts = [_start(lm, record) for record in records]
     return (engine or Engine(lm)).submit(

@@ -233,7 +233,7 @@ class History(Record):
 def read_settings(value: Any, build: Callable[[dict[str, Any]], Settings]) -> Settings:
     """The settings in a record, as `build` makes them. ValueError, in words that follow the field's name."""
     if not isinstance(value, dict):
-        raise ValueError("is no table of settings")
+        raise ValueError("is not a table of settings")
     try:
         return build(value)
     except InputError as error:  # a ValueError too, with a full stop of its own
@@ -320,7 +320,7 @@ def capsule_json(path: Path, most_values: int = MOST_VALUES) -> Any:
     except OSError as error:
         raise InputError(f"The capsule {path} cannot be read: {error.strerror}.") from error
     except JsonRefused as refused:
-        raise InputError(f"{path.name} is no capsule that can be read ({refused.reason}).") from None
+        raise InputError(f"{path.name} cannot be read as a capsule ({refused.reason}).") from None
 
 
 def load_capsule(path: Path, most_values: int = MOST_VALUES) -> dict[str, Any]:
@@ -334,7 +334,7 @@ def load_capsule(path: Path, most_values: int = MOST_VALUES) -> dict[str, Any]:
 def check_format(name: str, capsule: Any, record: type[CapsuleRecord]) -> None:
     """InputError unless a JSON value says that it is a capsule of a kind and of this version."""
     if not isinstance(capsule, dict) or capsule.get("format") != record.format_name():
-        raise InputError(f"{name} is no capsule: a capsule is a JSON file that `{record.written_by}` writes.")
+        raise InputError(f"{name} is not a capsule: a capsule is a JSON file that `{record.written_by}` writes.")
     if type(version := capsule.get("format_version")) is not int or version != FORMAT_VERSION:
         raise InputError(f"The capsule {name} has the format {str(version)[:20]}; this version reads {FORMAT_VERSION}.")
 

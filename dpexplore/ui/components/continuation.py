@@ -41,9 +41,7 @@ def prompt_of(lm: LanguageModel, capsule: str) -> Tensor:
     """Embeddings `(pos hidden)` of the prompt in a capsule's file. InputError if another model's."""
     record = json.loads(Path(capsule).read_text(encoding="utf-8"))
     if record["model"]["identity"] != lm.identity:
-        raise InputError(
-            f"This prompt was found on {record['model']['name']}; choose that model again to let it go on."
-        )
+        raise InputError(f"This prompt was found on {record['model']['name']}; choose that model again to continue it.")
     if record["result"]["prompt_ids"] is None:
         return decode_array(record["result"]["prompt_embeds"])
     with torch.no_grad():

@@ -36,7 +36,7 @@ class SplitRecipe:
 
 
 def split_recipe(text: str) -> SplitRecipe:
-    """InputError, with the place, for a text that is no recipe."""
+    """InputError, with the place, for text that is not a recipe."""
     recipe, calls = parse_recipe(text), []
     while isinstance(recipe, Transform):
         calls.append(recipe.call)
@@ -45,7 +45,7 @@ def split_recipe(text: str) -> SplitRecipe:
 
 
 def join_recipe(base: str, transforms: list[str]) -> str:
-    """The canonical text of a base with transforms on top. InputError if it is no recipe."""
+    """The canonical text of a base with transforms on top. InputError if it is not a recipe."""
     return str(parse_recipe("".join([base, *(f".{call}" for call in transforms)])))
 
 
@@ -146,7 +146,7 @@ def set_weight(lines: str, index: int, weight: float) -> str:
     """The lines with one weight changed."""
     weights = read_weights(lines)
     if not 0 <= index < len(weights):
-        raise InputError("The bar belongs to no line any more; edit the lines.")
+        raise InputError("This bar's line is gone; edit the lines.")
     weights[index] = (weights[index][0], float(weight))
     return write_weights(weights)
 

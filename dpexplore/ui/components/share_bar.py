@@ -86,7 +86,7 @@ def _arrive_at_run(app: AppContext, run_id: str) -> Arrival:
         return Arrival(Setup(live.model, live.run.target.recipe, live.run.config), f"run {run_id}")
     record = app.journal.read(run_id)
     if record is None:
-        raise InputError("This server knows no run by this link; it is too old, or was made on another server.")
+        raise InputError("This server has no run with this link; it is too old, or was made on another server.")
     return Arrival(setup_of(record.head, record.model), f"run {run_id}")
 
 
@@ -123,7 +123,7 @@ def arrived_views(app: AppContext, session: str, what: str) -> Generator[RunView
         return
     record = app.journal.read(name)
     if record is None:
-        raise InputError("This server knows no run by this link; it is too old, or was made on another server.")
+        raise InputError("This server has no run with this link; it is too old, or was made on another server.")
     app.sessions.turn_to(session, what)
     capsule = record.as_capsule()
     if capsule is None:

@@ -64,7 +64,7 @@ class Running:
             finally:
                 self._training.release()
         else:
-            raise InputError("Another visitor trains an adapter just now; please try again in a few minutes.")
+            raise InputError("Another visitor is training an adapter; please try again in a few minutes.")
 
     def begin(self, session: str) -> None:
         with self._gate:
@@ -97,7 +97,7 @@ class Running:
 def target_of(app: AppContext, model: str, recipe: str) -> StringTarget:
     """A recipe's target for a loaded model. InputError if it is none over strings."""
     if not recipe.strip():
-        raise InputError("There is no target to run; what is written beside it says why.")
+        raise InputError("There is no target to run; the note beside it says why.")
     target = app.target(model, recipe)
     if not isinstance(target, StringTarget):
         raise InputError('This recipe is over single tokens; write one such as strings({"{1}": 1, "{2}": 1}).')
@@ -163,7 +163,7 @@ def _go(app: AppContext, running: Running, plan: Plan, course: Course) -> Iterat
     lm = app.pool.get(plan.model).lm
     course.ways["alone"] = Way(answers=answers(lm, WAYS["alone"][0], plan.target, samples=plan.samples))
     course.perplexity_before = perplexity(lm, held_out_text())
-    yield message("The request alone is measured", "busy")
+    yield message("Measured the request alone", "busy")
     if "lora" in plan.ways and not running.stopped(plan.session):
         with running.training(alone=app.rules is not None):
             run = AdapterRun(lm, [plan.target], plan.adapter)
@@ -171,7 +171,7 @@ def _go(app: AppContext, running: Running, plan: Plan, course: Course) -> Iterat
             yield from _follow_adapter(course, run, app.rules.limits.seconds if app.rules else None)
             yield message(f"LoRA: drawing {plan.samples:,} answers", "busy")
             _finish_adapter(course, run, plan.samples)
-        yield message("LoRA is measured", "busy")
+        yield message("Measured LoRA", "busy")
     if "prompt" in plan.ways and not running.stopped(plan.session):
         yield from _follow_prompt(app, running, plan, course)
 
@@ -195,7 +195,7 @@ def _follow_adapter(course: Course, run: AdapterRun, most_seconds: float | None)
             shown = time.monotonic()
             yield live_line(course, "lora", run.config.passes)
     if run.status == "nonfinite":
-        raise InputError("The loss is no longer finite; a preset with a smaller learning rate is worth a try.")
+        raise InputError("The loss is no longer finite; try a preset with a smaller learning rate.")
 
 
 def _finish_adapter(course: Course, run: AdapterRun, samples: int) -> None:
