@@ -40,7 +40,7 @@ FIRST_BYTES_SECONDS = 20.0
 SLOWEST_BYTES = 16 * 2**10
 """and bytes a second that it must bring from then on."""
 REQUESTS_AT_ONCE = 16
-"""Open requests and streams of one visitor; a page holds three."""
+"""Open requests and streams of one visitor, of which a page holds three; and questions that wait for an answer."""
 FREE_FAILURES = 5
 """Wrong passwords from one address before it must wait."""
 LONGEST_WAIT = 300.0

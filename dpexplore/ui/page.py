@@ -10,6 +10,7 @@ from dpexplore.serving.app_context import AppContext
 from dpexplore.ui.api import add_endpoints
 from dpexplore.ui.components.widgets import segmented, view
 from dpexplore.ui.lean import make_lean
+from dpexplore.ui.shares import QUESTIONS
 from dpexplore.ui.tabs.about import build_about
 from dpexplore.ui.tabs.compare import build_compare, kept_runs
 from dpexplore.ui.tabs.experiments import build_experiments
@@ -60,7 +61,7 @@ def build(app: AppContext | None = None) -> gr.Blocks:
                 build_about()
         add_endpoints(app)
     # `api_open`: there is no way around the queue.
-    return make_lean(demo.queue(max_size=256, default_concurrency_limit=8, api_open=False))
+    return make_lean(demo.queue(max_size=QUESTIONS, default_concurrency_limit=8, api_open=False))
 
 
 def launch_settings() -> dict[str, Any]:
@@ -71,7 +72,7 @@ def launch_settings() -> dict[str, Any]:
         "app_kwargs": {"routes": script_routes()},
         "footer_links": ["api"],
         "max_file_size": "20mb",
-        "max_threads": 200,
+        "max_threads": QUESTIONS,
         "state_session_capacity": SESSIONS_KEPT,
         "enable_monitoring": False,
         "run_history": False,

@@ -24,9 +24,10 @@ from starlette.routing import Route
 
 from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.pauses import spare_what_stays, take_short_turns
-from dpexplore.ui.gate import Gate, GateRules, end_silent_connections
+from dpexplore.ui.gate import REQUESTS_AT_ONCE, Gate, GateRules, end_silent_connections
 from dpexplore.ui.page import build, launch_settings
 from dpexplore.ui.readers import Readers, end_unread_questions, somebody_reads
+from dpexplore.ui.shares import share_questions
 from dpexplore.wanted import ask_everywhere
 
 UPLOAD_MEGABYTES = 20
@@ -117,6 +118,7 @@ def start(app: AppContext, host: str, port: int, names: Collection[str] | None =
     arguments["max_file_size"] = f"{megabytes}mb"
     ask_everywhere(somebody_reads)
     demo = build(app)
+    share_questions(demo, REQUESTS_AT_ONCE * gate_rules.visitors_per_address)
     demo.launch(server_name=host, server_port=port, prevent_thread_lock=True, **arguments | settings)
     end_silent_connections(demo.server)
     end_unread_questions(demo._queue, readers, lambda: not demo.server.should_exit, app.grace_seconds)

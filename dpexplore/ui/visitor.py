@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 
 import gradio as gr
+from fastapi import Request
 
 from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.sessions import PROGRAM
@@ -17,7 +18,7 @@ def session_of(app: AppContext, request: gr.Request) -> str:
     return session
 
 
-def address_of(request: gr.Request) -> str:
+def address_of(request: gr.Request | Request) -> str:
     """Where a request came from, by the trusted proxies' word."""
     return str(getattr(request.client, "host", "") or "")
 
