@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dpexplore.errors import InputError
@@ -172,14 +172,20 @@ def plan_sweep(spec: Spec, store_folder: Path | str, device: str | None = None) 
     from dpexplore.experiments.costs import model_size, seconds_of, slot_tokens
 
     store = Store(store_folder)
-    finished = store.done() if store.results.is_dir() else set[str]()
-    listed = {(each.sweep, each.model): each.ids for each in store.listings()} if store.sweeps.is_dir() else {}
+    results = store.read(columns=["model", "identity", "dtype"])
+    finished = set(results["id"].to_pylist())
+    loaded = set(zip(*(results[name].to_pylist() for name in ("model", "identity", "dtype")), strict=True))
     plans = []
     for model in spec.models:
         size = model_size(model, device)
         # A model that is still to be fetched has a vocabulary of unknown size; its recipes are read all the same.
         facts = ModelFacts(model, "", "", size.vocab_size if size else VOCABULARY_TO_PLAN_WITH)
         problems = {problem.id: problem for problem, _, _ in spec.problems(facts)}.values()
+        known = [
+            {problem.id for problem, _, _ in spec.problems(replace(facts, identity=identity, dtype=dtype))}
+            for name, identity, dtype in loaded
+            if name == model
+        ]
         for recipe in {problem.recipe for problem in problems if problem.recipe and size}:
             check_entropies(parse_recipe(recipe), facts.vocab_size)
         configs = [problem.config for problem in problems if problem.kind == "tune"]
@@ -188,7 +194,7 @@ def plan_sweep(spec: Spec, store_folder: Path | str, device: str | None = None) 
             ModelPlan(
                 model,
                 len(problems) if size else 0,
-                len(finished.intersection(listed.get((spec.name, model), []))),
+                max((len(finished & ids) for ids in known), default=0),
                 sum(config.most_steps for config in configs) if size else 0,
                 size.memory_bytes if size else None,
                 seconds_of(size, positions, sum(config.most_steps for config in configs), device) if size else None,

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from dpexplore.experiments import Problem, Spec, Store, load_spec, plan_sweep, r
 from dpexplore.experiments.executors import LocalExecutor
 from dpexplore.models import LanguageModel
 from dpexplore.tuning import Engine, TuneConfig
+from tests.made_up_results import fill_store
 
 FIRST_TOLERANCE = 1e-5
 """Between the first KL of one batch and the same of another: float32 rounding."""
@@ -256,6 +258,16 @@ def test_the_plan_counts_without_computing(
     assert main(["sweep", str(spec_file), "--store", str(tmp_path / "none"), "--dry-run"]) == 0
     assert f"{len(undisturbed):,} problems (0 done)" in capsys.readouterr().out
     assert not (tmp_path / "none").exists()
+
+
+def test_the_plan_of_a_changed_spec_counts_what_both_have_in_common(tmp_path: Path) -> None:
+    fill_store(tmp_path, "fig11-small")
+    spec = load_spec("fig11-small")
+    (plan,) = plan_sweep(spec, tmp_path)
+    assert plan.done == plan.problems
+    over = {**spec.groups[0].over, "seed": {"count": 10}}
+    (wider,) = plan_sweep(replace(spec, groups=(replace(spec.groups[0], over=over),)), tmp_path)
+    assert (wider.problems, wider.done) == (2 * plan.problems, plan.done)
 
 
 def test_progress_adds_up(spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
