@@ -139,9 +139,7 @@ class VisitorRules:
 
     def check_run(self, config: TuneConfig) -> None:
         """What a run costs, from its settings alone: no tokenizer has seen its texts yet."""
-        self.check_text("init_text", config.init_text or "")
-        self.check_text("The slots", str(config.parsed_slots()))
-        self.check_text("The list of tokens", "".join(map(str, (*config.allow, *config.forbid))))
+        self._check_texts(config)
         price, limits = price_run(config), self.limits
         for name, number, most in (
             ("restarts", price.restarts, limits.rows),
@@ -180,9 +178,12 @@ class VisitorRules:
         tokens = max([tokens, *(len(source.ids) for source in sources.values())])
         if tokens > most:
             raise InputError(f"The capsule's prompt has {tokens:,} tokens; at most {most:,} are scored here.")
-        config = TuneConfig.from_dict(capsule["config"])
+        self._check_texts(TuneConfig.from_dict(capsule["config"]))
+
+    def _check_texts(self, config: TuneConfig) -> None:
         self.check_text("init_text", config.init_text or "")
         self.check_text("The slots", str(config.parsed_slots()))
+        self.check_text("The list of tokens", "".join(map(str, (*config.allow, *config.forbid))))
 
     def check_scoring(self, lm: LanguageModel) -> None:
         """What a pass over every prompt of one token costs."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpexplore.diffuse.families import FAMILIES, family
@@ -18,11 +20,12 @@ from dpexplore.models import LanguageModel
 from dpexplore.models.pieces import encode_behind
 from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.journal import Journal
-from dpexplore.serving.model_pool import ModelPool
+from dpexplore.serving.model_pool import INTERNAL_ERROR, LoadedModel, ModelPool
 from dpexplore.space import VisitorRules, load_manifest
 from dpexplore.space.prices import price_recipe, price_scoring, text_tokens
 from dpexplore.targets import capture, parse_recipe, strings
 from dpexplore.tuning import TuneConfig
+from dpexplore.tuning.record.schema import read_capsule
 from dpexplore.ui.api import single_token_endpoint
 from dpexplore.ui.components.floor_panel import follow_scoring
 from dpexplore.ui.components.share_bar import arrive_by_capsule
@@ -78,6 +81,53 @@ def test_costly_recipes_are_refused_before_a_tokenizer_or_a_model_sees_them(
     monkeypatch.setattr(LanguageModel, "log_probs", lambda *_args: pytest.fail("scored"))
     with pytest.raises(InputError, match=told):
         app.target("tiny", recipe)
+
+
+class Begun(Exception):
+    """Work that is priced was begun."""
+
+
+@contextmanager
+def nothing_begins() -> Iterator[None]:
+    """Within, whoever builds a target, encodes a text or runs a model raises `Begun`."""
+
+    def begin(*_arguments: object, **_named: object) -> None:
+        raise Begun
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((ModelPool, "source"), (LanguageModel, "_ids"), (LanguageModel, "log_probs")):
+            patch.setattr(owner, name, begin)
+        patch.setattr(LoadedModel, "target", begin)
+        yield
+
+
+NEAR = [0, 1, 35, 36, 37, 63, 64, 65, 435, 436, 437, 900, 1935, 1936, 1937, 6000, 19_000]
+PARTS = st.one_of(
+    st.sampled_from(NEAR).map(lambda size: (f"capture('a{'é' * (size // 2)}')", 1 + size // 2 * 2 + 64, 0)),
+    st.sampled_from([1, 9, 63, 64]).map(lambda size: (f"random_prompt({size})", size + 64, 0)),
+    st.just(("entropy(3)", 0, 1)),
+    st.just(("order(' the')", 0, 4)),
+    st.just(("tokens({'a': 1})", 0, 0)),
+)
+
+
+@given(parts=st.lists(PARTS, min_size=1, max_size=16), matched=st.integers(0, 14))
+def test_a_recipe_begins_if_and_only_if_it_is_within_its_limits(
+    app: AppContext, parts: list[tuple[str, int, int]], matched: int
+) -> None:
+    """The limits counted anew: characters, bytes that a model sees, parts that are solved for."""
+    (first, *_), *others = parts
+    text = "".join([first, *(f".mix({part}, 0.5)" for part, *_ in others), ".matched(0)" * matched])
+    assert app.rules is not None
+    server, limits = app.rules.manifest.server, app.rules.limits
+    within = (
+        len(text) <= server.characters
+        and sum(tokens for _, tokens, _ in parts) <= limits.captured_tokens
+        and sum(solved for *_, solved in parts) + matched <= server.solved_parts
+    )
+    with nothing_begins(), pytest.raises(Begun if within else InputError) as caught:
+        app.target("tiny", text)
+    assert "\n" not in str(caught.value)
 
 
 def test_long_settings_are_refused_before_a_tokenizer_sees_them(
@@ -185,3 +235,51 @@ def test_costly_capsules_are_refused_before_anything_is_scored(
         assert told in arrive_by_capsule(app, str(path)).problem
         with pytest.raises(InputError, match=told):
             Library(app).add_capsule(path)
+
+
+ODD = st.one_of(
+    st.sampled_from([None, True, -1, 0, 2**63, 10**400, 1e308, "", "7" * 20_001, "\ud83d", [], {}, [[]], "nan"]),
+    st.integers(100, 132).map(lambda count: [5] * count),
+    st.integers(1, 3).map(lambda deep: json.loads("[" * 20 * deep + "]" * 20 * deep)),
+    st.sampled_from([[1.0] * 100_001, [[1.0]] * 50_000, ["a"] * 500, {"a": [1.0] * 40_000}]),
+    st.sampled_from(
+        ["entropy(bits=3)", "capture('" + "a" * 900 + "')", "file('/etc/passwd')", "soft*70", "hard*1 'x'"]
+    ),
+)
+
+
+def places(value: Any, at: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The way to everything within JSON."""
+    yield at
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from places(inner, (*at, key))
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_whatever_stands_in_a_capsule_it_is_a_sentence_or_within_its_limits(
+    app: AppContext, capsule: dict[str, Any], capsule_place: Path, data: st.DataObject
+) -> None:
+    """Up to three of its values are others; nothing is built, encoded or scored while it is looked at."""
+    record = copy.deepcopy(capsule)
+    ways = st.lists(st.sampled_from([way for way in places(capsule) if way]), min_size=1, max_size=3, unique=True)
+    for *way, last in sorted(data.draw(ways), key=len, reverse=True):  # what is within another goes first
+        inside: Any = record
+        for key in way:
+            inside = inside[key]
+        inside[last] = copy.deepcopy(data.draw(ODD))
+    capsule_place.write_text(json.dumps(record), encoding="utf-8")
+    with nothing_begins():
+        arrival = arrive_by_capsule(app, str(capsule_place))
+    assert "\n" not in arrival.problem
+    assert INTERNAL_ERROR not in arrival.problem
+    if arrival.setup is not None:
+        assert app.rules is not None
+        assert read_capsule(record).prompt_tokens <= 2 * app.rules.limits.prompt_tokens
+        assert len(arrival.setup.recipe) <= app.rules.manifest.server.characters
+        assert capsule_place.stat().st_size < 3 * 2**20
+
+
+@pytest.fixture(scope="module")
+def capsule_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("capsules") / "capsule.json"
