@@ -31,6 +31,7 @@ NUMBER_NAMES = (PROBABILITY_NAMES, WEIGHT_NAMES, LOGPROB_NAMES, LOGIT_NAMES)
 _ALL_NUMBERS = frozenset().union(*NUMBER_NAMES)
 TOTAL_NAMES = frozenset({"total", "sum", "grand total", "gesamt", "summe", "gesamtergebnis", "somme", "suma"})
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|nan|[+-]?inf(?:inity)?", re.IGNORECASE)
+_PLAIN = re.compile(r"\d+(?:\.\d+)?")
 _COMMA_NUMBER = re.compile(r"[+-]?\d*,\d+(?:e[+-]?\d+)?", re.IGNORECASE)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+")
 _POINTED = re.compile(r"[1-9]\d{0,2}\.\d{3}")
@@ -40,8 +41,8 @@ _WHOLE = re.compile(r"\d+(?:\.0*)?")
 _SHOWN = 40
 MOST_CELLS = 2_000_000
 """Four columns of the longest tables; a line of many cells keeps everybody waiting while it is taken apart."""
-MOST_LINES = 500_000
-"""Twice as many as the largest vocabularies have tokens; a line takes several microseconds and 600 bytes."""
+MOST_LINES = 300_000
+"""The largest vocabularies have 262,144 tokens; a line takes several microseconds and 600 bytes."""
 
 Row = tuple[int, list[str]]
 """A line's number, from 1, and its cells."""
@@ -114,7 +115,7 @@ def _rows(text: str, separator: str) -> list[Row]:
     width = max(
         (max((i + 1 for i, cell in enumerate(cells) if cell.strip()), default=0) for _, cells in rows), default=0
     )
-    return [(line, cells[:width]) for line, cells in rows]
+    return rows if all(len(cells) <= width for _, cells in rows) else [(line, cells[:width]) for line, cells in rows]
 
 
 def _split(text: str, separator: str, quoting: int) -> list[Row]:
@@ -233,7 +234,8 @@ def _plain(cell: str) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return bool(_NUMBER.fullmatch(_plain(cell)) or _COMMA_NUMBER.fullmatch(_plain(cell)))
+    plain = _plain(cell)
+    return bool(_NUMBER.fullmatch(plain) or _COMMA_NUMBER.fullmatch(plain))
 
 
 def _numbers(cells: list[tuple[int, str]]) -> list[float]:
@@ -259,6 +261,8 @@ def _numbers(cells: list[tuple[int, str]]) -> list[float]:
 
 
 def _number(line: int, cell: str) -> float:
+    if _PLAIN.fullmatch(cell):  # most of a long table
+        return float(cell)
     if not _is_number(cell):
         raise _Unreadable(f"line {line} has {cell[:_SHOWN]!r} where a probability should be")
     return float(_plain(cell).replace(",", "."))

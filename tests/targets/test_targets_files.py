@@ -221,7 +221,7 @@ def test_files_too_large_absent_or_endless(lm: LanguageModel, tmp_path: Path, mo
         file(endless).build(lm)
 
 
-@pytest.mark.parametrize(("text", "told"), [("a," * 2_000_001, "2,000,001 cells"), ("1\n" * 500_001, "500,001 lines")])
+@pytest.mark.parametrize(("text", "told"), [("a," * 2_000_001, "2,000,001 cells"), ("1\n" * 300_001, "300,001 lines")])
 def test_a_table_beyond_its_size_is_not_taken_apart(text: str, told: str) -> None:
     with pytest.raises(InputError, match=told):
         read_table("large.csv", text.encode())

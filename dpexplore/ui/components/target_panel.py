@@ -28,7 +28,11 @@ QUIET: dict[str, Any] = {
     "concurrency_limit": None,
     "api_visibility": "private",
 }
-"""For handlers that follow the hand: no spinner, only the latest value counts, nobody waits for another."""
+"""For handlers that follow the hand: no spinner, only the latest value counts, nobody waits for another.
+
+A control's own next value is sent once its last one is answered, so nothing can end the work on the last one: a message
+that overtakes it could also end the work on a newer one, and leave the page behind its controls. Another control's can.
+"""
 
 TRANSFORMS = {
     "shuffle": ("shuffle(seed={:.0f})", "seed", 1),
