@@ -16,6 +16,7 @@ from kaleido.errors import ChromeNotFoundError
 from dpexplore.cli import main
 from dpexplore.errors import InputError
 from dpexplore.experiments import ModelFacts, Store, export, known_specs, load_spec
+from dpexplore.experiments.claim import claims_markdown
 from dpexplore.experiments.claims import claims_of
 from dpexplore.experiments.data import SweepData, read_sweeps
 from dpexplore.experiments.drawing import ON_DARK
@@ -313,3 +314,9 @@ def test_the_shipped_figures_are_whole_and_their_claims_stand_in_the_documents()
             assert (folder / f"{figure.name}.csv").is_file()
         document = (folder.parents[1] / "docs" / f"{page}.md").read_text(encoding="utf-8")
         assert f'--8<-- "assets/{folder.name}/claims.md"' in document
+
+
+def test_the_shipped_claims_are_those_of_the_shipped_results() -> None:
+    gallery = SHIPPED_FIGURES[-1]
+    found = [claim for data in read_sweeps(Store(gallery / "store")) for claim in claims_of(data)]
+    assert claims_markdown(found) == (gallery / "claims.md").read_text(encoding="utf-8")
