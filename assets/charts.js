@@ -217,11 +217,11 @@
   }
 
   /* A figure in the page's units: `layout.meta.measures` names the axes that show a divergence or an entropy, as
-   * [axis, "kl" or "h", the unit they come in]; the numbers in annotations of that unit follow. */
+   * [axis, "kl" or "h", the unit they come in]; the numbers in annotations of that unit follow, and are rounded here
+   * alone: rounded before as well, 2.585 bits became 2.59. */
   function inPageUnits({ data, layout: own }) {
     for (const [axis, kind, unit] of (own.meta && own.meta.measures) || []) {
       const wanted = units()[kind].name, factor = wanted === unit ? 1 : wanted === "bits" ? 1 / LN2 : LN2;
-      if (factor === 1) continue;
       const name = `${axis}axis`, renamed = (text) => (text || "").replaceAll(unit, wanted);
       const moved = (mark, keys) => mark[`${axis}ref`] === axis ? { ...mark, ...Object.fromEntries(keys.map((key) => [key, mark[key] * factor])) } : mark;
       const told = (text) => (text || "").replace(new RegExp(`([\\d.]+) ${unit}`), (_, number) => `${fixed(number * factor)} ${wanted}`);
@@ -290,10 +290,11 @@
 
   const KINDS = { live, ranks, figure };
   const LONGEST_DRAG = 10_000;
+  const REST = 4; // times as long as a drawing took: a fast run's charts leave the page to its user
 
   function mount(element, props, watch) {
     const root = element.querySelector("[data-chart]");
-    let read = 0, name = "", pending = false;
+    let read = 0, name = "", pending = false, rested = 0;
     const schedule = () => {
       if (pending) return;
       pending = true;
@@ -302,9 +303,11 @@
         // What somebody drags is not torn out of their hand: Plotly covers the page meanwhile. A cover that is left
         // behind by a lost end of a drag must not hold the chart up for ever.
         const held = document.querySelector(".dragcover") && performance.now() - since < LONGEST_DRAG;
-        if (held) { setTimeout(() => requestAnimationFrame(draw), 100); return; }
+        if (held || performance.now() < rested) { setTimeout(() => requestAnimationFrame(draw), 100); return; }
         pending = false;
+        const began = performance.now();
         if (root.isConnected && P()) chart.draw();
+        rested = performance.now() + REST * (performance.now() - began);
       });
     };
     const chart = KINDS[root.dataset.chart](root, schedule);

@@ -20,10 +20,12 @@ from dpexplore.serving.frames import Frames
 from dpexplore.serving.guesses import Guesses
 from dpexplore.serving.journal import Journal, new_run_id
 from dpexplore.serving.live_run import LiveRun
-from dpexplore.serving.model_pool import INTERNAL_ERROR, ModelPool
+from dpexplore.serving.model_pool import INTERNAL_ERROR, LoadedModel, ModelPool
 from dpexplore.serving.run_view import RunView
 from dpexplore.serving.sessions import PROGRAM, Sessions
+from dpexplore.serving.share import Setup
 from dpexplore.serving.uploads import check_files, upload_folder
+from dpexplore.serving.workspace import Asked, Workspace, usual_name
 from dpexplore.space import VisitorRules
 from dpexplore.targets import StringTarget, Target, parse_recipe
 from dpexplore.tuning import TuneConfig, load_capsule
@@ -47,6 +49,8 @@ class AppContext:
     walks: Walks = field(default_factory=Walks)
     guesses: Guesses = field(default_factory=Guesses)
     """Pupils' guesses in the lessons."""
+    workspace: Workspace = field(default_factory=Workspace)
+    """Runs of pages that wait or move."""
     journal: Journal = field(default_factory=lambda: Journal(cache_folder() / "runs"))
     grace_seconds: float = 15.0
     """How long a run goes on when its page is closed or reloaded."""
@@ -140,29 +144,61 @@ class AppContext:
         *,
         grace_seconds: float | None = None,
         floor_lines: bool = True,
+        run_id: str | None = None,
+        name: str = "",
+        beside: bool = False,
     ) -> LiveRun:
         """Begin a run for a session. InputError if it cannot be.
+
+        It takes the place of the run that the session sees, unless it is to move `beside` that.
 
         It stops when nobody has looked at it for `grace_seconds` (None: the server's), unless it is kept running.
         Without `floor_lines` its target's floor is not computed for its chart, which takes a core a second or two.
         """
-        if self.rules:
-            self.rules.check_run(config)
-        entry, target = self.pool.get(model), self.target(model, recipe_text)
-        check_single_tokens(target)
+        entry, target = self.check(model, recipe_text, config)
         run = entry.server.submit(target, self.admit(session, entry.lm, config, target), owner=self.owner(session))
-        run_id, address = new_run_id(), self.sessions.address(session)
+        run_id, address = run_id or new_run_id(), self.sessions.address(session)
+        setup = Setup(model, target.recipe, run.config)
+        name = name or usual_name(setup)
         live = LiveRun(
             run_id,
             model,
             run,
-            self.journal.open(run_id, model, describe_run(run)),
+            self.journal.open(run_id, model, {**describe_run(run), "name": name}),
             marks=lambda: self.floors.marks(entry.lm, target, session, address) if floor_lines else None,
             grace=self.grace_seconds if grace_seconds is None else grace_seconds,
+            name=name,
         )
-        self.sessions.begin(session, live)
-        live.start(self.sessions.end)
+        self.sessions.begin(session, live, beside=beside)
+        if not beside and not session.startswith(PROGRAM):
+            self.workspace.note(Asked(run_id, session, name, setup, live=live))
+        live.start(self._ended)
         return live
+
+    def check(self, model: str, recipe_text: str, config: TuneConfig) -> tuple[LoadedModel, Target]:
+        """A run's model and target. InputError for what cannot be built, or is too large for a visitor."""
+        if self.rules:
+            self.rules.check_run(config)
+        entry, target = self.pool.get(model), self.target(model, recipe_text)
+        check_single_tokens(target)
+        if self.rules:
+            self.rules.bounded(entry.lm, config, target)
+        return entry, target
+
+    def _ended(self, live: LiveRun) -> None:
+        self.sessions.end(live)
+        asked = self.workspace.find(live.id)
+        if asked is not None and not asked.session:  # its page is gone: the journal tells of it
+            self.workspace.remove(live.id)
+
+    def note_end(self, session: str, live: LiveRun, view: RunView) -> None:
+        """A session has seen a run's end: its result is a rung of its ladder, a run to compare, a walk to draw."""
+        if view.result is None:
+            return
+        self.sessions.note_result(session, live.model, live.run.target.recipe, view.result)
+        self.sessions.note_finished(session, live.id)
+        if view.frames is not None:
+            self.walks.keep(session, Walk(live.model, live.run.target.recipe, view.frames))
 
     def watch(self, session: str, live: LiveRun) -> Generator[RunView]:
         """What a session sees of a run, until it has ended or the session turns to another one.
@@ -172,11 +208,7 @@ class AppContext:
         """
         with closing(live.views()) as views:
             for view in views:
-                if view.result is not None:
-                    self.sessions.note_result(session, live.model, live.run.target.recipe, view.result)
-                    self.sessions.note_finished(session, live.id)
-                    if view.frames is not None:
-                        self.walks.keep(session, Walk(live.model, live.run.target.recipe, view.frames))
+                self.note_end(session, live, view)
                 if self.sessions.shows(session, live.id):
                     yield view
                 elif not live.run.cancel_requested:

@@ -2,8 +2,9 @@
 
 A file only grows. Each of its lines is a tag, a space and JSON: `run` (what was asked for, once), `step` (every restart
 of one step, with nothing rounded or left out), `mark` (lines across the KL chart, `floor` and `head` in nats), `rank`
-(lines of the rank chart's stream, which no step holds), `best` (the best prompt so far) and, as the last one, `end`
-(the capsule, or the sentence with which the run failed). A line that was cut off in the middle is ignored.
+(lines of the rank chart's stream, which no step holds), `best` (the best prompt so far), `name` (what the run is called
+from then on) and, when it is over, `end` (the capsule, or the sentence with which the run failed). A line that was cut
+off in the middle is ignored.
 
 Until November 2026 there were lines of the KL chart's stream, `live`, in place of `step` and `mark`: of many restarts
 they hold some, of long runs some steps. They are read as what they are.
@@ -92,6 +93,8 @@ class Record:
     """Once the run has ended with a result."""
     error: str | None = None
     """Once it has ended without."""
+    name: str = ""
+    """What it is called; empty if it was never named."""
 
     @property
     def interrupted(self) -> bool:
@@ -101,12 +104,12 @@ class Record:
     def as_capsule(self) -> dict[str, Any] | None:
         """The run's capsule; of an interrupted one what is known of it; None if there is no prompt."""
         if not self.interrupted or self.best is None:
-            return self.capsule
+            return None if self.capsule is None else {**self.capsule, "name": self.name}
         absent: list[float | None] = [None] * self.head["config"]["restarts"]
         kls, entropies = [absent] * self._last_step, [absent] * self._last_step
         for step in self.steps:
             kls[step.step - 1], entropies[step.step - 1] = step.kl_nats, step.entropy_nats
-        return interrupted_capsule(self.head, self.best, kls, entropies)
+        return interrupted_capsule({**self.head, "name": self.name}, self.best, kls, entropies)
 
     @property
     def steps(self) -> list[StepLine]:
@@ -177,6 +180,9 @@ class RunFile:
         self.write(lines)
         if self._stale > STALE_BYTES:
             self._compact()
+
+    def rename(self, name: str) -> None:
+        self.write([_line("name", {"name": name})])
 
     def end(self, capsule: dict[str, Any] | None, error: str | None) -> None:
         self.write([_line("end", {"capsule": capsule, "error": error})], to_disk=True)
@@ -266,6 +272,20 @@ class Journal:
                 logger.warning("a line of the journal %s cannot be read", run_id)
         return record
 
+    def rename(self, run_id: str, name: str) -> None:
+        """Call a run that has ended by another name. InputError where there is none by that id, or the disk refuses."""
+        paths = [self._path(run_id), self._path(run_id, IMPORTED)] if RUN_ID.fullmatch(run_id) else []
+        path = next((path for path in paths if path.exists()), None)
+        data = None if path is None else _bytes(path)
+        if path is None or data is None:
+            raise InputError("This server has no run to name so; it is too old, or was made on another server.")
+        kept = [line for line in data.splitlines(keepends=True) if not line.startswith(b"name ") and line[-1:] == b"\n"]
+        try:
+            write_file(path, b"".join([*kept, _line("name", {"name": name})]), private=True)
+        except OSError as error:
+            logger.error("a run cannot be renamed in %s: %s", self.folder, error)
+            raise InputError("The server cannot keep the name: its disk does not take it.") from None
+
     def _path(self, run_id: str, suffix: str = SUFFIX) -> Path:
         return self.folder / f"{run_id}{suffix}"
 
@@ -292,7 +312,7 @@ def _take(run_id: str, record: Record | None, line: str) -> Record | None:
     tag, _, content = line.partition(" ")
     if tag == "run":
         head = json.loads(content)
-        return Record(run_id, head["model"], head["capsule"])
+        return Record(run_id, head["model"], head["capsule"], name=str(head["capsule"].get("name", "")))
     if record is None:
         return None
     if tag == "step":
@@ -305,6 +325,8 @@ def _take(run_id: str, record: Record | None, line: str) -> Record | None:
         record.ranks.append(content)
     elif tag == "best":
         record.best = json.loads(content)
+    elif tag == "name":
+        record.name = str(json.loads(content)["name"])
     elif tag == "end":
         end = json.loads(content)
         record.capsule, record.error = end["capsule"], end["error"]

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from dpexplore.errors import InputError
@@ -43,7 +44,14 @@ class LiveRun:
     """A run on the server. A thread of its own follows it, journals it, and stops it when nobody looks for long."""
 
     def __init__(
-        self, run_id: str, model: str, run: Run, file: RunFile | None, marks: Marks = lambda: None, grace: float = 0.0
+        self,
+        run_id: str,
+        model: str,
+        run: Run,
+        file: RunFile | None,
+        marks: Marks = lambda: None,
+        grace: float = 0.0,
+        name: str = "",
     ) -> None:
         """Follow `run`, which has begun.
 
@@ -51,6 +59,9 @@ class LiveRun:
         many seconds the run goes on when nobody looks at it.
         """
         self.id, self.model, self.run = run_id, model, run
+        self.name = name
+        """What people call it; journal and capsule follow."""
+        self._named = name
         self.keep_running = False
         """Whether it goes on however long nobody looks."""
         self._file, self._marks, self._grace = file, marks, grace
@@ -65,6 +76,10 @@ class LiveRun:
         self._ranks_written = 0
         self._viewers, self._looked, self._alone_since = 0, False, time.monotonic()
         self._last: RunView | None = None
+        self._first_step: tuple[float, int] | None = None
+        """When the first steps were seen, and how many."""
+        self.seconds_left: float | None = None
+        """Estimated most seconds to its last step, at the pace so far; None before there is one."""
         self._changes, self._changed = 0, threading.Condition()
 
     def start(self, ended: Callable[[LiveRun], None] = lambda _live: None) -> None:
@@ -84,6 +99,16 @@ class LiveRun:
     def ended(self) -> bool:
         """Whether its result, if it has one, can be seen."""
         return self._last is not None
+
+    @property
+    def last_view(self) -> RunView | None:
+        """What is to be shown of it now that it has ended; None while it moves."""
+        return self._last
+
+    def glance(self) -> None:
+        """Somebody has looked at it for a moment: its time of grace begins again."""
+        with self._changed:
+            self._looked, self._alone_since = True, time.monotonic()
 
     def views(self) -> Generator[RunView]:
         """What to show, as it changes, until the run has ended. Closing the iterator unsubscribes."""
@@ -120,7 +145,10 @@ class LiveRun:
         self.run.cancel()
 
     def _view(self) -> RunView:
-        return RunView(self._live.text, self._ranks.text, self._recipe, Moving.of(self.run), self._latest)
+        return RunView(self._live.text, self._ranks.text, self._recipe, self._moving(), self._latest)
+
+    def _moving(self) -> Moving:
+        return replace(Moving.of(self.run), seconds_left=self.seconds_left)
 
     @contextmanager
     def _looking(self) -> Generator[None]:
@@ -162,6 +190,7 @@ class LiveRun:
         self._seen += len(steps)
         if steps:
             self._latest = steps[-1]
+            self._pace()
             self._add_frame(steps[-1], ended)
         lines = None if self._marked else self._marks()
         if lines is not None:
@@ -172,6 +201,16 @@ class LiveRun:
             self._write_journal()
         if steps or lines is not None:
             self._tell()
+
+    def _pace(self) -> None:
+        now, run = time.monotonic(), self.run
+        if self._first_step is None:
+            self._first_step = now, self._seen
+        began, first = self._first_step
+        if self._seen > first:
+            self.seconds_left = (now - began) / (self._seen - first) * max(run.config.most_steps - self._seen, 0)
+            if run.config.seconds is not None:
+                self.seconds_left = max(min(self.seconds_left, run.started + run.config.seconds - now), 0.0)
 
     def _tell(self) -> None:
         """Wake those who look."""
@@ -198,6 +237,9 @@ class LiveRun:
             self._noted_best = best["loss"]
         else:
             best = None
+        if self.name != self._named:
+            self._named = self.name
+            self._file.rename(self._named)
         self._file.update(moments, self._ranks.text[self._ranks_written :], best)
         self._ranks_written = len(self._ranks.text)
 
@@ -223,5 +265,6 @@ class LiveRun:
         self._live.mark(end=result.status)
         self._ranks.add_frame(result.steps, result.log_probs.numpy(), result.kl_nats)
         self._frames.add(result.steps, result.log_probs.numpy(), last=True)
+        result.capsule["name"] = self.name
         self._end_journal(result.capsule, None)
         return RunView(self._live.text, self._ranks.text, self._recipe, None, self._latest, result, self._frames)

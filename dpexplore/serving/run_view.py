@@ -25,6 +25,8 @@ class Moving:
     waiting_rows: int
     restarts: int
     steps: int
+    seconds_left: float | None = None
+    """Estimated most seconds to its last step; None before there is a pace."""
 
     @classmethod
     def of(cls, run: Run) -> Moving:

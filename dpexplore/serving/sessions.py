@@ -51,9 +51,16 @@ class Sessions:
         with self._gate:
             return self._addresses.get(session, "")
 
-    def begin(self, session: str, live: LiveRun) -> None:
-        """The session has begun a run: it sees this one now, and the one that it began before stops."""
+    def begin(self, session: str, live: LiveRun, beside: bool = False) -> None:
+        """The session has begun a run: it sees this one now, and the one that it began before stops.
+
+        One that moves `beside` others is seen once the session turns to it (`join`), and stops nothing.
+        """
         with self._gate:
+            if beside:
+                self._by_id[live.id] = live
+                live.keep_running = self._keep.get(session, False)
+                return
             before = self._began.get(session)
             self._runs[session] = self._began[session] = self._by_id[live.id] = live
             self._shown[session] = live.id

@@ -8,11 +8,12 @@ import gradio as gr
 
 from dpexplore.serving.app_context import AppContext
 from dpexplore.ui.api import add_endpoints
+from dpexplore.ui.components.kept_runs import kept_runs
 from dpexplore.ui.components.widgets import segmented, view
 from dpexplore.ui.lean import make_lean
 from dpexplore.ui.shares import QUESTIONS
 from dpexplore.ui.tabs.about import build_about
-from dpexplore.ui.tabs.compare import build_compare, kept_runs
+from dpexplore.ui.tabs.compare import build_compare
 from dpexplore.ui.tabs.experiments import build_experiments
 from dpexplore.ui.tabs.explore import build_explore
 from dpexplore.ui.tabs.first_minute import INVITATION, build_first_minute
@@ -47,7 +48,7 @@ def build(app: AppContext | None = None) -> gr.Blocks:
         view(INVITATION, elem_id="invitation")
         with gr.Tabs(elem_id="nav", overflow_behavior="wrap") as tabs:
             with gr.Tab("Explore", id="explore"):
-                explore = build_explore(app, demo, strip)
+                explore = build_explore(app, demo, strip, kept)
             with gr.Tab("First minute", id="first-minute") as first:
                 build_first_minute(app, first, tabs, explore.model, explore.target)
             build_compare(app, explore.result, kept)

@@ -17,7 +17,7 @@ from dpexplore.plots import COLOURS, DASHES
 from dpexplore.shipped import ASSETS
 
 PLOTLY_JS = Path(plotly.__path__[0]) / "package_data" / "plotly.min.js"
-OWN = ("charts", "geometry", "microscope", "slots", "share", "compare", "page", "first-minute")
+OWN = ("charts", "geometry", "microscope", "slots", "share", "runs", "compare", "page", "first-minute")
 SCRIPTS = (ASSETS / "view.js", PLOTLY_JS, *(ASSETS / f"{name}.js" for name in OWN))
 STYLES = (ASSETS / "page.css", ASSETS / "strings.css", ASSETS / "experiments.css", ASSETS / "compare.css")
 

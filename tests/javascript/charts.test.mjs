@@ -8,10 +8,10 @@ function mounted(kind, options) {
   const shown = page(["charts.js"], options), props = { value: "" };
   let changed = () => {};
   const root = chart("counted");
-  shown.draws = 0;
+  shown.draws = shown.costs = 0;
   shown.rows = [];
   shown.window.dpxCharts.kinds.counted = () => ({
-    reset: () => (shown.rows = []), take: (row) => shown.rows.push(row), draw: () => shown.draws++,
+    reset: () => (shown.rows = []), take: (row) => shown.rows.push(row), draw: () => { shown.draws++; shown.here.now += shown.costs; },
   });
   shown.window.dpxCharts.mount({ querySelector: () => root }, props, (_name, call) => (changed = call));
   shown.tell = (text) => { props.value = text; changed(); };
@@ -36,6 +36,20 @@ test("a chart is not drawn under a hand that drags, and not held up for ever by 
   assert.equal(shown.draws, before + 2);
 });
 
+test("a chart that is slow to draw rests, so that the page stays its user's", () => {
+  const shown = mounted();
+  shown.pass(0);
+  shown.costs = 500; // milliseconds a drawing
+  shown.tell('{"run":"a"}\n[1]\n');
+  shown.pass(50);
+  const before = shown.draws;
+  shown.tell('{"run":"a"}\n[1]\n[2]\n');
+  shown.pass(1_500);
+  assert.equal(shown.draws, before);
+  shown.pass(1_000);
+  assert.equal(shown.draws, before + 1);
+});
+
 test("a stream is read once, and another name starts afresh", () => {
   const shown = mounted();
   shown.tell('{"run":"a"}\n[1]\n[2'); // the last line is still on its way
@@ -46,7 +60,7 @@ test("a stream is read once, and another name starts afresh", () => {
   assert.equal(JSON.stringify(shown.rows), JSON.stringify([{ run: "b" }, [7]]));
 });
 
-function figured(width, classes = [], extra = {}) {
+function figured(width, classes = [], extra = {}, label = "certified floor 0.69 nats") {
   const div = { clientWidth: width }, root = chart("figure", { ".dpx-figure": div });
   const { window, drawn } = page(["charts.js"], { classes });
   const figure = window.dpxCharts.kinds.figure(root);
@@ -55,7 +69,7 @@ function figured(width, classes = [], extra = {}) {
     data: [{ name: "one", x: [1, 2], y: [1, null], hovertemplate: "%{y} nats" }, { name: "two", x: [1], y: [2] }, { x: [1], y: [3], showlegend: false, name: "hidden" }],
     layout: {
       meta: { measures: [["y", "kl", "nats"]] }, margin: { t: 8 }, legend: { y: 1.02 }, yaxis: { title: { text: "KL (nats)" } },
-      annotations: [{ text: "certified floor 0.69 nats", yref: "y", y: NATS_PER_BIT }], shapes: [{ yref: "y", y0: NATS_PER_BIT, y1: NATS_PER_BIT }],
+      annotations: [{ text: label, yref: "y", y: NATS_PER_BIT }], shapes: [{ yref: "y", y0: NATS_PER_BIT, y1: NATS_PER_BIT }],
     },
   });
   figure.draw();
@@ -80,6 +94,12 @@ test("a figure follows the page's unit: values, levels, labels and titles", () =
   assert.ok(Math.abs(layout.shapes[0].y0 - 1) < 1e-12);
   assert.equal(layout.annotations[0].text, "certified floor 1.00 bits");
   assert.equal(figured(900).layout.annotations[0].text, "certified floor 0.69 nats");
+});
+
+test("a number in a label is rounded once, in the unit that is shown", () => {
+  const text = "target 1.791500 nats"; // 2.5846 bits; from "1.792 nats" it would be 2.59
+  assert.equal(figured(900, ["kl-bits"], {}, text).layout.annotations[0].text, "target 2.58 bits");
+  assert.equal(figured(900, [], {}, text).layout.annotations[0].text, "target 1.79 nats");
 });
 
 test("on a logarithmic axis annotations stand at the logarithm", () => {

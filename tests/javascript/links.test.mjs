@@ -12,6 +12,15 @@ test("an address leads back to the run that is shown, and keeps what else it ask
   assert.ok(!isRun("../../etc/passwd-12345678"));
 });
 
+test("a control of the list of runs tells what it is for, and of which run", () => {
+  const { told } = page(["runs.js"]).window.dpxRuns;
+  const said = (dataset, value) => ({ ...told({ dataset: { run: RUN, ...dataset }, value }) });
+  assert.deepEqual(said({ act: "name" }, "flat"), { act: "name", run: RUN, text: "flat" });
+  assert.deepEqual(said({ act: "model" }, "gpt2"), { act: "same", run: RUN, how: "model", model: "gpt2" });
+  assert.deepEqual(said({ act: "same", how: "hard" }), { act: "same", run: RUN, how: "hard" });
+  assert.deepEqual(said({ act: "drop" }), { act: "drop", run: RUN });
+});
+
 test("a picture for paper is dark on white and leaves the page's figure as it is", () => {
   const shown = { paper_bgcolor: "rgba(0,0,0,0)", xaxis: { gridcolor: "#333", title: "step" }, yaxis2: {}, legend: { y: 1 } };
   const paper = page(["compare.js"]).window.dpxCompare.onPaper(shown);

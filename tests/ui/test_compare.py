@@ -25,13 +25,15 @@ from dpexplore.ui.components.compare_runs import (
     curve_table,
     differences,
     entropy_figure,
+    grouped,
     kl_figure,
     label,
     letter,
     summary_table,
     write_tables,
 )
-from dpexplore.ui.tabs.compare import EMPTY, MOST_RUNS, Choice, Library, compare_table, compared
+from dpexplore.ui.components.kept_runs import MOST_RUNS, Choice, Library
+from dpexplore.ui.tabs.compare import EMPTY, compare_table, compared
 
 METHODS = {
     "soft": TuneConfig(length=2, restarts=2, steps=6),
@@ -106,6 +108,26 @@ def test_runs_are_told_apart_by_what_differs(app: AppContext, capsules: dict) ->
     assert "differ in slots and restarts" in compare_table([soft, hard, hybrid], frozenset())
     assert "the same target, model, slots" in compare_table([soft, again], frozenset())
     assert "differ" not in compare_table([soft], frozenset())
+
+
+def test_runs_are_grouped_by_what_some_of_them_share(app: AppContext, capsules: dict) -> None:
+    soft, hard, hybrid = Library(app).runs(list(capsules))
+    elsewhere = replace(hard, recipe="entropy(bits=5)")
+    groups = [(f"target {soft.recipe}", [0, 2]), ("target entropy(bits=5)", [1])]
+    assert grouped([soft, elsewhere, hybrid]) == groups
+    assert grouped([soft, elsewhere]) == [("", [0, 1])]  # two kinds of one run each are no groups
+    table = compare_table([soft, elsewhere, hybrid], frozenset())
+    assert [table.index(f"Show run {name}'") for name in "ACB"] == sorted(
+        table.index(f"Show run {name}'") for name in "ABC"
+    )
+    assert table.count("dpx-group") == 2
+
+
+def test_a_run_that_still_moves_is_not_dropped_from_the_browsers_list(app: AppContext, tmp_path: Path) -> None:
+    live = app.begin("mover", "tiny", "entropy(bits=3, seed=0)", TuneConfig(length=2, steps=100_000, patience=None))
+    stored, *_ = compared(Library(app), Choice((live.id, "A" * 22)), "step", tmp_path)
+    assert stored["runs"] == [live.id]
+    live.cancel()
 
 
 def test_the_tables_are_the_capsules(app: AppContext, capsules: dict, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ def describe_run(run: RecordedRun) -> dict[str, Any]:
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "name": "",
         "model": {
             "name": run.lm.name,
             "identity": run.lm.identity,

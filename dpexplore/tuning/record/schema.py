@@ -249,6 +249,7 @@ class Capsule(CapsuleRecord):
     written_by = "tune --out"
 
     format: Literal["dpexplore capsule"]
+    name: Annotated[str, Field(description="what the run is called on a page; empty if it has no name")] = ""
     model: ModelRecord
     resumed_from: dict[str, Any] | None = None
     target: TargetRecord

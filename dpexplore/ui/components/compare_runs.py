@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,14 @@ from dpexplore.errors import InputError
 from dpexplore.files import replacing, write_file
 from dpexplore.plots import NATS_PER_BIT, base_layout, colour
 from dpexplore.serving.journal import Record
+from dpexplore.serving.live_run import LiveRun
+from dpexplore.serving.workspace import clean_name
 
 PALETTE = ("#2E86C9", "#CE5A24", "#1B9270", "#A468BF", "#A97A0A", "#D0568A", "#7C7E86", "#2696A8")
 """Told apart by people with the common kinds of colour blindness; each reaches a contrast of 3 on light and on dark."""
 METHOD_DASHES = {"soft": "solid", "hard": "dash", "hybrid": "dashdot"}
+MOST_POINTS = 1000
+"""Points of a curve in a figure: more are not seen. The tables hold them all."""
 Axis = Literal["step", "evaluations"]
 TOLD_APART = {"target": "recipe", "model": "model", "slots": "slots", "restarts": "restarts"}
 """What is asked of a run, by the name that a person gives it; the slots say the method."""
@@ -29,6 +34,7 @@ class KeptRun:
     """What is compared of a run."""
 
     run_id: str
+    name: str
     model: str
     method: str
     slots: str
@@ -47,6 +53,8 @@ class KeptRun:
     kl_by_step: list[list[float | None]]
     """For each step the KL of every restart, nats; None where it was not running."""
     entropy_by_step: list[list[float | None]]
+    stride: int = 1
+    """Steps from one of these to the next: of a run that moves there are some, of its best restart."""
 
     @classmethod
     def of(cls, run_id: str, capsule: dict[str, Any], floor_nats: float | None = None) -> KeptRun:
@@ -55,6 +63,9 @@ class KeptRun:
             result, history = capsule["result"], capsule["history"]
             kept = cls(
                 run_id=run_id,
+                name=clean_name(
+                    capsule.get("name") or f"{capsule['config']['method']} · {capsule['target']['recipe']}"
+                ),
                 model=str(capsule["model"]["name"]).rstrip("/").rsplit("/", 1)[-1],
                 method=str(capsule["config"]["method"]),
                 slots=str(result["slots"]),
@@ -81,7 +92,35 @@ class KeptRun:
         """From a journal; None for a run that did not end with a result."""
         if record.capsule is None:
             return None
-        return cls.of(record.run_id, record.capsule, record.floor_nats)
+        return cls.of(record.run_id, record.as_capsule() or {}, record.floor_nats)
+
+    @classmethod
+    def of_moving(cls, live: LiveRun) -> KeptRun:
+        """A run as far as it has come; its numbers are those of its best restart so far."""
+        run, steps = live.run, live.run.steps
+        best, stride = steps[-1] if steps else None, len(steps) // MOST_POINTS + 1
+        drawn = steps[stride - 1 :: stride]
+        return cls(
+            run_id=live.id,
+            name=live.name,
+            model=run.lm.name.rstrip("/").rsplit("/", 1)[-1],
+            method=run.config.method,
+            slots=str(run.config.parsed_slots()),
+            recipe=run.target.recipe,
+            status="moving",
+            kl_nats=best.best_kl_nats if best else math.inf,
+            kl_nats_per_restart=list(best.kl_nats) if best else [None] * run.config.restarts,
+            kl_reencoded_nats=None,
+            entropy_nats=math.nan,
+            target_entropy_nats=run.target.entropy_nats,
+            floor_nats=None,
+            steps=len(steps),
+            evaluations=sum(best.evaluations) if best else 0,
+            seconds=time.monotonic() - run.started,
+            kl_by_step=[[step.best_kl_nats] for step in drawn],
+            entropy_by_step=[step.entropy_nats[step.best_restart : step.best_restart + 1] for step in drawn],
+            stride=stride,
+        )
 
     @property
     def above_floor_nats(self) -> float | None:
@@ -98,7 +137,7 @@ class KeptRun:
     def axis(self, axis: Axis) -> list[float]:
         """Where each recorded step stands on an axis; prompts scored are spread evenly over the steps."""
         each = self.evaluations / max(self.steps, 1) if axis == "evaluations" else 1.0
-        return [each * step for step in range(1, len(self.kl_by_step) + 1)]
+        return [each * self.stride * step for step in range(1, len(self.kl_by_step) + 1)]
 
     def best_so_far(self) -> tuple[list[float | None], list[float | None]]:
         """The lowest KL up to each step over all restarts, nats, and the entropy of that prompt's q."""
@@ -124,6 +163,21 @@ def differences(runs: Sequence[KeptRun]) -> list[str]:
     return [name for name, field in TOLD_APART.items() if len({getattr(run, field) for run in runs}) > 1]
 
 
+def grouped(runs: Sequence[KeptRun]) -> list[tuple[str, list[int]]]:
+    """Runs that share something of which there are several kinds: what they share, and their places.
+
+    By the first of `TOLD_APART` that tells groups apart, not every run from every other one; else one group without a
+    name.
+    """
+    for name in differences(runs):
+        found: dict[object, list[int]] = {}
+        for place, run in enumerate(runs):
+            found.setdefault(getattr(run, TOLD_APART[name]), []).append(place)
+        if len(found) < len(runs):
+            return [(f"{name} {value}", places) for value, places in found.items()]
+    return [("", list(range(len(runs))))]
+
+
 def label(run: KeptRun, runs: Sequence[KeptRun]) -> str:
     """What sets a run apart from the others beside it; its slots where nothing that was asked for does."""
     names = differences(runs)
@@ -144,6 +198,7 @@ def summary_table(runs: Sequence[KeptRun]) -> pd.DataFrame:
         {
             "run": [letter(place) for place in range(len(runs))],
             "run_id": [run.run_id for run in runs],
+            "name": [run.name for run in runs],
             "model": [run.model for run in runs],
             "method": [run.method for run in runs],
             "slots": [run.slots for run in runs],
@@ -196,16 +251,22 @@ def write_tables(runs: Sequence[KeptRun], folder: Path) -> dict[str, Path]:
 # Figures.
 
 
-def kl_figure(runs: Sequence[KeptRun], shown: Sequence[int], axis: Axis = "step") -> go.Figure:
-    """The best KL so far of the `shown` runs in nats; the floor where they share one."""
+def kl_figure(
+    runs: Sequence[KeptRun], shown: Sequence[int], axis: Axis = "step", places: Sequence[int] | None = None
+) -> go.Figure:
+    """The best KL so far of the `shown` runs in nats; the floor where they share one.
+
+    places: of each run, where others stand among these in their list; its letter and colour follow.
+    """
+    at = range(len(runs)) if places is None else places
     figure = _new_figure(axis, "best KL(p‖q) so far (nats)", "kl")
     beside = [runs[place] for place in shown]
     for place in shown:
-        _add_line(figure, runs[place], place, runs[place].best_so_far()[0], axis, label(runs[place], beside))
+        _add_line(figure, runs[place], at[place], runs[place].best_so_far()[0], axis, label(runs[place], beside))
     floors = {runs[place].floor_nats for place in shown if len({runs[n].recipe for n in shown}) == 1}
     if len(floors) == 1 and (floor := next(iter(floors))) is not None and floor > 0:
         figure.add_hline(
-            floor, line={"color": colour("floor"), "width": 2}, annotation_text=f"certified floor {floor:.2f} nats"
+            floor, line={"color": colour("floor"), "width": 2}, annotation_text=f"certified floor {floor:.6f} nats"
         )
         figure.update_annotations(font={"color": colour("floor"), "size": 12}, bgcolor="rgba(0,0,0,0)")
     return figure
@@ -218,10 +279,10 @@ def entropy_figure(runs: Sequence[KeptRun], shown: Sequence[int], axis: Axis = "
     for place in shown:
         _add_line(figure, runs[place], place, runs[place].best_so_far()[1], axis, label(runs[place], beside))
     level = {"color": colour("target"), "width": 1.5, "dash": "dot"}
-    targets = sorted({round(runs[place].target_entropy_nats, 3) for place in shown})
+    targets = sorted({round(runs[place].target_entropy_nats, 4) for place in shown})
     for number, nats in enumerate(targets):  # the lowest is named below its line, the highest above
         position = "bottom right" if number == 0 else "top right" if number == len(targets) - 1 else "bottom left"
-        figure.add_hline(nats, line=level, annotation_text=f"target {nats:.2f} nats", annotation_position=position)
+        figure.add_hline(nats, line=level, annotation_text=f"target {nats:.6f} nats", annotation_position=position)
     return figure.update_annotations(font={"color": colour("target"), "size": 12})
 
 
@@ -233,8 +294,9 @@ def _new_figure(axis: Axis, y_title: str, kind: str) -> go.Figure:
 
 def _add_line(figure: go.Figure, run: KeptRun, place: int, values: list[float | None], axis: Axis, told: str) -> None:
     name = f"{letter(place)}  {told}"
+    x, values = _thinned(run.axis(axis), values)
     figure.add_scatter(
-        x=run.axis(axis),
+        x=x,
         y=values,
         name=name,
         mode="lines" if len(values) > 1 else "markers",
@@ -242,6 +304,14 @@ def _add_line(figure: go.Figure, run: KeptRun, place: int, values: list[float | 
         hovertemplate=f"{letter(place)}: %{{y:.3f}} nats at %{{x:.0f}}<extra></extra>",
         showlegend=True,
     )
+
+
+def _thinned(x: list[float], y: list[float | None]) -> tuple[list[float], list[float | None]]:
+    """At most `MOST_POINTS` of a curve's points, evenly spread, its first and last among them."""
+    if len(x) <= MOST_POINTS:
+        return x, y
+    places = [round(i * (len(x) - 1) / (MOST_POINTS - 1)) for i in range(MOST_POINTS)]
+    return [x[place] for place in places], [y[place] for place in places]
 
 
 def _short(text: str, most: int) -> str:

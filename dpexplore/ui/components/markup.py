@@ -57,17 +57,31 @@ def progress_bar(text: str, fraction: float | None) -> str:
 
 def table(headers: list[tuple[str, str]], rows: list[list[str]], caption: str) -> str:
     """A table of ready HTML cells; `headers` are (text, CSS class of the column)."""
+    return grouped_table(headers, [("", rows)], caption)
+
+
+def grouped_table(headers: list[tuple[str, str]], groups: list[tuple[str, list[list[str]]]], caption: str) -> str:
+    """The same, each group of rows under a heading of its own, where it has one."""
     head = "".join(f"<th scope='col' class='{css}'>{escape(text)}</th>" for text, css in headers)
     body = "".join(
-        "<tr>"
-        + "".join(f"<td class='{css}'>{cell}</td>" for (_, css), cell in zip(headers, row, strict=True))
-        + "</tr>"
-        for row in rows
+        f"<tbody>{_group_heading(heading, len(headers))}{''.join(_table_row(headers, row) for row in rows)}</tbody>"
+        for heading, rows in groups
     )
     return (
         f"<div class='dpx-table' tabindex='0' role='region' aria-label='{escape(caption)}'><table>"
-        f"<caption><span>{escape(caption)}</span></caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<caption><span>{escape(caption)}</span></caption><thead><tr>{head}</tr></thead>{body}</table></div>"
     )
+
+
+def _group_heading(heading: str, columns: int) -> str:
+    if not heading:
+        return ""
+    return f"<tr class='dpx-group'><th scope='rowgroup' colspan='{columns}'><span>{escape(heading)}</span></th></tr>"
+
+
+def _table_row(headers: list[tuple[str, str]], row: list[str]) -> str:
+    cells = "".join(f"<td class='{css}'>{cell}</td>" for (_, css), cell in zip(headers, row, strict=True))
+    return f"<tr>{cells}</tr>"
 
 
 def bar(share: float, role: str) -> str:

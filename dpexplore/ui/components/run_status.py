@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+from dpexplore.experiments.progress import duration
 from dpexplore.serving.run_view import Moving, RunView
 from dpexplore.tuning import TuneResult, TuneStep
 from dpexplore.ui.components.markup import message, quantity
@@ -30,13 +31,14 @@ def _moving_line(run: Moving, step: TuneStep | None) -> str:
         doing = run.preparation or "Preparing the first step"
         text = full if place else doing
         return f"<p class='dpx-message is-busy' data-place='{place}'>{text}</p>"
+    left = f" · about {duration(run.seconds_left)} left at most" if run.seconds_left is not None else ""
     active = sum(kl is not None for kl in step.kl_nats)
     waiting = f" · {run.waiting_rows} wait for a place" if run.waiting_rows else ""
     return (
         f"<p class='dpx-message is-busy' data-moving data-step='{step.step}'><b>Running</b> · "
         f"step {step.step} of {run.steps} · "
         f"best {quantity(step.best_kl_nats, 'kl', 3)} (restart {step.best_restart + 1}) · "
-        f"{active} of {run.restarts} restarts active{waiting}</p>"
+        f"{active} of {run.restarts} restarts active{waiting}{left}</p>"
     )
 
 

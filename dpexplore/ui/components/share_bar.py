@@ -157,10 +157,12 @@ def wire_share_bar(
     model: gr.Textbox,
     target: TargetPanel,
     tuning: TunePanel,
-) -> tuple[Any, Any]:
-    """Links, capsules and the check box.
+    runs: gr.HTML,
+) -> tuple[Any, ...]:
+    """Links, capsules and the check box; `runs` is the list in which one is chosen to be shown.
 
-    Returns the events after which the wanted model is to be loaded: the page was opened, a capsule was opened.
+    Returns the events after which the wanted model is to be loaded: the page was opened, a capsule was opened, a run
+    was chosen.
     """
     names = list(tuning.controls)
 
@@ -180,6 +182,10 @@ def wire_share_bar(
     def uploaded(file: str) -> dict[Component, Any]:
         return apply(arrive_by_capsule(app, file))
 
+    def chosen(event: gr.EventData) -> dict[Component, Any]:
+        data = event._data if isinstance(event._data, dict) else {}
+        return apply(arrive(app, {"run": str(data.get("run", ""))}))
+
     def apply(arrival: Arrival) -> dict[Component, Any]:
         return _changes(bar, target, tuning, arrival)
 
@@ -189,7 +195,8 @@ def wire_share_bar(
     panels = [target.outputs[name] for name in ("tabs", "stack", *target.controls)]
     outputs = [bar.wanted, bar.arrived, bar.note, target.recipe, *panels, tuning.preset, *tuning.controls.values()]
     at_load = demo.load(opened, None, outputs, **QUIET)
-    return at_load, bar.upload.upload(uploaded, bar.upload, outputs, **QUIET)
+    at_choice = runs.select(chosen, None, outputs, **QUIET)  # type: ignore[attr-defined]
+    return at_load, bar.upload.upload(uploaded, bar.upload, outputs, **QUIET), at_choice
 
 
 def _changes(bar: ShareBar, target: TargetPanel, tuning: TunePanel, arrival: Arrival) -> dict[Component, Any]:

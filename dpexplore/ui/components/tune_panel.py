@@ -230,6 +230,7 @@ def wire_tune_panel(
     def leave(request: gr.Request) -> None:
         session = session_of(app, request)
         app.sessions.close(session)
+        app.workspace.leave(session)
         app.walks.forget(session)
 
     def run_after(event: Any) -> Any:

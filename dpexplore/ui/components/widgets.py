@@ -13,9 +13,10 @@ from dpexplore.ui.theme import script_tags
 def scripted(script: str, value: str, template: str, *, tells: bool = False, **settings: Any) -> gr.HTML:
     """HTML that a function of assets/*.js draws and listens to, called with (element, props, watch).
 
-    With `tells` it gets a fourth argument, by which it tells the server something: the data of an `input` event.
+    With `tells` it gets a fourth argument, by which it tells the server something: the data of an `input` event, or of
+    the event that it names.
     """
-    tell = ", (data) => trigger('input', data)" if tells else ""
+    tell = ", (data, event = 'input') => trigger(event, data)" if tells else ""
     call = f"window.{script}(element, props, watch{tell});"
     return gr.HTML(
         value, html_template=template, js_on_load=call, head=script_tags(), apply_default_css=False, **settings

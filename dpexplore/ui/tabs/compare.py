@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import gradio as gr
 
-from dpexplore.errors import InputError
 from dpexplore.plots import figure_json
 from dpexplore.serving.app_context import AppContext, sentence
 from dpexplore.serving.uploads import upload_folder
@@ -22,20 +19,17 @@ from dpexplore.ui.components.compare_runs import (
     colour_of,
     differences,
     entropy_figure,
+    grouped,
     kl_figure,
     letter,
     write_tables,
 )
-from dpexplore.ui.components.markup import message, quantity, table
+from dpexplore.ui.components.kept_runs import MOST_RUNS, Choice, Library
+from dpexplore.ui.components.markup import grouped_table, message, quantity
 from dpexplore.ui.components.target_panel import QUIET
 from dpexplore.ui.components.widgets import axis_switch, card_title, chart, scripted, view
 from dpexplore.ui.visitor import session_of
 
-MOST_RUNS = 24
-"""Most runs that a page compares; the oldest are dropped first."""
-KEPT_IN_MEMORY = 256
-STORAGE_KEY = "dpexplore-compare"
-STORAGE_SECRET = "which runs a browser compares"  # no secret: it keeps the browser's own list in one piece
 EMPTY = (
     "<div class='dpx-empty-card dpx-compare-empty'><b>Nothing to compare yet.</b><br>Every run that ends in "
     "<b>Explore</b> is kept here by itself. Tune the same target soft and hard, or two targets of the same entropy, "
@@ -43,70 +37,6 @@ EMPTY = (
 )
 AXES = [("steps", "step"), ("prompts scored", "evaluations")]
 FILES = ("runs csv", "runs parquet", "curves csv", "curves parquet")
-
-
-class Library:
-    """Runs to compare, by their ids, read from their journals once."""
-
-    def __init__(self, app: AppContext) -> None:
-        self._app = app
-        self._read: OrderedDict[str, KeptRun] = OrderedDict()
-        self._gate = Lock()
-
-    def runs(self, run_ids: Sequence[str]) -> list[KeptRun]:
-        """Those of the runs that there are, in the same order."""
-        return [run for run_id in run_ids if (run := self._run(run_id)) is not None]
-
-    def add_capsule(self, path: Path, session: str = "") -> str:
-        """Keep an uploaded capsule beside the runs of this server; its id. InputError if it is none."""
-        capsule = self._app.capsule(path)
-        KeptRun.of("", capsule)  # refuses what could not be compared
-        return self._app.journal.add(capsule, self._app.sessions.address(session))
-
-    def _run(self, run_id: str) -> KeptRun | None:
-        with self._gate:
-            if run_id in self._read:
-                self._read.move_to_end(run_id)
-                return self._read[run_id]
-        record = self._app.journal.read(run_id)
-        try:
-            run = None if record is None else KeptRun.of_record(record)
-        except InputError:  # a journal of another version
-            run = None
-        if run is not None:
-            with self._gate:
-                self._read[run_id] = run
-                while len(self._read) > KEPT_IN_MEMORY:
-                    self._read.popitem(last=False)
-        return run
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a browser compares, as it keeps it."""
-
-    run_ids: tuple[str, ...] = ()
-    hidden: frozenset[str] = frozenset()
-
-    @classmethod
-    def read(cls, stored: Any) -> Choice:
-        """From the browser's store, which may hold anything."""
-        stored = stored if isinstance(stored, dict) else {}
-        lists = [stored.get(name) if isinstance(stored.get(name), list) else [] for name in ("runs", "hidden")]
-        ids, hidden = ([item for item in items or [] if isinstance(item, str)] for items in lists)
-        return cls(tuple(dict.fromkeys(ids))[-MOST_RUNS:], frozenset(hidden))
-
-    def stored(self) -> dict[str, list[str]]:
-        return {"runs": list(self.run_ids), "hidden": sorted(self.hidden & set(self.run_ids))}
-
-    def with_runs(self, run_ids: Sequence[str]) -> Choice:
-        return Choice(tuple(dict.fromkeys([*self.run_ids, *run_ids]))[-MOST_RUNS:], self.hidden)
-
-    def changed(self, told: dict[str, Any]) -> Choice:
-        """After a click in the table."""
-        if (dropped := told.get("drop")) is not None:
-            return Choice(tuple(run_id for run_id in self.run_ids if run_id != dropped), self.hidden)
-        return Choice(self.run_ids, self.hidden ^ {str(told.get("toggle"))})
 
 
 def compare_table(runs: Sequence[KeptRun], hidden: frozenset[str]) -> str:
@@ -127,9 +57,12 @@ def compare_table(runs: Sequence[KeptRun], hidden: frozenset[str]) -> str:
         ("time", "is-num"),
         ("", "is-check"),
     ]
-    rows = [_row(run, place, run.run_id not in hidden) for place, run in enumerate(runs)]
+    groups = [
+        (heading, [_row(runs[place], place, runs[place].run_id not in hidden) for place in places])
+        for heading, places in grouped(runs)
+    ]
     caption = f"{_told_apart(runs)}Untick a run to take its curves away; what is kept here stays in this browser"
-    return table(headers, rows, caption)
+    return grouped_table(headers, groups, caption)
 
 
 def _told_apart(runs: Sequence[KeptRun]) -> str:
@@ -150,7 +83,7 @@ def _row(run: KeptRun, place: int, shown: bool) -> list[str]:
     spread = f"{quantity(mean, 'kl')} to {quantity(max(restarts), 'kl')}" if len(restarts) > 1 else "one restart"
     swatch = f"<b class='dpx-letter' style='--run:{colour_of(place)}'>{name}</b>"
     described = (
-        f"<a href='?run={run.run_id}' title='Open this run in Explore'>{escape(run.method)}</a> "
+        f"<a href='?run={run.run_id}' title='Open this run in Explore'>{escape(run.name)}</a> "
         f"<small>{escape(run.slots[:40])} · {escape(run.model[:40])}</small>"
     )
     return [
@@ -172,7 +105,9 @@ def _row(run: KeptRun, place: int, shown: bool) -> list[str]:
 def compared(library: Library, choice: Choice, axis: Axis, folder: Path) -> list[Any]:
     """Values for (stored, table, KL figure, entropy figure, note, *files)."""
     runs = library.runs(choice.run_ids)
-    choice = Choice(tuple(run.run_id for run in runs), choice.hidden)
+    there = {run.run_id for run in runs}
+    kept = tuple(run_id for run_id in choice.run_ids if run_id in there or library.is_under_way(run_id))
+    choice = Choice(kept, choice.hidden)
     shown = [place for place, run in enumerate(runs) if run.run_id not in choice.hidden]
     figures = ["", ""]
     if shown:
@@ -181,11 +116,6 @@ def compared(library: Library, choice: Choice, axis: Axis, folder: Path) -> list
     files = write_tables(runs, folder) if runs else {}
     buttons = [gr.update(value=str(files[name]) if runs else None, interactive=bool(runs)) for name in FILES]
     return [choice.stored(), compare_table(runs, choice.hidden), *figures, "", *buttons]
-
-
-def kept_runs() -> gr.BrowserState:
-    """What this browser compares, here and when the page is opened again."""
-    return gr.BrowserState(Choice().stored(), storage_key=STORAGE_KEY, secret=STORAGE_SECRET)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from dpexplore.ui.components.model_panel import (
 )
 from dpexplore.ui.components.reach_panel import build_reach_card, wire_reach_panel
 from dpexplore.ui.components.result_view import EMPTY_RESULT
+from dpexplore.ui.components.runs_panel import build_runs_card, wire_runs_panel
 from dpexplore.ui.components.share_bar import ShareBar, build_share_bar, show_arrivals, wire_share_bar
 from dpexplore.ui.components.target_panel import (
     TargetPanel,
@@ -64,8 +65,8 @@ class Explore:
     target: TargetPanel
 
 
-def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML) -> Explore:
-    """The tab's content. `strip` shows the model's loading."""
+def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML, kept: gr.BrowserState) -> Explore:
+    """The tab's content. `strip` shows the model's loading, `kept` are the runs of this browser."""
     examples = build_examples()
     with gr.Row(elem_id="page"):
         with gr.Column(elem_id="left", scale=0, min_width=320):
@@ -83,6 +84,8 @@ def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML) -> Explore:
             with gr.Column(elem_classes="dpx-card", elem_id="tune-card"):
                 tuning = build_tune_panel()
             shown, onward, bar = _results(app)
+            with gr.Column(elem_classes="dpx-card", elem_id="runs-card"):
+                runs = build_runs_card()
             with gr.Row(elem_id="geometry"):
                 with gr.Column(elem_classes="dpx-card", elem_id="disc-card", scale=3, min_width=300):
                     states = build_disc_card()
@@ -103,7 +106,8 @@ def build_explore(app: AppContext, demo: gr.Blocks, strip: gr.HTML) -> Explore:
     wire_reach_panel(app, reach, target, models.name)
     wire_frontier_panel(app, frontier, target, models.name)
     wire_dials_panel(app, dials, models.name)
-    arrivals = wire_share_bar(app, demo, bar, models.name, target, tuning)
+    wire_runs_panel(app, demo, runs, kept, shown.result)
+    arrivals = wire_share_bar(app, demo, bar, models.name, target, tuning, runs.rows)
     starts = [tuning.tune, *examples.buttons.values()]
     for loaded in _wire_models(app, models, target, tuning, starts, arrivals, bar):
         show_arrivals(app, loaded, bar, models.name, target, tuning, shown)
