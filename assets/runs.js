@@ -12,9 +12,22 @@
 
   const runs = (element, props, watch, tell) => {
     const root = element.querySelector(".dpx-view");
-    // What is being typed or chosen is not drawn over.
+    // What is being typed or chosen is not drawn over; and a button stays under the hand while numbers beside it move.
     const held = () => root.contains(document.activeElement) && document.activeElement.matches("input, select");
-    const show = () => { if (!held()) root.innerHTML = props.value || ""; };
+    const MOVING = ".dpx-run-state, p[data-moving]";
+    const still = (list) => {
+      const copy = list.cloneNode(true);
+      for (const part of copy.querySelectorAll(MOVING)) part.replaceChildren();
+      return copy.innerHTML;
+    };
+    const show = () => {
+      const next = document.createElement("div");
+      next.innerHTML = props.value || "";
+      if (still(next) === still(root)) {
+        const parts = next.querySelectorAll(MOVING);
+        root.querySelectorAll(MOVING).forEach((part, i) => { if (part.innerHTML !== parts[i].innerHTML) part.innerHTML = parts[i].innerHTML; });
+      } else if (!held()) root.replaceChildren(...next.childNodes);
+    };
     watch("value", show);
     show();
     root.addEventListener("focusout", () => setTimeout(show, 0));
