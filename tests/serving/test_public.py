@@ -140,7 +140,7 @@ def test_hostile_files_are_refused_in_a_sentence(visitor: RawClient, server: Pub
         archive.writestr("probs.npy", member.getvalue())
     attacks = {
         "bomb.npz": (bomb, "vocabulary"),
-        "pickled.npz": (pickled.getvalue(), "no row of numbers"),
+        "pickled.npz": (pickled.getvalue(), "row of numbers"),
         "plain.npz": (pickle.dumps({"probs": 1}), "no .npz file"),
         "wide.csv": (b"a," * 1_000_000 + b"1\n", "columns"),
         "deep.json": (b"[" * 100_000, "no JSON file"),
