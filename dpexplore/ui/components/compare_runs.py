@@ -259,7 +259,7 @@ def kl_figure(
     places: of each run, where others stand among these in their list; its letter and colour follow.
     """
     at = range(len(runs)) if places is None else places
-    figure = _new_figure(axis, "best KL(p‖q) so far (nats)", "kl")
+    figure = _new_figure(axis, "best KL (nats)", "kl")
     beside = [runs[place] for place in shown]
     for place in shown:
         _add_line(figure, runs[place], at[place], runs[place].best_so_far()[0], axis, label(runs[place], beside))
