@@ -48,7 +48,7 @@ def test_runs_are_asked_for_named_and_shown_and_outlive_a_reload(browser: Browse
     page.reload()
     expect(runs).to_have_count(4)
     expect(page.get_by_label("Name of run D")).to_have_value("the flattest")
-    page.get_by_role("button", name="Show run D").click()
+    page.get_by_role("button", name="Show on this page: run D").click()
     expect(page.locator("#recipe textarea")).to_have_value("entropy(bits=6.31, seed=0)")
     expect(page.locator("#status")).to_contain_text("bits=6.31")
 

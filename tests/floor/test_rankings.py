@@ -221,7 +221,7 @@ def test_a_word_sayable_only_inside_the_ball_is_left_open() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ids", "message"), [([], "No token"), ([1, 1], "twice"), ([99], "no token id 99"), ([-1], "no token id")]
+    ("ids", "message"), [([], "Name at least one"), ([1, 1], "twice"), ([99], "no token id 99"), ([-1], "no token id")]
 )
 def test_bad_orders_are_refused(ids: list[int], message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -254,5 +254,5 @@ def test_the_soft_part_takes_a_share(steps: int, evaluations: int | None, soft_s
 
 
 def test_a_prompt_without_hard_tokens_has_no_such_beginning() -> None:
-    with pytest.raises(InputError, match="beginning for hard tokens"):
+    with pytest.raises(InputError, match="starts hard tokens"):
         TuneConfig(method="soft", init="soft")

@@ -95,6 +95,12 @@ class Choice:
         return Choice(self.run_ids, self.hidden ^ {str(told.get("toggle"))})
 
 
+def choice_of(app: AppContext, session: str, stored: Any) -> Choice:
+    """What a browser keeps and what its page has run: of two handlers that write at once, one forgets the other's."""
+    own = [*app.sessions.finished(session), *(asked.run_id for asked in app.workspace.of(session))]
+    return Choice.read(stored).with_runs(own)
+
+
 def kept_runs() -> gr.BrowserState:
     """What this browser compares, here and when the page is opened again."""
     return gr.BrowserState(Choice().stored(), storage_key=STORAGE_KEY, secret=STORAGE_SECRET)

@@ -22,7 +22,7 @@ from dpexplore.serving.share import Setup
 from dpexplore.serving.workspace import MOST_NAME, Asked, rule_of, seconds_for_all
 from dpexplore.tuning import TuneConfig
 from dpexplore.ui.components.compare_runs import KeptRun, colour_of, kl_figure, letter
-from dpexplore.ui.components.kept_runs import Choice, Library
+from dpexplore.ui.components.kept_runs import Choice, Library, choice_of
 from dpexplore.ui.components.markup import message, quantity
 from dpexplore.ui.components.target_panel import QUIET
 from dpexplore.ui.components.widgets import card_title, chart, scripted, view
@@ -103,7 +103,7 @@ def _item(line: Line, place: int, models: list[str]) -> str:
     under_way = asked is not None and asked.error is None
     buttons = []
     if kept is not None:
-        buttons.append(_button("show", run, "Show", f"Show run {letter(place)} on this page"))
+        buttons.append(_button("show", run, "Show", f"Show on this page: run {letter(place)}"))
     end = "Stop" if asked is not None and asked.moves else "Take off"
     buttons.append(_button("stop" if under_way else "drop", run, end, f"{end} run {letter(place)}"))
     own = kept.method if asked is None and kept is not None else rule_of(asked.setup) if asked is not None else ""
@@ -234,28 +234,29 @@ def wire_runs_panel(
     library = Library(app)
 
     def acted(kept: Any, request: gr.Request, event: gr.EventData) -> tuple[Any, str, str]:
-        session, choice = session_of(app, request), Choice.read(kept)
-        now, told = act(app, library, session, choice, event._data)
+        session = session_of(app, request)
+        now, said = act(app, library, session, choice_of(app, session, kept), event._data)
         lines = lines_of(app, library, session, now)
-        return gr.skip() if now == choice else now.stored(), runs_html(app, lines), told
+        return gr.skip() if now == Choice.read(kept) else now.stored(), runs_html(app, lines), said
 
-    async def follow(kept: Any, request: gr.Request) -> AsyncIterator[tuple[Any, Any]]:
-        session, choice = session_of(app, request), Choice.read(kept)
+    async def follow(kept: Any, request: gr.Request) -> AsyncIterator[tuple[Any, Any, Any]]:
+        session, known = session_of(app, request), Choice.read(kept)
         shown, told_at, drawn_at = "", 0.0, -math.inf
         while True:
-            busy = await asyncio.to_thread(look, app, session, choice.run_ids)
+            busy = await asyncio.to_thread(look, app, session, known.run_ids)
+            choice = choice_of(app, session, known.stored())
             lines = await asyncio.to_thread(lines_of, app, library, session, choice)
             html, now = runs_html(app, lines), time.monotonic()
             due = not busy or now - drawn_at >= CHART_SECONDS
             if html != shown or due or now - told_at >= SIGN_OF_LIFE_SECONDS:
                 figure = await asyncio.to_thread(runs_chart, lines) if due else gr.skip()
                 drawn_at = now if due else drawn_at
-                yield html, figure
-                shown, told_at = html, now
+                yield html, figure, gr.skip() if choice == known else choice.stored()
+                shown, told_at, known = html, now, choice
             if not busy:
                 return
             await asyncio.sleep(LOOK_SECONDS)
 
     # What is asked for changes what the browser keeps, and so is followed; all else is answered by the list itself.
     panel.rows.input(acted, stored, [stored, panel.rows, panel.note], **QUIET | {"trigger_mode": "multiple"})  # type: ignore[attr-defined]
-    gr.on([demo.load, stored.change, result.change], follow, stored, [panel.rows, panel.chart], **QUIET)
+    gr.on([demo.load, stored.change, result.change], follow, stored, [panel.rows, panel.chart, stored], **QUIET)

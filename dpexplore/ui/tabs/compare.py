@@ -24,7 +24,7 @@ from dpexplore.ui.components.compare_runs import (
     letter,
     write_tables,
 )
-from dpexplore.ui.components.kept_runs import MOST_RUNS, Choice, Library
+from dpexplore.ui.components.kept_runs import MOST_RUNS, Choice, Library, choice_of
 from dpexplore.ui.components.markup import grouped_table, message, quantity
 from dpexplore.ui.components.target_panel import QUIET
 from dpexplore.ui.components.widgets import axis_switch, card_title, chart, scripted, view
@@ -160,12 +160,11 @@ def build_compare(app: AppContext, result: gr.HTML, stored: gr.BrowserState) -> 
     outputs = [stored, panel.rows, panel.kl, panel.entropy, panel.note, *panel.files]
 
     def keep(kept: Any, request: gr.Request) -> dict[str, list[str]]:
-        return Choice.read(kept).with_runs(app.sessions.finished(session_of(app, request))).stored()
+        return choice_of(app, session_of(app, request), kept).stored()
 
     def opened(kept: Any, axis: Axis, request: gr.Request) -> list[Any]:
         session = session_of(app, request)
-        choice = Choice.read(kept).with_runs(app.sessions.finished(session))
-        return compared(library, choice, axis, _folder(session))
+        return compared(library, choice_of(app, session, kept), axis, _folder(session))
 
     def clicked(kept: Any, axis: Axis, request: gr.Request, event: gr.EventData) -> list[Any]:
         choice = Choice.read(kept).changed(event._data)
