@@ -11,7 +11,7 @@ import pytest
 from dpexplore.serving.app_context import AppContext
 from dpexplore.serving.asking import look, rename
 from dpexplore.serving.journal import new_run_id
-from dpexplore.ui.components.kept_runs import Choice, Library
+from dpexplore.ui.components.kept_runs import Choice, Library, choice_of
 from dpexplore.ui.components.runs_panel import EMPTY, act, lines_of, runs_chart, runs_html
 from dpexplore.ui.components.tune_panel import tune
 from tests.ui.shared import SOFT, last
@@ -41,8 +41,9 @@ def test_one_click_beside_a_run_asks_for_three_and_all_stand_on_one_chart(app: A
     listed = runs_html(app, lines_of(app, library, session, choice))
     assert "<img" not in listed
     assert "&lt;img src=x onerror=alert(1)&gt;&#x27;&quot;" in listed
+    assert choice_of(app, session, {"runs": [first]}) == choice  # another handler had not heard of the three
     choice, _ = act(app, library, session, choice, {"act": "drop", "run": first})
-    assert first not in choice.run_ids
+    assert first not in choice_of(app, session, choice.stored()).run_ids
     assert [line.kept.run_id for line in lines_of(app, library, session, choice) if line.kept] == list(choice.run_ids)
 
 
