@@ -141,7 +141,7 @@ def with_rule(setup: Setup, rule: str) -> TuneConfig:
     config = setup.config
     if rule == "direct":
         return TuneConfig.preset("direct", seed=config.seed)
-    if rule_of(setup) == "direct":  # solved in a few steps of one token: no measure for a search
+    if rule_of(config) == "direct":  # solved in a few steps of one token: no measure for a search
         return TuneConfig.preset("fast", method=rule, seed=config.seed)
     return replace(config, method=rule, slots=None, length=slot_tokens(config))
 

@@ -12,6 +12,7 @@ from dpexplore.errors import InputError
 from dpexplore.serving.live_run import LiveRun
 from dpexplore.serving.model_pool import Loading
 from dpexplore.serving.share import Setup
+from dpexplore.tuning import TuneConfig
 
 SIDE_BY_SIDE = 3
 """Runs of one page that move at once, the one that Tune began included; the others wait for them."""
@@ -146,10 +147,14 @@ def clean_name(text: object) -> str:
 
 def usual_name(setup: Setup) -> str:
     """What a run is called that nobody has named: how, and towards what."""
-    return clean_name(f"{rule_of(setup)} · {setup.recipe}")
+    return clean_name(f"{rule_of(setup.config)} · {setup.recipe}")
 
 
-def rule_of(setup: Setup) -> str:
+def rule_of(config: TuneConfig) -> str:
     """`soft`, `hard`, `hybrid`, or `direct` for the soft tokens that are solved for."""
-    config = setup.config
-    return "direct" if config.soft_rule == "direct" and config.method == "soft" else config.method
+    return rule_name(config.method, config.soft_rule)
+
+
+def rule_name(method: str, soft_rule: object) -> str:
+    """The same from a record."""
+    return "direct" if soft_rule == "direct" and method == "soft" else method

@@ -17,7 +17,7 @@ from dpexplore.files import replacing, write_file
 from dpexplore.plots import NATS_PER_BIT, base_layout, colour
 from dpexplore.serving.journal import Record
 from dpexplore.serving.live_run import LiveRun
-from dpexplore.serving.workspace import clean_name
+from dpexplore.serving.workspace import clean_name, rule_name, rule_of
 
 PALETTE = ("#2E86C9", "#CE5A24", "#1B9270", "#A468BF", "#A97A0A", "#D0568A", "#7C7E86", "#2696A8")
 """Told apart by people with the common kinds of colour blindness; each reaches a contrast of 3 on light and on dark."""
@@ -37,6 +37,8 @@ class KeptRun:
     name: str
     model: str
     method: str
+    rule: str
+    """Its method, or `direct` where its tokens were solved for."""
     slots: str
     recipe: str
     status: str
@@ -68,6 +70,7 @@ class KeptRun:
                 ),
                 model=str(capsule["model"]["name"]).rstrip("/").rsplit("/", 1)[-1],
                 method=str(capsule["config"]["method"]),
+                rule=rule_name(str(capsule["config"]["method"]), capsule["config"].get("soft_rule")),
                 slots=str(result["slots"]),
                 recipe=str(capsule["target"]["recipe"]),
                 status=str(result["status"]),
@@ -105,6 +108,7 @@ class KeptRun:
             name=live.name,
             model=run.lm.name.rstrip("/").rsplit("/", 1)[-1],
             method=run.config.method,
+            rule=rule_of(run.config),
             slots=str(run.config.parsed_slots()),
             recipe=run.target.recipe,
             status="moving",
@@ -166,14 +170,13 @@ def differences(runs: Sequence[KeptRun]) -> list[str]:
 def grouped(runs: Sequence[KeptRun]) -> list[tuple[str, list[int]]]:
     """Runs that share something of which there are several kinds: what they share, and their places.
 
-    By the first of `TOLD_APART` that tells groups apart, not every run from every other one; else one group without a
-    name.
+    By the first of `TOLD_APART` whose groups have two runs each, on average; else one group without a name.
     """
     for name in differences(runs):
         found: dict[object, list[int]] = {}
         for place, run in enumerate(runs):
             found.setdefault(getattr(run, TOLD_APART[name]), []).append(place)
-        if len(found) < len(runs):
+        if 2 * len(found) <= len(runs):
             return [(f"{name} {value}", places) for value, places in found.items()]
     return [("", list(range(len(runs))))]
 
@@ -181,8 +184,10 @@ def grouped(runs: Sequence[KeptRun]) -> list[tuple[str, list[int]]]:
 def label(run: KeptRun, runs: Sequence[KeptRun]) -> str:
     """What sets a run apart from the others beside it; its slots where nothing that was asked for does."""
     names = differences(runs)
-    told = [f"{getattr(run, TOLD_APART[name])}{' restarts' * (name == 'restarts')}" for name in names] or [run.slots]
-    return " · ".join(_short(text, 34 if len(told) == 1 else 24) for text in told)
+    values = {name: str(getattr(run, TOLD_APART[name])) for name in names} or {"slots": run.slots}
+    if "restarts" in values:
+        values["restarts"] += " restart" if run.restarts == 1 else " restarts"
+    return " · ".join(_short(text, 34 if len(values) == 1 else 24) for text in values.values())
 
 
 def colour_of(place: int) -> str:

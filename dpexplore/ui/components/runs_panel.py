@@ -106,7 +106,7 @@ def _item(line: Line, place: int, models: list[str]) -> str:
         buttons.append(_button("show", run, "Show", f"Show on this page: run {letter(place)}"))
     end = "Stop" if asked is not None and asked.moves else "Take off"
     buttons.append(_button("stop" if under_way else "drop", run, end, f"{end} run {letter(place)}"))
-    own = kept.method if asked is None and kept is not None else rule_of(asked.setup) if asked is not None else ""
+    own = rule_of(asked.setup.config) if asked is not None else kept.rule if kept is not None else ""
     for how, words in HOWS.items():
         if how != own:
             buttons.append(_button("same", run, words, f"The same run with: {words}", f" data-how='{how}'"))
@@ -137,7 +137,7 @@ def _asked_for(line: Line) -> tuple[str, str, str]:
     if line.asked is not None:
         setup = line.asked.setup
         slots = str(setup.config.parsed_slots())
-        return f"{slots}, direct" if rule_of(setup) == "direct" else slots, setup.model, setup.recipe
+        return f"{slots}, direct" if rule_of(setup.config) == "direct" else slots, setup.model, setup.recipe
     assert line.kept is not None
     return line.kept.slots, line.kept.model, line.kept.recipe
 
@@ -160,7 +160,7 @@ def _state(line: Line) -> str:
         return "preparing"
     kl = f"<b data-kl='{kept.kl_nats:.6f}'>{quantity(kept.kl_nats, 'kl', 3)}</b>"
     if kept.status != "moving":
-        return f"{kl} after {kept.steps:,} steps"
+        return f"{kl} after {kept.steps:,} step{'s' * (kept.steps != 1)}"
     left = asked.seconds_left if asked is not None else None
     until = f", at most about {duration(left)} left" if left is not None else ""
     return f"<span data-moving>step {kept.steps:,}: {kl}{until}</span>"
