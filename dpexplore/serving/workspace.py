@@ -103,7 +103,7 @@ class Workspace:
                     asked.session = session
 
     def leave(self, session: str) -> None:
-        """The page was closed. What waits is kept for whoever takes it up, the oldest of too many no longer."""
+        """The page was closed. Waiting runs are kept until another page adopts them; of too many the oldest go."""
         with self._gate:
             for asked in self._asked.values():
                 if asked.session == session:

@@ -67,7 +67,7 @@ class Run:
     ) -> None:
         """InputError if the target is over another vocabulary, the prompt too long or no token allowed.
 
-        `layout` is the config's, if it is known; `changed` is notified by whoever drives the run.
+        `layout` is the config's, if it is known; `changed` is notified by what drives the run.
         """
         self.lm = lm
         self.target = target

@@ -23,7 +23,7 @@ _address: ContextVar[str] = ContextVar("address", default="")
 
 
 class SharedThreads:
-    """In the place of anyio's limiter, which gives a thread to whoever asks first."""
+    """Replaces anyio's limiter, which serves requests first come, first served."""
 
     def __init__(self, threads: int, of_address: int) -> None:
         self._all, self._of_address = CapacityLimiter(threads), of_address

@@ -51,6 +51,9 @@ def test_runs_begin_in_their_turn_and_only_while_a_page_looks(app: AppContext) -
     assert look(app, "me", ids)
     assert [one.moves for one in asked] == [True] * SIDE_BY_SIDE + [False] * 2
     assert app.sessions.current("me") is None  # the run on the page's charts is another matter
+    first = asked[0].live
+    assert first is not None
+    until(lambda: first.run.step_count > 0)  # stopped before its first step it would have no result
     stop(app, ids[0])
     stop(app, ids[-1])  # one that waits is taken off
     until(lambda: not asked[0].moves)

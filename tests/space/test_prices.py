@@ -89,7 +89,7 @@ class Begun(Exception):
 
 @contextmanager
 def nothing_begins() -> Iterator[None]:
-    """Within, whoever builds a target, encodes a text or runs a model raises `Begun`."""
+    """Building a target, encoding a text or running a model raises `Begun` in here."""
 
     def begin(*_arguments: object, **_named: object) -> None:
         raise Begun
@@ -115,7 +115,7 @@ PARTS = st.one_of(
 def test_a_recipe_begins_if_and_only_if_it_is_within_its_limits(
     app: AppContext, parts: list[tuple[str, int, int]], matched: int
 ) -> None:
-    """The limits counted anew: characters, bytes that a model sees, parts that are solved for."""
+    """An independent count of the limits: characters, bytes that a model sees, parts that are solved for."""
     (first, *_), *others = parts
     text = "".join([first, *(f".mix({part}, 0.5)" for part, *_ in others), ".matched(0)" * matched])
     assert app.rules is not None

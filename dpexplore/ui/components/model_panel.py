@@ -145,7 +145,7 @@ def show_terms(app: AppContext, chosen: str | None) -> dict:
 
 
 def accept_terms(chosen: str | None) -> None:
-    """Remember that whoever runs this server has accepted the terms of the chosen model."""
+    """Remember that the person who runs this server has accepted the terms of the chosen model."""
     terms = _open_terms(chosen)
     if terms is not None:
         terms.accept()

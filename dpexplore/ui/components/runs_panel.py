@@ -92,8 +92,8 @@ def _queue_line(lines: list[Line]) -> str:
     until = f" All of them end within about {duration(seconds)}." if seconds is not None else ""
     begin = " Those that wait begin while this page is open." if waiting else ""
     counts = [(moving, "moves" if moving == 1 else "move"), (waiting, "waits" if waiting == 1 else "wait")]
-    told = ", ".join(f"{count} {verb}" for count, verb in counts if count)
-    return f"<p class='dpx-note' data-moving>{told}.{until}{begin}</p>"
+    numbers = ", ".join(f"{count} {verb}" for count, verb in counts if count)
+    return f"<p class='dpx-note' data-moving>{numbers}.{until}{begin}</p>"
 
 
 def _item(line: Line, place: int, models: list[str]) -> str:
@@ -189,9 +189,9 @@ def setup_of_run(app: AppContext, run_id: str) -> Setup:
     return Setup(record.model, record.head["target"]["recipe"], TuneConfig.from_dict(record.head["config"]))
 
 
-def act(app: AppContext, library: Library, session: str, choice: Choice, told: Any) -> tuple[Choice, str]:
+def act(app: AppContext, library: Library, session: str, choice: Choice, sent: Any) -> tuple[Choice, str]:
     """What was pressed, typed or seen in the list. The browser's runs from now on, and a sentence about it."""
-    data = told if isinstance(told, dict) else {}
+    data = sent if isinstance(sent, dict) else {}
     action, run = data.get("act"), str(data.get("run", ""))
     if not RUN_ID.fullmatch(run):
         return choice, ""
@@ -241,18 +241,18 @@ def wire_runs_panel(
 
     async def follow(kept: Any, request: gr.Request) -> AsyncIterator[tuple[Any, Any, Any]]:
         session, known = session_of(app, request), Choice.read(kept)
-        shown, told_at, drawn_at = "", 0.0, -math.inf
+        shown, yielded_at, drawn_at = "", 0.0, -math.inf
         while True:
             busy = await asyncio.to_thread(look, app, session, known.run_ids)
             choice = choice_of(app, session, known.stored())
             lines = await asyncio.to_thread(lines_of, app, library, session, choice)
             html, now = runs_html(app, lines), time.monotonic()
             due = not busy or now - drawn_at >= CHART_SECONDS
-            if html != shown or due or now - told_at >= SIGN_OF_LIFE_SECONDS:
+            if html != shown or due or now - yielded_at >= SIGN_OF_LIFE_SECONDS:
                 figure = await asyncio.to_thread(runs_chart, lines) if due else gr.skip()
                 drawn_at = now if due else drawn_at
                 yield html, figure, gr.skip() if choice == known else choice.stored()
-                shown, told_at, known = html, now, choice
+                shown, yielded_at, known = html, now, choice
             if not busy:
                 return
             await asyncio.sleep(LOOK_SECONDS)
